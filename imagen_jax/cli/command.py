@@ -1,0 +1,81 @@
+"""What the commands share: the form of their help, and arguments that several have."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+LEVELS = ("quickstart", "demo", "full")
+
+Commands = argparse._SubParsersAction
+"""What `argparse` calls the place that commands are added to."""
+
+
+def unindent(text: str) -> str:
+    """Text of a triple-quoted string, without its indentation."""
+    return textwrap.dedent(text).strip()
+
+
+def command(
+    commands: Commands,
+    name: str,
+    summary: str,
+    description: str,
+    examples: str,
+    when_interrupted: str = "",
+) -> argparse.ArgumentParser:
+    """Adds a command whose help says what it does and shows examples.
+
+    Args:
+      commands: where it is added.
+      name: the word on the command line.
+      summary: its line in the help of `imagen`.
+      description: what it does; wrapped anew.
+      examples: command lines, shown as they are.
+      when_interrupted: what to tell after Ctrl-C.
+    """
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=textwrap.fill(unindent(description), width=80),
+        epilog="examples:\n" + textwrap.indent(unindent(examples), "  "),
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs"
+    )
+    parser.set_defaults(when_interrupted=when_interrupted)
+    return parser
+
+
+def positive(text: str) -> int:
+    """Type of an argument that must be a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def add_scenes(parser: argparse.ArgumentParser) -> None:
+    """Adds --scenes, the level of the built-in scenes."""
+    parser.add_argument(
+        "--scenes",
+        choices=LEVELS,
+        required=True,
+        help="how rich the pictures are: what minutes on a CPU can learn, what hours can, or all "
+        "there is",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, of_what: str) -> None:
+    """Adds --seed."""
+    parser.add_argument("--seed", type=int, default=0, help=f"{of_what} (default: %(default)s)")
+
+
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir of a trained cascade."""
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="of `imagen train`, with all stages trained (default: the pretrained demo cascade)",
+    )

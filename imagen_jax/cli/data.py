@@ -1,0 +1,100 @@
+"""`imagen data`: the built-in pictures."""
+
+from __future__ import annotations
+
+import argparse
+
+from imagen_jax.cli.command import Commands, add_scenes, add_seed, command, positive
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to the parser of `imagen`."""
+    parser = command(
+        commands,
+        "data",
+        "look at the built-in pictures, or fetch more of them",
+        "The built-in scenes: sprites on coloured backgrounds with captions of a small grammar.",
+        """
+        imagen data show --scenes quickstart --output sheet.png
+        imagen data show --scenes demo --split heldout --output heldout.png
+        imagen data fetch --output emoji""",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    show = command(
+        actions,
+        "show",
+        "a contact sheet with captions",
+        "Writes a contact sheet of scenes with their captions.",
+        """
+        imagen data show --scenes quickstart --output sheet.png
+        imagen data show --scenes full --split heldout --count 12 --size 256 --output heldout.png
+        imagen data show --scenes demo --seed 3 --output other.png""",
+    )
+    add_scenes(show)
+    show.add_argument("--output", metavar="PNG", required=True, help="the file to write")
+    show.add_argument(
+        "--count", type=positive, default=24, help="number of scenes (default: %(default)s)"
+    )
+    show.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        default="train",
+        help="compositions for training, or those kept from it (default: %(default)s)",
+    )
+    show.add_argument(
+        "--size",
+        type=positive,
+        default=128,
+        metavar="PIXELS",
+        help="side of each picture, at most 256 (default: %(default)s)",
+    )
+    show.add_argument(
+        "--emoji",
+        metavar="DIR",
+        help="with --scenes full: also the emoji that `imagen data fetch` put there",
+    )
+    add_seed(show, "of the scenes")
+    show.set_defaults(run=_show)
+    fetch = command(
+        actions,
+        "fetch",
+        "the full sets of emoji art",
+        """
+        Fetches the full sets of emoji art in both styles, Noto (Apache-2.0) and Fluent flat (MIT),
+        of which a small choice comes with this package. Needs npm and a network.""",
+        """
+        imagen data fetch --output emoji
+        imagen data show --scenes full --emoji emoji --output sheet.png""",
+    )
+    fetch.add_argument("--output", metavar="DIR", required=True, help="where the sets go")
+    fetch.set_defaults(run=_fetch)
+
+
+def _show(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from imagen_jax.data.scenes.levels import get_level
+    from imagen_jax.data.scenes.source import scene_examples
+    from imagen_jax.grid import labelled_grid
+
+    level = get_level(args.scenes, args.emoji)
+    examples = list(scene_examples(level, args.split, args.seed, args.count, args.size))
+    sheet = labelled_grid(
+        np.stack([example.image for example in examples]),
+        [example.caption for example in examples],
+        columns=min(6, args.count),
+        scale=1,
+    )
+    sheet.save(args.output)
+    print(f"{args.count} scenes in {args.output}")
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from imagen_jax.data.scenes.art import fetch_full_set
+
+    try:
+        counts = fetch_full_set(args.output)
+    except RuntimeError as error:  # npm is missing or has failed: for the user to mend
+        raise ValueError(error) from error
+    drawn = ", ".join(f"{count} of {style}" for style, count in counts.items())
+    print(f"emoji in {args.output}: {drawn}")

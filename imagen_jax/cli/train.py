@@ -1,0 +1,64 @@
+"""`imagen train`: shards to checkpoints of one stage."""
+
+from __future__ import annotations
+
+import argparse
+
+from imagen_jax.cli.command import Commands, command
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to the parser of `imagen`."""
+    parser = command(
+        commands,
+        "train",
+        "shards -> checkpoints of one stage of the cascade",
+        """
+        Trains one stage of the cascade that a config describes. Checkpoints, sample grids and
+        curves for TensorBoard go to WORKDIR/STAGE. Stages train independently and in any order.
+        Interrupted, the same command goes on from the last checkpoint.""",
+        """
+        imagen train --config configs/quickstart.py --stage base \\
+            --data runs/quickstart/embeddings --workdir runs/quickstart
+        imagen train --config quickstart --stage sr \\
+            --data runs/quickstart/embeddings --workdir runs/quickstart
+        imagen train --config quickstart --stage base \\
+            --data runs/quickstart/embeddings --workdir runs/short \\
+            --set stages.base.train.steps=200 stages.base.train.batch_size=16
+        tensorboard --logdir runs/quickstart
+            follow the loss and the pictures in a browser""",
+        when_interrupted="; the same command goes on from the last checkpoint",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="file with get_config(), or the name of one in configs/",
+    )
+    parser.add_argument(
+        "--stage", required=True, help="key of config.stages, such as base (32 pixels) or sr (64)"
+    )
+    parser.add_argument("--data", metavar="DIR", required=True, help="what `imagen embed` wrote")
+    parser.add_argument(
+        "--workdir", metavar="DIR", required=True, help="holds one folder for each stage"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="other values for keys of the config, by their full path: seed=1",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the parsed arguments say."""
+    from imagen_jax.config import load_config
+
+    config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
+    from imagen_jax.train.loop import train
+
+    train(config, args.stage, args.data, args.workdir)

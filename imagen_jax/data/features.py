@@ -1,0 +1,210 @@
+"""From compressed records to the arrays that a stage trains on.
+
+A record holds an encoded picture and the token states of its caption. Records stay compressed until
+after shuffling; `ImagenFeatureConverter` then decodes them into
+
+  image      float32 [h, w, 3]  in [-1, 1]
+  low_res    float32 [s, s, 3]  in [-1, 1], only for super-resolution stages
+  text_emb   bfloat16 [l, d]    token states, zero on padding
+  text_mask  bool [l]           True at real tokens
+
+Nothing is cropped, stretched, recoloured or truncated: a record of another size is an error that
+names it. There is no augmentation either: a flipped or cropped picture would contradict a caption
+that says "left of" or counts objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+# The accelerators belong to JAX. TensorFlow only feeds it, and must not reserve their memory.
+for _kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], _kind)
+
+RECORD_FEATURES = {
+    "id": tf.io.FixedLenFeature([], tf.string),
+    "image": tf.io.FixedLenFeature([], tf.string),
+    "emb": tf.io.FixedLenFeature([], tf.string),
+    "emb_len": tf.io.FixedLenFeature([1], tf.int64),
+}
+"""The features that training reads; a record may hold more (its caption)."""
+
+_TASK_SPECS = {
+    "id": (tf.string, 0),
+    "image": (tf.string, 0),
+    "emb": (tf.string, 0),
+    "emb_len": (tf.int64, 1),
+}
+TASK_FEATURES = {
+    name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=dtype, rank=rank)
+    for name, (dtype, rank) in _TASK_SPECS.items()
+}
+"""seqio output features of a task over embedding shards: the record, still compressed."""
+TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1}
+"""Task feature lengths for `seqio.get_dataset`; sizes are arguments of the feature converter."""
+
+
+def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses a serialized record in a TensorFlow graph; picture and token states stay as stored.
+
+    Raises (when iterated):
+      tf.errors.InvalidArgumentError: a feature is missing.
+    """
+    return tf.io.parse_single_example(serialized, RECORD_FEATURES)
+
+
+def area_downsample(image: tf.Tensor, factor: int) -> tf.Tensor:
+    """Mean over `factor` x `factor` blocks: exact area (box) averaging.
+
+    Args:
+      image: [h, w, c] float; both sides are multiples of `factor`.
+      factor: whole number, 1 returns the picture unchanged.
+
+    Returns:
+      [h / factor, w / factor, c] in the units of `image`.
+    """
+    if factor == 1:
+        return image
+    return tf.nn.avg_pool2d(image[tf.newaxis], factor, factor, "VALID")[0]
+
+
+class ImagenFeatureConverter(seqio.FeatureConverter):
+    """Decodes records into {"image", "text_emb", "text_mask", "low_res"?} of one fixed size.
+
+    Pictures are recorded at `record_size` and averaged over whole blocks of pixels down to
+    `image_size`, and from there to `low_res_size`, so all stages of a cascade read the same shards.
+
+    Args:
+      record_size: side of the recorded pictures, in pixels.
+      image_size: side of "image"; divides `record_size`.
+      low_res_size: side of "low_res", or None for a stage without one; divides `image_size`.
+      text_length: length l that token states are padded to.
+      text_width: width d of the token states.
+
+    Raises:
+      ValueError: sizes that do not divide, or a length below 1. While iterating, an
+        `InvalidArgumentError` that names the record: wrong picture size or channels, an embedding
+        that is empty, longer than `text_length` or of another width.
+    """
+
+    TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {
+        name: seqio.FeatureConverter.FeatureSpec(dtype=dtype, rank=rank)
+        for name, (dtype, rank) in _TASK_SPECS.items()
+    }
+    MODEL_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {
+        "image": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=3),
+        "text_emb": seqio.FeatureConverter.FeatureSpec(dtype=tf.bfloat16, rank=2),
+        "text_mask": seqio.FeatureConverter.FeatureSpec(dtype=tf.bool, rank=1),
+    }
+    PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
+
+    def __init__(
+        self,
+        record_size: int,
+        image_size: int,
+        low_res_size: int | None,
+        text_length: int,
+        text_width: int,
+    ):
+        if image_size < 1 or record_size % image_size:
+            raise ValueError(
+                f"image_size {image_size} does not divide the recorded picture size {record_size}; "
+                f"choose one of {_divisors(record_size)}"
+            )
+        if low_res_size is not None:
+            if low_res_size < 1 or image_size % low_res_size:
+                raise ValueError(
+                    f"low_res_size {low_res_size} does not divide image_size {image_size}; "
+                    f"choose one of {_divisors(image_size)}"
+                )
+            self.MODEL_FEATURES = {
+                **self.MODEL_FEATURES,
+                "low_res": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=3),
+            }
+        if text_length < 1:
+            raise ValueError(f"text_length must be at least 1, got {text_length}")
+        self._record_size = record_size
+        self._image_size = image_size
+        self._low_res_size = low_res_size
+        self._text_length = text_length
+        self._text_width = text_width
+        super().__init__(pack=False)
+
+    def get_model_feature_lengths(
+        self, task_feature_lengths: Mapping[str, int | None]
+    ) -> Mapping[str, int]:
+        """First dimension of every model feature, checked exactly by seqio."""
+        lengths = {
+            "image": self._image_size,
+            "text_emb": self._text_length,
+            "text_mask": self._text_length,
+        }
+        if self._low_res_size is not None:
+            lengths["low_res"] = self._low_res_size
+        return lengths
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int | None]
+    ) -> tf.data.Dataset:
+        return ds.map(self._convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _convert(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        features = {**self._image_features(record), **self._text_features(record)}
+        return {name: features[name] for name in self.MODEL_FEATURES}
+
+    def _image_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        # channels=0 keeps the file's own channels, so that grey or transparent pictures are seen.
+        pixels = tf.io.decode_image(record["image"], channels=0, expand_animations=False)
+        size = [self._record_size, self._record_size, 3]
+        suitable = tf.debugging.Assert(
+            tf.reduce_all(tf.equal(tf.shape(pixels), size)),
+            ["record", record["id"], "has a picture of size", tf.shape(pixels), "expected", size],
+        )
+        # Without the dependency another operation may fail first, and its error names no record.
+        with tf.control_dependencies([suitable]):
+            pixels = tf.ensure_shape(pixels, size)
+        # Means of 0..255 are exact for factors that are powers of two; only the map to [-1, 1]
+        # rounds.
+        pixels = tf.cast(pixels, tf.float32)
+        image = area_downsample(pixels, self._record_size // self._image_size)
+        features = {"image": _to_unit_range(image)}
+        if self._low_res_size is not None:
+            low_res = area_downsample(image, self._image_size // self._low_res_size)
+            features["low_res"] = _to_unit_range(low_res)
+        return features
+
+    def _text_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        length = record["emb_len"][0]
+        row_bytes = self._text_width * tf.bfloat16.size
+        suitable_length = tf.debugging.Assert(
+            (length >= 1) & (length <= self._text_length),
+            ["record", record["id"], "has", length, "tokens, text_length allows 1 to",
+             self._text_length],
+        )  # fmt: skip
+        stored_bytes = tf.strings.length(record["emb"])
+        suitable_width = tf.debugging.Assert(
+            tf.equal(tf.cast(stored_bytes, tf.int64), length * row_bytes),
+            ["record", record["id"], "has an embedding of", stored_bytes, "bytes, expected",
+             length * row_bytes, "for width", self._text_width],
+        )  # fmt: skip
+        # fixed_length pads with zeros; it would also truncate, which the check above rules out.
+        with tf.control_dependencies([suitable_length, suitable_width]):
+            states = tf.io.decode_raw(
+                record["emb"], tf.bfloat16, fixed_length=self._text_length * row_bytes
+            )
+        return {
+            "text_emb": tf.reshape(states, [self._text_length, self._text_width]),
+            "text_mask": tf.range(self._text_length, dtype=tf.int64) < length,
+        }
+
+
+def _to_unit_range(pixels: tf.Tensor) -> tf.Tensor:
+    """[0, 255] -> [-1, 1]."""
+    return pixels / 127.5 - 1.0
+
+
+def _divisors(size: int) -> list[int]:
+    return [n for n in range(1, size + 1) if size % n == 0]

@@ -1,0 +1,230 @@
+"""The embedding directory: what a record and the manifest hold, how they are written and checked.
+
+  manifest.json                     written last: its presence means that the directory is complete
+  train-00000-of-00008.tfrecord     TFRecords of tf.train.Example
+      image    PNG, RGB, 8 bit
+      caption  UTF-8
+      id       UTF-8
+      emb      token states [l, d], bfloat16, little endian, without padding
+      emb_len  l
+  progress/                         how far an embedding job is; nothing reads it afterwards
+
+Reading and checking manifests needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
+
+Manifest = dict[str, Any]
+"""{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
+"image_size", "splits": {split: {"shards", "examples", "bytes", "captions", "dropped",
+"shard_examples", "shard_bytes", "shard_sha256"}}, "fingerprint"}"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example of an embedding shard.
+
+    Attributes:
+      id: name of the example in its source.
+      caption: the text.
+      png: encoded RGB picture.
+      states: [l, d] bfloat16 token states of the caption.
+    """
+
+    id: str
+    caption: str
+    png: bytes
+    states: np.ndarray
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """File name of one shard, such as train-00000-of-00008.tfrecord."""
+    return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def serialize_record(record: Record) -> bytes:
+    """A tf.train.Example, byte for byte the same for the same record."""
+    train = _tensorflow().train
+
+    def of_bytes(value: bytes) -> Any:
+        return train.Feature(bytes_list=train.BytesList(value=[value]))
+
+    length = train.Feature(int64_list=train.Int64List(value=[record.states.shape[0]]))
+    feature = {
+        "image": of_bytes(record.png),
+        "caption": of_bytes(record.caption.encode()),
+        "id": of_bytes(record.id.encode()),
+        "emb": of_bytes(record.states.astype(STATES_DTYPE).tobytes()),
+        "emb_len": length,
+    }
+    example = train.Example(features=train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def parse_record(serialized: bytes) -> Record:
+    """Reads a serialized tf.train.Example back."""
+    feature = _tensorflow().train.Example.FromString(serialized).features.feature
+    states = np.frombuffer(feature["emb"].bytes_list.value[0], STATES_DTYPE)
+    return Record(
+        id=feature["id"].bytes_list.value[0].decode(),
+        caption=feature["caption"].bytes_list.value[0].decode(),
+        png=feature["image"].bytes_list.value[0],
+        states=states.reshape(feature["emb_len"].int64_list.value[0], -1),
+    )
+
+
+def read_records(path: str | Path) -> Iterator[Record]:
+    """All records of one shard, in order."""
+    for serialized in _tensorflow().data.TFRecordDataset(str(path)).as_numpy_iterator():
+        yield parse_record(serialized)
+
+
+@contextmanager
+def record_writer(path: str | Path) -> Iterator[Any]:
+    """A TFRecordWriter; when the block ends without an exception, `path` exists complete."""
+    with atomic_path(path) as temporary, _tensorflow().io.TFRecordWriter(str(temporary)) as writer:
+        yield writer
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, synced and renamed to `path` when the block succeeds."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        # Data before name: after a power cut the final name must never show half a file.
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def json_fingerprint(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """Reads and checks the manifest of an embedding directory.
+
+    Raises:
+      FileNotFoundError: no such directory, embedding has not finished, or a shard is missing.
+      ValueError: not a manifest of format 1, altered after it was written, or a shard of another
+        size than the manifest says.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no embedding directory {directory}; `imagen embed` makes one")
+    path = directory / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{directory} has no {MANIFEST}: embedding has not finished there; run the same "
+            "`imagen embed` command again, it goes on where it stopped"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}, this version reads format {FORMAT}")
+    if manifest.get("fingerprint") != manifest_fingerprint(manifest):
+        raise ValueError(f"{path} was changed after it was written: its fingerprint does not match")
+    for split in manifest["splits"].values():
+        for name, size in zip(split["shards"], split["shard_bytes"], strict=True):
+            shard = directory / name
+            if not shard.exists():
+                raise FileNotFoundError(f"{path} lists the shard {name}, which is missing")
+            if shard.stat().st_size != size:
+                raise ValueError(
+                    f"{shard} has {shard.stat().st_size} bytes, {MANIFEST} says {size}"
+                )
+    return manifest
+
+
+def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hex) over all of a manifest but its own fingerprint; covers the shards' hashes."""
+    return json_fingerprint({k: v for k, v in manifest.items() if k != "fingerprint"})
+
+
+def check_encoder(
+    manifest: Manifest,
+    name: str | None = None,
+    width: int | None = None,
+    fingerprint: str | None = None,
+) -> None:
+    """Checks that embeddings come from the encoder that the caller has.
+
+    Args:
+      manifest: from `load_manifest`.
+      name: name of the encoder; None skips it, and so for the others.
+      width: channels of the token states.
+      fingerprint: sha256 over the encoder's weights and tokenizer.
+
+    Raises:
+      ValueError: they differ; the message shows what is recorded and what was expected.
+    """
+    expected = {"name": name, "width": width, "fingerprint": fingerprint}
+    expected = {key: value for key, value in expected.items() if value is not None}
+    recorded = {key: manifest["encoder"].get(key) for key in expected}
+    if lines := differences(recorded, expected):
+        raise ValueError(
+            "the embeddings were made by another text encoder (recorded != expected):\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Lines "a.b: old != new" for all that differs between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(
+                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{name}.{key}".lstrip(".")
+            )
+        ]
+    return [] if old == new else [f"{name}: {old!r} != {new!r}"]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensorflow() -> ModuleType:
+    """TensorFlow, which takes seconds to import, and must leave the accelerators to JAX."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return tf

@@ -1,0 +1,162 @@
+"""Places the sprites of a scene and draws them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.data.scenes.grammar import Scene
+from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
+from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
+
+GRID = 64
+"""Boxes lie on a grid of this many cells a side; pictures of 64, 128, 192, 256 hit it exactly."""
+MAX_SIZE = 256
+GAP = 2
+"""Least distance of a sprite from the edge of its region, in cells: sprites are 2 GAP apart."""
+
+
+class Placed(NamedTuple):
+    """One sprite in a picture.
+
+    Attributes:
+      group: index into Scene.groups.
+      left, top, width, height: its ink, as fractions 0..1 of the picture's side.
+    """
+
+    group: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class _Region(NamedTuple):
+    """A rectangle of the grid."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+# Longer side of a sprite, in cells (least, most), by the number of sprites in the picture.
+_ONE = {None: (24, 44), "small": (22, 28), "large": (40, 46)}
+_TWO = (20, 28)
+_MANY = (14, 20)
+
+
+def layout(scene: Scene) -> tuple[Placed, ...]:
+    """Exact boxes of all sprites of a scene; none overlap. Deterministic."""
+    return tuple(
+        Placed(group, x / GRID, y / GRID, width / GRID, height / GRID)
+        for group, x, y, width, height in _cells(scene)
+    )
+
+
+def _cells(scene: Scene) -> list[tuple[int, int, int, int, int]]:
+    """(group, left, top, width, height) of every sprite, in cells of the grid."""
+    rng = np.random.default_rng([scene.variation, 2])
+    placed = []
+    for index, (group, region) in enumerate(zip(scene.groups, _regions(scene), strict=True)):
+        pixels = _longer_side(rng, scene, index)
+        width, height = extent(group.noun, scene.style, pixels)
+        spots = _spots(rng, region, group.count, len(scene.groups) == 1)
+        for spot in spots:
+            placed.append((index, *_jitter(rng, spot, width, height, scene, index)))
+    return placed
+
+
+def _longer_side(rng: np.random.Generator, scene: Scene, index: int) -> int:
+    total = sum(group.count for group in scene.groups)
+    if total == 1:
+        least, most = _ONE[scene.size]
+    elif scene.groups[index].count <= (2 if len(scene.groups) == 1 else 1):
+        least, most = _TWO
+    elif scene.groups[index].count == 2:
+        least, most = 18, 24
+    else:
+        least, most = _MANY if len(scene.groups) == 2 else (18, 24)
+    # Even sizes only: half the number of distinct sprites to cache, and whole pixels at 32.
+    return 2 * int(rng.integers(least // 2, most // 2 + 1))
+
+
+def _regions(scene: Scene) -> list[_Region]:
+    """The part of the picture that belongs to each group."""
+    half = GRID // 2
+    if scene.relation is None:
+        return [_Region(0, 0, GRID, GRID)]
+    if scene.relation in ("left of", "right of"):
+        halves = [_Region(0, 0, half, GRID), _Region(half, 0, half, GRID)]
+    else:
+        halves = [_Region(0, 0, GRID, half), _Region(0, half, GRID, half)]
+    return halves if scene.relation in ("left of", "above") else halves[::-1]
+
+
+def _spots(rng: np.random.Generator, region: _Region, count: int, alone: bool) -> list[_Region]:
+    """Divide a region into one part for each sprite."""
+    if count == 1:
+        return [region]
+    if alone and count == 3:
+        half = GRID // 2
+        row = [_Region(0, 0, half, half), _Region(half, 0, half, half)]
+        single = _Region(0, half, GRID, half)
+        if rng.integers(2):
+            return [*row, single]
+        return [single._replace(top=0), *(part._replace(top=half) for part in row)]
+    along_x = bool(rng.integers(2)) if alone else region.width > region.height
+    edges = [GRID * i // count for i in range(count + 1)]
+    spans = list(itertools.pairwise(edges))
+    if along_x:
+        return [region._replace(left=a, width=b - a) for a, b in spans]
+    return [region._replace(top=a, height=b - a) for a, b in spans]
+
+
+def _jitter(
+    rng: np.random.Generator, spot: _Region, width: int, height: int, scene: Scene, index: int
+) -> tuple[int, int, int, int]:
+    """Box (left, top, width, height) somewhere in its spot, near the middle of a long side."""
+    x = _place(rng, spot.left, spot.width, width)
+    y = _place(rng, spot.top, spot.height, height)
+    return x, y, width, height
+
+
+def _place(rng: np.random.Generator, start: int, length: int, size: int) -> int:
+    slack = max(0, length - 2 * GAP - size)
+    # A long spot would let "left of" look like "above"; at most an eighth off its middle.
+    reach = min(slack, GRID // 4)
+    first = start + (length - size - reach) // 2
+    return first + int(rng.integers(reach + 1))
+
+
+def render(scene: Scene, size: int) -> np.ndarray:
+    """Draw a scene.
+
+    Args:
+      scene: what to draw.
+      size: side of the picture in pixels, 1..256.
+
+    Returns:
+      uint8 [size, size, 3], antialiased; sizes agree up to antialiasing.
+
+    Raises:
+      ValueError: bad size.
+    """
+    if not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"render: size={size} is not within 1..{MAX_SIZE}")
+    scale = -(-size // GRID)
+    canvas = np.empty((GRID * scale, GRID * scale, 3), np.uint8)
+    canvas[:] = BACKGROUNDS[scene.background]
+    for index, *cells in _cells(scene):
+        x, y, width, height = (cell * scale for cell in cells)
+        group = scene.groups[index]
+        ink, cover = premultiplied_sprite(group.noun, scene.style, group.colour, width, height)
+        under = canvas[y : y + height, x : x + width]
+        under[:] = np.minimum(ink + (under * cover + 127) // 255, 255)
+    if GRID * scale != size:
+        picture = Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
+        canvas = np.asarray(picture)
+    return canvas

@@ -1,0 +1,53 @@
+"""The scenes as a source of examples: (id, caption, picture)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from imagen_jax.data.scenes.grammar import caption
+from imagen_jax.data.scenes.levels import Level, get_level
+from imagen_jax.data.scenes.render import render
+from imagen_jax.data.scenes.sampling import sample_scene
+
+
+class Example(NamedTuple):
+    """One captioned picture.
+
+    Attributes:
+      id: unique within its source.
+      caption: lower-case sentence.
+      image: uint8 [h, w, 3].
+    """
+
+    id: str
+    caption: str
+    image: np.ndarray
+
+
+def scene_examples(
+    level: Level | str, split: str, seed: int, count: int, size: int,
+    start: int = 0, groups: int | None = None,
+) -> Iterator[Example]:  # fmt: skip
+    """Examples start, ..., start + count - 1 of an endless sequence.
+
+    Args:
+      level: a Level or the name of one.
+      split: "train" or "heldout".
+      seed: names the sequence.
+      count: how many.
+      size: side of the pictures in pixels, 1..256.
+      start: first index; any part of the sequence can be made alone.
+      groups: 1 or 2 for scenes of one or of two groups only; None for the level's mixture.
+
+    Raises:
+      ValueError: unknown level or split, or a bad size.
+    """
+    if isinstance(level, str):
+        level = get_level(level)
+    for index in range(start, start + count):
+        scene = sample_scene(level, split, seed, index, groups)
+        name = f"{level.name}-{split}-{seed}-{index}"
+        yield Example(name, caption(scene), render(scene, size))

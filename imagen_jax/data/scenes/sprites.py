@@ -1,0 +1,136 @@
+"""Sprites: shapes and emoji art as RGBA pictures of any size, in natural or named colours.
+
+Every sprite is cut to the extent of its ink, so that a box in a layout is exactly what is seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.data.scenes import art
+from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, RGB, STYLES
+
+MASTER_PIXELS = 256
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@functools.lru_cache(maxsize=256)
+def _master(noun: str, style: str, colour: str | None) -> Image.Image:
+    """The sprite at its highest resolution: RGBA with premultiplied alpha, cut to its ink."""
+    import resvg_py
+
+    if NOUNS[noun].is_shape:
+        svg = art.shape_svg(noun, style, COLOURS[colour])
+    else:
+        svg = art.icon_svg(NOUNS[noun].icon, style)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=MASTER_PIXELS, height=MASTER_PIXELS)
+    rgba = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    ink = rgba[..., 3] > 16
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if colour is not None and not NOUNS[noun].is_shape:
+        rgba = tint(rgba, COLOURS[colour])
+    alpha = rgba[..., 3:].astype(np.uint16)
+    premultiplied = np.concatenate([rgba[..., :3] * alpha // 255, alpha], -1)
+    return Image.fromarray(premultiplied.astype(np.uint8), "RGBA")
+
+
+def tint(rgba: np.ndarray, colour: RGB) -> np.ndarray:
+    """Recolour art by its luminance: the median becomes the colour, below it shade, above it light.
+
+    Args:
+      rgba: uint8 [h, w, 4], straight alpha.
+      colour: RGB of 0..255.
+
+    Returns:
+      uint8 [h, w, 4] with the same alpha.
+    """
+    luminance = rgba[..., :3].astype(np.float32) @ _LUMA / 255
+    middle = float(np.clip(np.median(luminance[rgba[..., 3] > 128]), 0.15, 0.85))
+    target = np.asarray(colour, np.float32)
+    shade = np.clip(luminance / middle, 0, 1)[..., None]
+    light = np.clip((luminance - middle) / max(1 - middle, 0.3), 0, 1)[..., None]
+    rgb = target * (0.15 + 0.85 * shade)
+    rgb = rgb + (255 - rgb) * 0.6 * light
+    return np.concatenate([rgb.astype(np.uint8), rgba[..., 3:]], -1)
+
+
+@functools.cache
+def aspect(noun: str, style: str) -> float:
+    """Width over height of the sprite's ink (independent of its colour)."""
+    width, height = _master(noun, style, "red" if NOUNS[noun].is_shape else None).size
+    return width / height
+
+
+def extent(noun: str, style: str, pixels: int) -> tuple[int, int]:
+    """(width, height) of the sprite whose longer side is `pixels`."""
+    ratio = aspect(noun, style)
+    if ratio >= 1:
+        return pixels, max(1, round(pixels / ratio))
+    return max(1, round(pixels * ratio)), pixels
+
+
+@functools.lru_cache(maxsize=32768)
+def premultiplied_sprite(
+    noun: str, style: str, colour: str | None, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sprite stretched to a box, ready to be composited.
+
+    Returns:
+      (ink, cover): ink uint16 [height, width, 3] = colour x alpha, and
+      cover uint16 [height, width, 1] = 255 - alpha, both of 0..255.
+    """
+    picture = _master(noun, style, colour).resize((width, height), Image.Resampling.BOX)
+    array = np.asarray(picture).astype(np.uint16)
+    ink, cover = array[..., :3].copy(), 255 - array[..., 3:]
+    ink.flags.writeable = cover.flags.writeable = False
+    return ink, cover
+
+
+def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray:
+    """A sprite as a picture of its own.
+
+    Args:
+      noun: a name of vocabulary.NOUNS.
+      style: a key of vocabulary.STYLES.
+      colour: a name of vocabulary.COLOURS, or None for the art's own colours (not for shapes).
+      pixels: length of the longer side, 1..256.
+
+    Returns:
+      uint8 [h, w, 4], RGBA with straight alpha, max(h, w) == pixels.
+
+    Raises:
+      ValueError: on an unknown noun, style or colour, a shape without a colour or a bad size.
+    """
+    check_words(noun, style, colour)
+    if not 1 <= pixels <= MASTER_PIXELS:
+        raise ValueError(f"sprite: pixels={pixels} is not within 1..{MASTER_PIXELS}")
+    ink, cover = premultiplied_sprite(noun, style, colour, *extent(noun, style, pixels))
+    alpha = 255 - cover.astype(np.float32)
+    straight = np.clip(ink * 255 / np.maximum(alpha, 1), 0, 255)
+    return np.concatenate([straight, alpha], -1).round().astype(np.uint8)
+
+
+def check_words(noun: str, style: str, colour: str | None) -> None:
+    """Raise ValueError, with the choices, unless the sprite exists."""
+    if noun not in NOUNS:
+        raise ValueError(f"unknown noun {noun!r}; choices: {', '.join(sorted(NOUNS))}")
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}; choices: {', '.join(STYLES)}")
+    if colour is None and NOUNS[noun].is_shape:
+        raise ValueError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
+    if colour is not None and colour not in COLOURS:
+        raise ValueError(f"unknown colour {colour!r}; choices: {', '.join(COLOURS)}")
+
+
+@functools.cache
+def is_visible(noun: str, style: str, colour: str | None, background: str) -> bool:
+    """Whether the sprite stands out: hardly any of its ink looks like the background."""
+    rgba = sprite(noun, style, colour, 32)
+    ink = rgba[rgba[..., 3] > 128][:, :3].astype(np.float32)
+    distance = np.linalg.norm(ink - np.asarray(BACKGROUNDS[background], np.float32), axis=-1)
+    return bool((distance < 60).mean() < 0.12)

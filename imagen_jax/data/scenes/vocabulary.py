@@ -1,0 +1,153 @@
+"""The words of the scenes source: nouns, colours, backgrounds, styles, relations, synonyms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A thing that can be drawn.
+
+    Attributes:
+      name: singular, as a caption says it.
+      plural: as a caption says it after "two" or "three".
+      icon: identifier of the icon in both emoji packs; None for a plain shape.
+    """
+
+    name: str
+    plural: str
+    icon: str | None = None
+
+    @property
+    def is_shape(self) -> bool:
+        """True for a plain shape, which always has a named colour."""
+        return self.icon is None
+
+
+_IRREGULAR = {
+    "fish": "fish", "mouse": "mice", "cactus": "cacti", "strawberry": "strawberries",
+    "butterfly": "butterflies", "leaf": "leaves", "octopus": "octopuses", "bus": "buses",
+}  # fmt: skip
+
+
+def plural(name: str) -> str:
+    """English plural of a noun phrase; its last word carries the ending."""
+    *front, last = name.split(" ")
+    if last in _IRREGULAR:
+        ending = _IRREGULAR[last]
+    elif last.endswith(("s", "x", "ch", "sh")):
+        ending = last + "es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        ending = last[:-1] + "ies"
+    else:
+        ending = last + "s"
+    return " ".join([*front, ending])
+
+
+def article(phrase: str) -> str:
+    """The phrase behind "a" or "an"."""
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one", "euro"))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+SHAPE_NAMES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+
+_EMOJI = {
+    "cat": "cat-face", "dog": "dog-face", "fox": "fox", "panda": "panda", "bear": "bear",
+    "lion": "lion", "pig": "pig-face", "cow": "cow-face", "frog": "frog", "koala": "koala",
+    "monkey": "monkey-face", "mouse": "mouse-face", "owl": "owl", "fish": "fish",
+    "octopus": "octopus", "crab": "crab", "turtle": "turtle", "snail": "snail",
+    "ladybug": "lady-beetle", "butterfly": "butterfly", "apple": "red-apple", "pear": "pear",
+    "strawberry": "strawberry", "lemon": "lemon", "mushroom": "mushroom",
+    "hamburger": "hamburger", "doughnut": "doughnut", "cookie": "cookie", "pizza": "pizza",
+    "tree": "deciduous-tree", "cactus": "cactus", "sunflower": "sunflower",
+    "maple leaf": "maple-leaf", "clover": "four-leaf-clover", "car": "automobile", "bus": "bus",
+    "rocket": "rocket", "sailboat": "sailboat", "tractor": "tractor", "house": "house",
+    "castle": "castle", "sun": "sun", "moon": "crescent-moon", "umbrella": "umbrella",
+    "bell": "bell", "gift": "wrapped-gift", "crown": "crown", "robot": "robot",
+    "teapot": "teapot", "clock": "alarm-clock", "basketball": "basketball",
+    "pumpkin": "jack-o-lantern",
+}  # fmt: skip
+
+
+NOUNS: dict[str, Noun] = {name: Noun(name, plural(name)) for name in SHAPE_NAMES}
+NOUNS |= {name: Noun(name, plural(name), icon) for name, icon in _EMOJI.items()}
+"""Every vendored noun by its name; a fetched full set adds to it (assets.py)."""
+
+COLOURS: MappingProxyType[str, RGB] = MappingProxyType({
+    "red": (222, 36, 40),
+    "orange": (247, 138, 22),
+    "yellow": (250, 212, 30),
+    "green": (42, 160, 64),
+    "blue": (36, 92, 222),
+    "purple": (136, 58, 182),
+    "pink": (246, 112, 178),
+    "black": (48, 48, 54),
+})
+
+BACKGROUNDS: MappingProxyType[str, RGB] = MappingProxyType({
+    "white": (250, 250, 250),
+    "blue": (172, 210, 250),
+    "green": (186, 232, 186),
+    "pink": (252, 204, 220),
+    "gray": (172, 174, 180),
+    "black": (34, 36, 44),
+})
+
+STYLES: MappingProxyType[str, str] = MappingProxyType({"noto": "drawing", "fluent": "flat icon"})
+"""Art style -> the words of a caption for it."""
+
+RELATIONS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+})
+"""Relation -> its wordings; the first is its name."""
+
+SIZES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
+    "small": ("small", "little"),
+    "large": ("large", "big"),
+})
+
+COUNT_WORDS = {2: "two", 3: "three"}
+
+SYNONYMS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
+    "circle": ("disc", "disk"),
+    "square": ("quadrangle",),
+    "cat": ("kitten", "kitty"),
+    "dog": ("puppy", "hound"),
+    "apple": ("mcintosh",),
+    "rocket": ("spaceship", "spacecraft"),
+    "car": ("automobile", "sedan"),
+    "house": ("cottage", "home"),
+    "fish": ("trout", "goldfish"),
+    "tree": ("oak",),
+    "pig": ("hog", "piglet"),
+    "frog": ("toad",),
+    "mouse": ("rodent",),
+    "bus": ("coach",),
+    "sailboat": ("yacht",),
+    "hamburger": ("cheeseburger",),
+    "doughnut": ("donut",),
+    "cookie": ("biscuit",),
+    "turtle": ("tortoise",),
+    "gift": ("present",),
+    "clock": ("alarm",),
+    "moon": ("crescent",),
+    "red": ("crimson", "scarlet"),
+    "yellow": ("golden",),
+    "green": ("emerald",),
+    "blue": ("azure", "cobalt"),
+    "purple": ("violet",),
+    "pink": ("magenta", "fuchsia"),
+    "black": ("ebony",),
+    "orange": ("tangerine",),
+})
+"""Word of a training caption -> words of the same meaning that no training caption contains."""
+
+UNSEEN_WORDS = frozenset(word for words in SYNONYMS.values() for word in words)

@@ -1,0 +1,65 @@
+"""Noise conditioning augmentation of super-resolution models.
+
+Convention, in training and in sampling: aug_level in [0, 1] is a time of the given schedule; 0
+leaves the picture (almost) as it is, 1 replaces it by noise. The network is told aug_level. Ho et
+al. 2022 (cascaded diffusion models), section 4; Saharia et al. 2022, section 2.4.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.diffusion.noise import AUGMENTATION_NOISE, example_noise, per_example_keys
+from imagen_jax.diffusion.parametrization import diffuse
+from imagen_jax.diffusion.schedule import NoiseSchedule
+from imagen_jax.typing import Image, PRNGKey
+
+
+def sample_aug_level(key: PRNGKey, batch_size: int) -> Float[Array, "b"]:
+    """Augmentation levels of a training batch: uniform on [0, 1), one per example."""
+    return jax.random.uniform(key, (batch_size,))
+
+
+def augment_low_res(
+    key: PRNGKey, low_res_upsampled: Image, aug_level: Float[Array, "b"], schedule: NoiseSchedule
+) -> Image:
+    """alpha x + sigma eps at t = aug_level, variance preserving: equation (1).
+
+    Args:
+      key: a single key or [b] keys; it may be the key that the sampler is given.
+      low_res_upsampled: [b, h, w, c] in [-1, 1], already at the resolution of the network.
+      aug_level: [] or [b] in [0, 1]; values outside are clipped.
+      schedule: the schedule whose time aug_level is.
+
+    Returns:
+      [b, h, w, c] noised pictures, not clipped to [-1, 1].
+
+    Raises:
+      ValueError: aug_level is neither a scalar nor [b].
+    """
+    keys = per_example_keys(key, low_res_upsampled.shape[0])
+    shape, dtype = low_res_upsampled.shape[1:], low_res_upsampled.dtype
+    eps = example_noise(keys, shape, AUGMENTATION_NOISE, dtype)
+    return diffuse(low_res_upsampled, eps, schedule.logsnr(aug_level))
+
+
+def augment_sweep(
+    key: PRNGKey,
+    low_res_upsampled: Float[Array, "h w c"],
+    aug_levels: Float[Array, "n"],
+    schedule: NoiseSchedule,
+) -> Float[Array, "n h w c"]:
+    """One picture at several augmentation levels with the same noise, to compare levels.
+
+    Args:
+      key: a single key.
+      low_res_upsampled: [h, w, c] in [-1, 1].
+      aug_levels: [n] in [0, 1].
+      schedule: the schedule whose time aug_level is.
+    """
+    count = aug_levels.shape[0]
+    pictures = jnp.broadcast_to(low_res_upsampled, (count, *low_res_upsampled.shape))
+    keys = jnp.broadcast_to(per_example_keys(key, 1), (count,))
+    return augment_low_res(keys, pictures, aug_levels, schedule)

@@ -1,0 +1,113 @@
+"""Time grids of samplers, as logsnr from noisy to clean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.diffusion.schedule import NoiseSchedule
+
+
+def _uniform_t(schedule: NoiseSchedule, steps: int, t_start: float) -> jax.Array:
+    return schedule.logsnr(t_start * (1.0 - jnp.arange(steps) / steps))
+
+
+def _uniform_logsnr(schedule: NoiseSchedule, steps: int, t_start: float) -> jax.Array:
+    return jnp.linspace(schedule.logsnr(t_start), schedule.logsnr(0.0), steps + 1)[:-1]
+
+
+def _karras(
+    schedule: NoiseSchedule,
+    steps: int,
+    t_start: float,
+    rho: float = 7.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> jax.Array:
+    if not 0.0 < sigma_min < sigma_max or not rho > 0.0:
+        raise ValueError(
+            "0 < sigma_min < sigma_max and rho > 0 must hold, got "
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}"
+        )
+    # The range of EDM, narrowed to what the network has seen.
+    noisiest = jnp.maximum(schedule.logsnr(t_start), -2.0 * math.log(sigma_max))
+    cleanest = jnp.minimum(schedule.logsnr(0.0), -2.0 * math.log(sigma_min))
+    first, last = (jnp.exp(-0.5 * logsnr / rho) for logsnr in (noisiest, cleanest))
+    fraction = jnp.arange(steps) / max(steps - 1, 1)
+    return -2.0 * rho * jnp.log(first + fraction * (last - first))
+
+
+def _trailing(
+    schedule: NoiseSchedule, steps: int, t_start: float, train_steps: int = 1000
+) -> jax.Array:
+    total = t_start * train_steps
+    indices = jnp.round(total - jnp.arange(steps) * (total / steps)) - 1
+    return schedule.logsnr((indices + 1) / train_steps)
+
+
+def _leading(
+    schedule: NoiseSchedule, steps: int, t_start: float, train_steps: int = 1000
+) -> jax.Array:
+    stride = int(t_start * train_steps) // steps
+    indices = stride * jnp.arange(steps - 1, -1, -1)
+    return schedule.logsnr((indices + 1) / train_steps)
+
+
+TIME_GRIDS: dict[str, Callable[..., jax.Array]] = {
+    "uniform_t": _uniform_t,
+    "uniform_logsnr": _uniform_logsnr,
+    "karras": _karras,
+    "trailing": _trailing,
+    "leading": _leading,
+}
+
+
+def time_grid(
+    schedule: NoiseSchedule, steps: int, kind: str, t_start: float = 1.0, **options: Any
+) -> Float[Array, "steps+1"]:
+    """Noise levels of a sampler with the given number of steps.
+
+    Step i goes from grid[i] to grid[i + 1]; the last step returns the estimate of x0, so the last
+    entry, the clean end of the schedule, is never given to the network.
+
+    Kinds:
+      uniform_t: t = t_start (1 - i / steps).
+      uniform_logsnr: equidistant logsnr, the natural grid of DPM-Solver++.
+      karras: Karras et al. 2022, eq. (5), in sigma / alpha = exp(-logsnr / 2); options rho = 7,
+        sigma_min = 0.002, sigma_max = 80, narrowed to the range of the schedule.
+      trailing, leading: as uniform_t but on the times k / train_steps of a discrete process (option
+        train_steps = 1000): Lin et al. 2024, table 2. leading does not start at t_start: it is here
+        to reproduce others' results.
+
+    Args:
+      schedule: noise schedule.
+      steps: at least 1.
+      kind: one of TIME_GRIDS.
+      t_start: time of the first entry in (0, 1]; below 1 to start from a noised picture.
+      **options: options of the kind.
+
+    Returns:
+      [steps + 1] increasing logsnr.
+
+    Raises:
+      ValueError: unknown kind, or steps, t_start or an option out of range.
+    """
+    if kind not in TIME_GRIDS:
+        raise ValueError(f"unknown time grid {kind!r}; choose from {sorted(TIME_GRIDS)}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0.0 < t_start <= 1.0:
+        raise ValueError(f"t_start must be in (0, 1], got {t_start}")
+    if kind in ("trailing", "leading"):
+        train_steps = options.get("train_steps", 1000)
+        if steps > t_start * train_steps:
+            raise ValueError(
+                f"steps={steps} exceeds the {t_start * train_steps:g} times of a {kind} grid"
+            )
+    noisy = TIME_GRIDS[kind](schedule, steps, t_start, **options)
+    return jnp.append(noisy, schedule.logsnr(0.0))

@@ -1,0 +1,99 @@
+"""The command `imagen`: parses arguments and hands them to the function that does the work.
+
+Nothing heavy is imported before a command is chosen, so that help and mistakes answer at once, and
+so that sampling never loads TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagen_jax.cli import data, embed, evaluate, sample, train
+from imagen_jax.cli.command import unindent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0 done; 2 a mistake in the arguments or the files that they name, told in one
+      line; 130 interrupted. Any other error is a defect and keeps its traceback.
+    """
+    args = make_parser().parse_args(argv)
+    debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
+    _set_environment(debug)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"imagen: error: {_message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `run` of what it returns is the handler of the chosen one."""
+    parser = argparse.ArgumentParser(
+        prog="imagen",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=unindent("""
+            Text to image by a cascade of diffusion models on a frozen language model.
+
+            The way from captions to pictures, in the order of the commands:
+              embed     captions and pictures -> shards of token states, done once
+              train     shards -> checkpoints of one stage; stages train in any order
+              sample    prompts -> pictures; without training, from the cascade that comes along
+              evaluate  a cascade -> how often its pictures show what the prompts say
+              data      look at the built-in pictures, or fetch more of them"""),
+        epilog=unindent("""
+            examples:
+              imagen sample "a red apple left of a dog on a blue background"
+              imagen data show --scenes quickstart --output sheet.png
+              imagen train --help
+
+            environment:
+              IMAGEN_DEBUG=1
+                  shows the traceback of every error, and the logs of the libraries
+              JAX_COMPILATION_CACHE_DIR
+                  where compiled programs are kept, so that a command starts faster the
+                  second time (default: ~/.cache/imagen-jax)"""),
+    )
+    parser.set_defaults(debug=False, when_interrupted="")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (embed, train, sample, evaluate, data):
+        module.add_command(commands)
+    return parser
+
+
+def _message(error: ValueError | OSError) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _set_environment(debug: bool) -> None:
+    """Settings that the libraries read when they are imported; what the user set goes first."""
+    if not debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Compiled code is for this machine's processor, and a home directory may be shared.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    compiled = cache / "imagen-jax" / f"compiled-{platform.node()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Attention of the U-Nets: image to image, image to text, and pooling of text."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from imagen_jax.models import layers
+
+
+class TextContext(nn.Module):
+    """Projects prepared text tokens to the keys and values of one attention layer.
+
+    A learned null token, always visible, stands in front: with the text dropped (mask all False)
+    attention to text stays defined, and the null token is what it sees.
+    """
+
+    heads: int
+    head_channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"], Bool[Array, "b m"]]:
+        b = text.shape[0]
+        width = self.heads * self.head_channels
+        tokens = layers.LayerNorm(self.dtype, name="norm")(text)
+        keys_values = layers.Dense(2 * width, self.dtype, use_bias=False, name="kv")(tokens)
+        null = self.param(
+            "null", layers.partitioned(nn.initializers.normal(0.02), "vector"), (2 * width,)
+        )
+        null = jnp.broadcast_to(null.astype(self.dtype), (b, 1, 2 * width))
+        keys_values = jnp.concatenate([null, keys_values], axis=1)
+        k, v = jnp.split(keys_values, 2, axis=-1)
+        shape = (b, -1, self.heads, self.head_channels)
+        visible = jnp.concatenate([jnp.ones((b, 1), bool), mask], axis=1)
+        return k.reshape(shape), v.reshape(shape), visible
+
+
+class ImageAttention(nn.Module):
+    """Residual attention of an image's positions to themselves and to text.
+
+    With both, text keys and values are concatenated to those of the image and one softmax runs over
+    all of them (Imagen, section 2.3 and appendix B.1). Without `to_image` this is cross-attention
+    only, as in the 1024 stage. The output projection starts at zero.
+
+    Attributes:
+      head_channels: channels of a head; the input's channels must be a multiple.
+      to_image: attend to the image's own positions.
+      to_text: attend to text tokens.
+    """
+
+    head_channels: int
+    to_image: bool
+    to_text: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        text: Float[Array, "b l d"],
+        mask: Bool[Array, "b l"],
+    ) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        if c % self.head_channels:
+            raise ValueError(
+                f"{c} channels cannot be divided into attention heads of {self.head_channels}; "
+                "choose a head size that divides every attending resolution's channels"
+            )
+        heads = c // self.head_channels
+        tokens = layers.GroupNorm(self.dtype, name="norm")(x).reshape(b, h * w, c)
+        shape = (b, -1, heads, self.head_channels)
+        q = layers.Dense(c, self.dtype, use_bias=False, name="q")(tokens).reshape(shape)
+        keys, values, visible = [], [], []
+        if self.to_image:
+            kv = layers.Dense(2 * c, self.dtype, use_bias=False, name="kv")(tokens)
+            k, v = jnp.split(kv, 2, axis=-1)
+            keys.append(k.reshape(shape))
+            values.append(v.reshape(shape))
+            visible.append(jnp.ones((b, h * w), bool))
+        if self.to_text:
+            context = TextContext(heads, self.head_channels, self.dtype, name="text")
+            k, v, seen = context(text, mask)
+            keys.append(k)
+            values.append(v)
+            visible.append(seen)
+        out = jax.nn.dot_product_attention(
+            q,
+            jnp.concatenate(keys, axis=1),
+            jnp.concatenate(values, axis=1),
+            mask=jnp.concatenate(visible, axis=1)[:, None, None, :] if self.to_text else None,
+        )
+        out = layers.Dense(
+            c, self.dtype, use_bias=False, kernel_init=layers.ZEROS, name="out"
+        )(out.reshape(b, h * w, c))
+        return x + out.reshape(b, h, w, c)
+
+
+class TextBlock(nn.Module):
+    """One pre-norm transformer layer over text tokens, width preserved."""
+
+    head_channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        b, length, d = x.shape
+        if d % self.head_channels:
+            raise ValueError(
+                f"text width {d} cannot be divided into heads of {self.head_channels}"
+            )
+        y = layers.LayerNorm(self.dtype, name="attention_norm")(x)
+        qkv = layers.Dense(3 * d, self.dtype, use_bias=False, name="qkv")(y)
+        q, k, v = (
+            z.reshape(b, length, -1, self.head_channels) for z in jnp.split(qkv, 3, axis=-1)
+        )
+        # Dropped text has no visible token at all; let such rows see everything so that softmax
+        # stays finite. Nothing downstream reads them, since their mask stays False.
+        visible = mask | ~mask.any(axis=1, keepdims=True)
+        y = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None, None, :])
+        x = x + layers.Dense(d, self.dtype, use_bias=False, name="out")(y.reshape(b, length, d))
+        y = layers.LayerNorm(self.dtype, name="mlp_norm")(x)
+        y = nn.gelu(layers.Dense(4 * d, self.dtype, name="mlp_in")(y))
+        return x + layers.Dense(d, self.dtype, name="mlp_out")(y)
+
+
+class AttentionPool(nn.Module):
+    """Pools text tokens to one vector: a learned query attends to them and to a null token."""
+
+    head_channels: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b f"]:
+        b, _, d = text.shape
+        heads = max(1, d // self.head_channels)
+        k, v, visible = TextContext(heads, self.head_channels, self.dtype, name="text")(text, mask)
+        query = self.param(
+            "query",
+            layers.partitioned(nn.initializers.normal(1.0), "vector"),
+            (heads * self.head_channels,),
+        )
+        q = jnp.broadcast_to(
+            query.astype(self.dtype).reshape(1, 1, heads, self.head_channels),
+            (b, 1, heads, self.head_channels),
+        )
+        pooled = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None, None, :])
+        return layers.Dense(self.features, self.dtype, name="out")(pooled.reshape(b, -1))

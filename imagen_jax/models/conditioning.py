@@ -1,0 +1,80 @@
+"""From (logsnr, text, aug_level) to the conditioning vector and the text tokens of a U-Net."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from imagen_jax.models import layers
+from imagen_jax.models.attention import AttentionPool, TextBlock
+from imagen_jax.typing import Conditioning
+
+
+def sinusoidal_embedding(value: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
+    """Sines and cosines of `value` at frequencies spaced geometrically (Vaswani et al. 2017, 3.5).
+
+    Frequencies run from 1 to 1/10000 radians per unit over 1000 units of a value that spans about
+    1 (aug_level) or 40 (logsnr): callers scale their value accordingly.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+    angles = value.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ConditioningEncoder(nn.Module):
+    """Conditioning vector [b, features] and text tokens [b, l, text_channels] of a U-Net.
+
+    The vector is the embedded logsnr, plus the attention-pooled text (Imagen, section 2.3), plus,
+    for super-resolution, the embedded aug_level of the low-resolution picture (section 2.2).
+    Text states are layer-normalised first, which the paper found to matter (appendix D.3).
+
+    Attributes:
+      features: channels of the conditioning vector.
+      text_channels: channels of the tokens that attention layers see.
+      text_layers: trainable transformer layers over the frozen states; 0 in the paper, useful with
+        small sentence encoders, which bind attributes to nouns weakly.
+      has_low_res: the network is conditioned on a low-resolution picture and its aug_level.
+    """
+
+    features: int
+    text_channels: int
+    text_layers: int
+    head_channels: int
+    has_low_res: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, logsnr: Float[Array, " b"], conditioning: Conditioning
+    ) -> tuple[Float[Array, "b f"], Float[Array, "b l d"], Bool[Array, "b l"]]:
+        text, mask = conditioning.text
+        # Masked states may hold anything; make them zero so that they cannot reach the result.
+        text = jnp.where(mask[..., None], text, 0)
+        tokens = layers.LayerNorm(self.dtype, name="text_norm")(text)
+        tokens = layers.Dense(self.text_channels, self.dtype, name="text_in")(tokens)
+        for i in range(self.text_layers):
+            tokens = TextBlock(self.head_channels, self.dtype, name=f"text_{i}")(tokens, mask)
+
+        vector = self.embed_scalar(logsnr * 25.0, "logsnr")
+        vector += AttentionPool(self.head_channels, self.features, self.dtype, name="pool")(
+            tokens, mask
+        )
+        if self.has_low_res:
+            if conditioning.low_res is None or conditioning.aug_level is None:
+                raise ValueError(
+                    "a super-resolution network needs conditioning.low_res and "
+                    "conditioning.aug_level, got None"
+                )
+            vector += self.embed_scalar(conditioning.aug_level * 1000.0, "aug_level")
+        elif conditioning.low_res is not None:
+            raise ValueError("a base network takes no low_res picture, but one was given")
+        vector = layers.Dense(self.features, self.dtype, name="out")(nn.silu(vector))
+        return nn.silu(vector), tokens, mask
+
+    def embed_scalar(self, value: Float[Array, " b"], name: str) -> Float[Array, "b f"]:
+        """Sinusoidal embedding followed by a two-layer MLP."""
+        x = sinusoidal_embedding(value, self.features).astype(self.dtype)
+        x = nn.silu(layers.Dense(self.features, self.dtype, name=f"{name}_in")(x))
+        return layers.Dense(self.features, self.dtype, name=f"{name}_out")(x)

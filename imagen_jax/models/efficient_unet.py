@@ -1,0 +1,117 @@
+"""The Efficient U-Net of the super-resolution stages (Imagen, section 2.3.1 and appendix B.1)."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.models import layers
+from imagen_jax.models.attention import ImageAttention
+from imagen_jax.models.blocks import CombineEmbedding, EfficientResBlock
+from imagen_jax.models.conditioning import ConditioningEncoder
+from imagen_jax.models.unet import check_divisible
+from imagen_jax.typing import Conditioning
+
+
+class EfficientUNet(nn.Module):
+    """Super-resolution U-Net with most of its parameters at low resolutions.
+
+    Differs from the base U-Net in topology: every DBlock halves the resolution before its residual
+    blocks and every UBlock doubles it after them, so that residual blocks never run at the full
+    resolution; there are more blocks where the resolution is low; skips are scaled by 1/sqrt(2).
+    Fully convolutional but for attention: it may be trained on crops and sampled at full size.
+
+    Attributes:
+      channels: channels of each DBlock; every one halves the resolution (128, 256, 512, 1024 in the
+        paper's sr256).
+      blocks: residual blocks of each DBlock and of the UBlock opposite (2, 4, 8, 8 in sr256).
+      self_attention: for each DBlock, whether its positions attend to one another.
+      cross_attention: for each DBlock, whether they attend to text.
+      head_channels: channels of an attention head.
+      text_channels: channels of the text tokens that attention sees.
+      text_layers: trainable transformer layers over the frozen text states (0 in the paper).
+      dtype: dtype of activations; parameters, norms and the output are float32.
+    """
+
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    self_attention: tuple[bool, ...]
+    cross_attention: tuple[bool, ...]
+    head_channels: int
+    text_channels: int
+    text_layers: int
+    dtype: str
+    image_channels: int = 3
+    has_low_res: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        logsnr: Float[Array, " b"],
+        conditioning: Conditioning,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        del train  # no dropout
+        levels = len(self.channels)
+        per_level = (self.blocks, self.self_attention, self.cross_attention)
+        if any(len(values) != levels for values in per_level):
+            raise ValueError(
+                "channels, blocks, self_attention and cross_attention need one entry per DBlock, "
+                f"got {self.channels}, {', '.join(map(str, per_level))}"
+            )
+        check_divisible(x.shape, levels)
+        dtype = jnp.dtype(self.dtype)
+        vector, tokens, mask = ConditioningEncoder(
+            features=4 * self.channels[0],
+            text_channels=self.text_channels,
+            text_layers=self.text_layers,
+            head_channels=self.head_channels,
+            has_low_res=self.has_low_res,
+            dtype=dtype,
+            name="conditioning",
+        )(logsnr, conditioning)
+
+        def stack(y, i, way):
+            """Combined embedding, residual blocks and attention: what both ways share."""
+            y = CombineEmbedding(dtype, name=f"{way}_{i}_embedding")(y, vector)
+            for j in range(self.blocks[i]):
+                y = EfficientResBlock(self.channels[i], dtype, name=f"{way}_{i}_{j}")(y)
+            if self.self_attention[i] or self.cross_attention[i]:
+                y = ImageAttention(
+                    self.head_channels,
+                    self.self_attention[i],
+                    self.cross_attention[i],
+                    dtype,
+                    name=f"{way}_{i}_attention",
+                )(y, tokens, mask)
+            return y
+
+        inputs = [x, conditioning.low_res] if self.has_low_res else [x]
+        y = jnp.concatenate(inputs, axis=-1).astype(dtype)
+        y = layers.Conv(self.channels[0], dtype, axes=("pixel", "out"), name="conv_in")(y)
+        full_resolution = y
+        skips = []
+        for i in range(levels):
+            y = layers.Conv(self.channels[i], dtype, stride=2, name=f"down_{i}_stride")(y)
+            y = stack(y, i, "down")
+            skips.append(y)
+        scale = 1 / math.sqrt(2)
+        for i in reversed(range(levels)):
+            y = jnp.concatenate([y, skips[i] * scale], axis=-1)
+            y = stack(y, i, "up")
+            channels = self.channels[max(i - 1, 0)]
+            y = layers.upsample(layers.Conv(channels, dtype, name=f"up_{i}_conv")(y))
+        y = jnp.concatenate([y, full_resolution * scale], axis=-1)
+        y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y))
+        y = layers.Conv(
+            self.image_channels,
+            dtype,
+            kernel_init=layers.ZEROS,
+            axes=("in", "pixel"),
+            name="conv_out",
+        )(y)
+        return y.astype(jnp.float32)

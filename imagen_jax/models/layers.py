@@ -1,0 +1,143 @@
+"""Layers shared by both U-Nets. Every parameter names its logical axes (see sharding.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DEFAULT_INIT = nn.initializers.lecun_normal()
+ZEROS = nn.initializers.zeros_init()
+
+
+def partitioned(initializer, *names: str):
+    """An initializer whose parameter carries the logical axis names `names`."""
+    return nn.with_logical_partitioning(initializer, names)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis, [..., in] -> [..., features]."""
+
+    features: int
+    dtype: jnp.dtype
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        return nn.Dense(
+            self.features,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=partitioned(self.kernel_init, "in", "out"),
+            bias_init=partitioned(ZEROS, "vector"),
+            name="dense",
+        )(x)
+
+
+class Conv(nn.Module):
+    """Square convolution with zero padding, [b, h, w, in] -> [b, h / stride, w / stride, features]."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_size: int = 3
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = DEFAULT_INIT
+    axes: Sequence[str] = ("in", "out")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        bias_axis = "pixel" if self.axes[1] == "pixel" else "vector"
+        return nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=(self.stride, self.stride),
+            padding="SAME",
+            dtype=self.dtype,
+            kernel_init=partitioned(self.kernel_init, "window", "window", *self.axes),
+            bias_init=partitioned(ZEROS, bias_axis),
+            name="conv",
+        )(x)
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a GroupNorm: 32 as in ADM, or the largest power of two that leaves 4 a group."""
+    groups = 32
+    while groups > 1 and (channels % groups or channels // groups < 4):
+        groups //= 2
+    return groups
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) with an optional scale and shift per example (FiLM).
+
+    The statistics are one pass in float32 (mean and mean square), and normalisation, learned affine
+    and FiLM are folded into a single multiply-add per pixel: about twice as fast as the two-pass
+    form on CPUs and one read of the activation less on TPUs.
+    """
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        scale: Float[Array, "b c"] | None = None,
+        shift: Float[Array, "b c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        b, _, _, c = x.shape
+        groups = num_groups(c)
+        gamma = self.param("scale", partitioned(nn.initializers.ones_init(), "vector"), (c,))
+        beta = self.param("bias", partitioned(ZEROS, "vector"), (c,))
+        x32 = x.astype(jnp.float32)
+        per_group = (b, groups, c // groups)
+        mean = jnp.mean(x32, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True)
+        square = jnp.mean(x32 * x32, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True)
+        rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
+        mean = jnp.broadcast_to(mean, per_group).reshape(b, c)
+        slope = jnp.broadcast_to(rstd, per_group).reshape(b, c) * gamma
+        offset = beta - mean * slope
+        if scale is not None and shift is not None:
+            slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
+        y = x32 * slope[:, None, None, :] + offset[:, None, None, :]
+        return y.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32 over the last axis."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = nn.LayerNorm(
+            epsilon=1e-5,
+            dtype=jnp.float32,
+            scale_init=partitioned(nn.initializers.ones_init(), "vector"),
+            bias_init=partitioned(ZEROS, "vector"),
+            name="norm",
+        )(x.astype(jnp.float32))
+        return y.astype(self.dtype)
+
+
+def downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Area (box) downsampling.
+
+    Raises:
+      ValueError: height or width is not divisible by `factor`.
+    """
+    b, h, w, c = x.shape
+    if h % factor or w % factor:
+        raise ValueError(f"a picture of {h} x {w} cannot be downsampled by {factor}")
+    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+
+
+def upsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Nearest-neighbour upsampling."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, factor, w, factor, c))
+    return x.reshape(b, h * factor, w * factor, c)

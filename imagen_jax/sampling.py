@@ -1,0 +1,146 @@
+"""Sampling of one stage: guidance, thresholding and a sampler around its network, compiled once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.diffusion.augment import augment_low_res
+from imagen_jax.diffusion.guidance import THRESHOLDS, DynamicThreshold, guided_denoiser
+from imagen_jax.diffusion.noise import initial_noise
+from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS, Samples, sample, time_grid
+from imagen_jax.stage import SampleConfig, Stage, upsample_low_res
+from imagen_jax.typing import Conditioning, Image, PRNGKey, TextEmbedding
+
+Progress = Callable[[Any], None]
+
+
+def check_settings(settings: SampleConfig, where: str) -> SampleConfig:
+    """Returns the settings if they can be sampled with.
+
+    Raises:
+      ValueError: naming the setting, the value and the choices.
+    """
+    for name, choices in (
+        ("sampler", SAMPLERS),
+        ("time_grid", TIME_GRIDS),
+        ("threshold", THRESHOLDS),
+    ):
+        value = getattr(settings, name)
+        if value not in choices:
+            raise ValueError(f"{where}: {name} is {value!r}; choices: {', '.join(choices)}")
+    for name, low, high in (
+        ("steps", 1, 1000),
+        ("guidance", 0.0, 1000.0),
+        ("aug_level", 0.0, 1.0),
+        ("percentile", 1e-3, 100.0),
+    ):
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ValueError(f"{where}: {name} is {value}; it must be in [{low:g}, {high:g}]")
+    return settings
+
+
+def sample_stage(
+    stage: Stage,
+    params: Any,
+    text: TextEmbedding,
+    keys: PRNGKey,
+    low_res: Image | None,
+    settings: SampleConfig,
+    progress: Progress | None = None,
+    intermediates: bool = False,
+) -> Samples:
+    """Pictures of one stage, each a function of its own key alone.
+
+    Args:
+      stage: what to sample from.
+      params: weights of the stage's network, usually the moving average.
+      text: [b, l, d] token states of the prompts.
+      keys: [b] PRNG keys, one per picture.
+      low_res: [b, h, w, 3] in [-1, 1], the previous stage's pictures; None for a base stage.
+      settings: how to sample.
+      progress: called with the index of every step.
+      intermediates: also return the estimate of x0 at every step.
+
+    Returns:
+      x0 [b, resolution, resolution, 3] in [-1, 1] and, if asked for, [steps, b, ...] estimates.
+
+    Raises:
+      ValueError: settings out of range, or a low-resolution picture that the stage does not take.
+    """
+    check_settings(settings, f"stage {stage.name!r}")
+    if (low_res is None) != (stage.low_res is None):
+        raise ValueError(
+            f"stage {stage.name!r} starts from "
+            + ("noise alone, but a picture was given" if stage.low_res is None else "a picture of "
+               f"{stage.low_res} pixels, but none was given")
+        )
+    # The weight is traced, so that a sweep over it compiles once; 1 is static and skips the
+    # unconditional half of every network call.
+    static = dataclasses.replace(settings, guidance=1.0)
+    guidance = None if settings.guidance == 1 else jnp.float32(settings.guidance)
+    return _compiled(stage, static, progress, intermediates)(params, text, keys, low_res, guidance)
+
+
+@functools.cache
+def _compiled(
+    stage: Stage, settings: SampleConfig, progress: Progress | None, intermediates: bool
+) -> Callable[..., Samples]:
+    threshold: Any = settings.threshold
+    if threshold == "dynamic":
+        threshold = DynamicThreshold(settings.percentile)
+
+    @jax.jit
+    def run(params, text, keys, low_res, guidance) -> Samples:
+        b = text.mask.shape[0]
+        # Stages of a cascade share a picture's key; their noise must not repeat.
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.resolution)
+        conditioning = Conditioning(text)
+        if low_res is not None:
+            aug_level = jnp.full((b,), settings.aug_level)
+            picture = upsample_low_res(low_res, stage.resolution)
+            noised = augment_low_res(keys, picture, aug_level, stage.schedule)
+            conditioning = Conditioning(text, noised, aug_level)
+        denoise = guided_denoiser(
+            functools.partial(stage.apply, params),
+            conditioning,
+            1 if guidance is None else guidance,
+            stage.parametrization,
+            threshold,
+        )
+        noise = initial_noise(keys, b, (stage.resolution, stage.resolution, 3))
+        grid = time_grid(stage.schedule, settings.steps, settings.time_grid)
+        samples = sample(
+            settings.sampler,
+            denoise,
+            noise,
+            grid,
+            keys,
+            progress=progress,
+            intermediates=intermediates,
+        )
+        return samples._replace(x0=jnp.clip(samples.x0, -1, 1))
+
+    return run
+
+
+def to_uint8(images: Float[Array, "*b h w 3"]) -> Any:
+    """[-1, 1] to 0 ... 255, rounding to nearest; a NumPy array."""
+    scaled = jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5)
+    return jax.device_get(scaled.astype(jnp.uint8))
+
+
+def picture_keys(seeds: Any) -> PRNGKey:
+    """One key per picture from its seed: the same seed is the same noise, wherever it stands.
+
+    Args:
+      seeds: [b] integers in [0, 2**32).
+    """
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))

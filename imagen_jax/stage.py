@@ -1,0 +1,221 @@
+"""Stage: one stage of the cascade, as a config describes it.
+
+A stage joins a network, a diffusion process, the view of the data that it trains on, and the defaults
+it is sampled with. Training and sampling both start from here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from imagen_jax.config import build
+from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
+from imagen_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.unet import UNet
+from imagen_jax.typing import Conditioning, TextEmbedding
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder whose token states condition every stage.
+
+    Attributes:
+      encoder: name of the encoder; the embeddings' manifest must agree.
+      width: channels of a token state.
+      max_length: tokens a caption may have; longer ones are an error.
+    """
+
+    encoder: str
+    width: int
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion process and loss; the choices are the keys of imagen_jax.diffusion's tables."""
+
+    schedule: str
+    parametrization: str
+    weighting: str
+    time_sampling: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Defaults that the stage is sampled with.
+
+    Attributes:
+      sampler: key of diffusion.samplers.SAMPLERS.
+      steps: network evaluations (guidance doubles the batch of each, not their number).
+      time_grid: spacing of the steps, a kind of diffusion.samplers.time_grid.
+      guidance: classifier-free guidance weight; 1 is off.
+      threshold: "dynamic", "static" or "none".
+      percentile: of dynamic thresholding, in (0, 100].
+      aug_level: noise conditioning augmentation of the low-resolution picture, in [0, 1].
+    """
+
+    sampler: str
+    steps: int
+    time_grid: str
+    guidance: float
+    threshold: str
+    percentile: float
+    aug_level: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a stage is trained.
+
+    Attributes:
+      batch_size: examples per step, over all hosts.
+      steps: optimiser steps.
+      optimizer: key of train.optimizer.OPTIMIZERS.
+      learning_rate: peak; linear warmup over `warmup_steps`, then cosine decay to zero at `steps`.
+      clip_norm: global norm that gradients are clipped to.
+      ema_decay: decay of the weights' moving average, which is what is sampled from.
+      text_dropout: share of examples trained without text, for classifier-free guidance.
+      max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
+      seed: of initialisation, noise, dropout and data order.
+      log_every, sample_every, checkpoint_every: steps between the respective events.
+      keep_checkpoints: newest checkpoints that are kept.
+    """
+
+    batch_size: int
+    steps: int
+    optimizer: str
+    learning_rate: float
+    warmup_steps: int
+    clip_norm: float
+    ema_decay: float
+    text_dropout: float
+    max_aug_level: float
+    seed: int
+    log_every: int
+    sample_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One entry of config.stages, before its network and schedule are made."""
+
+    resolution: int
+    low_res: int
+    network: Any
+    diffusion: Any
+    train: Any
+    sample: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A cascade stage, ready to be initialised, trained or sampled.
+
+    Attributes:
+      name: key in config.stages and the directory under the work directory.
+      resolution: pixels per side of what the stage makes.
+      low_res: pixels per side of the picture that it starts from; None for the base stage.
+      network: (x_t, logsnr, conditioning, train) -> prediction.
+      schedule: noise schedule of training, and of noise conditioning augmentation.
+      parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
+    """
+
+    name: str
+    resolution: int
+    low_res: int | None
+    text: TextConfig
+    network: nn.Module
+    schedule: NoiseSchedule
+    parametrization: str
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters, boxed with the names of their logical axes."""
+        return self.network.init(key, *self.dummy_inputs(1))["params"]
+
+    def apply(self, params, x, logsnr, conditioning, train=False, dropout_key=None):
+        """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b]."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return self.network.apply({"params": params}, x, logsnr, conditioning, train, rngs=rngs)
+
+    def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:
+        """Inputs of the right shapes, all zero."""
+        picture = jnp.zeros((batch_size, self.resolution, self.resolution, 3))
+        scalars = jnp.zeros(batch_size)
+        text = TextEmbedding(
+            jnp.zeros((batch_size, self.text.max_length, self.text.width)),
+            jnp.zeros((batch_size, self.text.max_length), bool),
+        )
+        if self.low_res is None:
+            return picture, scalars, Conditioning(text)
+        return picture, scalars, Conditioning(text, picture, scalars)
+
+
+def upsample_low_res(low_res: jax.Array, resolution: int) -> jax.Array:
+    """Bilinear upsampling of a low-resolution picture [b, h, w, 3] to the stage's resolution.
+
+    Training and sampling both go through here.
+
+    Raises:
+      ValueError: the stage's resolution is not a multiple of the picture's size.
+    """
+    b, h, w, c = low_res.shape
+    if h != w or resolution % h:
+        raise ValueError(
+            f"a low-resolution picture of {h} x {w} cannot condition a stage of {resolution} pixels"
+        )
+    return jax.image.resize(low_res, (b, resolution, resolution, c), "bilinear")
+
+
+def make_stage(config: ConfigDict, name: str) -> Stage:
+    """The stage called `name` of a config.
+
+    Raises:
+      ValueError: an unknown stage, a misspelt or missing key, or values that do not fit together;
+        the message names the key and the choices.
+    """
+    if name not in config.stages:
+        raise ValueError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
+    where = f"stages.{name}"
+    section = build(StageConfig, config.stages[name], where)
+    diffusion = build(DiffusionConfig, section.diffusion, f"{where}.diffusion")
+    if diffusion.parametrization not in PARAMETRIZATIONS:
+        raise ValueError(
+            f"{where}.diffusion.parametrization is {diffusion.parametrization!r}; "
+            f"choices: {PARAMETRIZATIONS}"
+        )
+    network = dict(section.network)
+    kind = network.pop("kind", None)
+    if kind not in NETWORKS:
+        raise ValueError(f"{where}.network.kind is {kind!r}; choices: {sorted(NETWORKS)}")
+    low_res = section.low_res or None
+    if low_res is not None and section.resolution % low_res:
+        raise ValueError(
+            f"{where}: resolution {section.resolution} is not a multiple of low_res {low_res}"
+        )
+    network["has_low_res"] = low_res is not None
+    return Stage(
+        name=name,
+        resolution=section.resolution,
+        low_res=low_res,
+        text=build(TextConfig, config.text, "text"),
+        network=build(NETWORKS[kind], network, f"{where}.network"),
+        schedule=make_schedule(diffusion.schedule),
+        parametrization=diffusion.parametrization,
+        diffusion=diffusion,
+        train=build(TrainConfig, section.train, f"{where}.train"),
+        sample=build(SampleConfig, section.sample, f"{where}.sample"),
+    )

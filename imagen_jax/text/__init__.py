@@ -1,0 +1,1 @@
+"""Frozen text encoders: captions -> token states."""

@@ -1,0 +1,172 @@
+"""The interface of a frozen text encoder, and the encoders by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from imagen_jax.text import minilm
+from imagen_jax.text.tokenizer import WordPiece
+from imagen_jax.typing import TextEmbedding
+
+LENGTH_BUCKETS = (8, 16, 32, 64, 128)
+"""Token counts that the network is compiled for; a caption is padded to the next one."""
+BATCH_BUCKETS = (1, 8, 64)
+"""Batch sizes that the network is compiled for."""
+
+MINILM_MAX_LENGTH = 128
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A frozen text encoder: any tokenizer and network with these fields.
+
+    Attributes:
+      name: key in `ENCODERS`.
+      width: channels d of the token states.
+      max_length: most tokens a caption may have, special tokens included.
+      fingerprint: sha256 over the weights and the tokenizer; two encoders with the same
+        fingerprint give the same states.
+      tokenize: n captions -> n int32 arrays [l_i]; raises ValueError for more than max_length.
+      network: (params, ids [b, l] int32, mask [b, l] bool) -> states [b, l, d] float32.
+      params: weights of the network.
+    """
+
+    name: str
+    width: int
+    max_length: int
+    fingerprint: str
+    tokenize: Callable[[Sequence[str]], list[np.ndarray]]
+    network: Callable[[Any, ArrayLike, ArrayLike], jax.Array] = field(repr=False)
+    params: Any = field(repr=False)
+
+    def encode(self, captions: Sequence[str]) -> TextEmbedding:
+        """Encodes captions for immediate use.
+
+        Args:
+          captions: n >= 1 strings; the empty string is allowed.
+
+        Returns:
+          states [n, l, d] float32 and mask [n, l] bool, with l the length bucket of the longest
+          caption. States are 0 where masked.
+
+        Raises:
+          ValueError: no captions, or one is too long (named with its token count).
+        """
+        rows = self.encode_tokens(self.tokenize(captions))
+        if not rows:
+            raise ValueError("no captions to encode: the list is empty")
+        length = _bucket(max(len(row) for row in rows), LENGTH_BUCKETS)
+        states = np.zeros((len(rows), length, self.width), np.float32)
+        mask = np.zeros((len(rows), length), bool)
+        for i, row in enumerate(rows):
+            states[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return TextEmbedding(jnp.asarray(states), jnp.asarray(mask))
+
+    def encode_tokens(
+        self,
+        tokens: Sequence[np.ndarray],
+        on_progress: Callable[[int], None] = lambda captions: None,
+    ) -> list[np.ndarray]:
+        """Encodes many tokenised captions, without padding in the result.
+
+        Captions are sorted by length, so that few of the padded tokens are computed in vain.
+
+        Args:
+          tokens: n int32 arrays [l_i], from `tokenize`.
+          on_progress: called with the number of captions that each batch finished.
+
+        Returns:
+          n float32 arrays [l_i, d], in the order of `tokens`.
+        """
+        by_bucket: dict[int, list[int]] = {}
+        for i, row in enumerate(tokens):
+            by_bucket.setdefault(_bucket(len(row), LENGTH_BUCKETS), []).append(i)
+        result: list[np.ndarray] = [np.zeros((0, self.width), np.float32)] * len(tokens)
+        for length, members in sorted(by_bucket.items()):
+            for start in range(0, len(members), BATCH_BUCKETS[-1]):
+                chunk = members[start : start + BATCH_BUCKETS[-1]]
+                states = self._run([tokens[i] for i in chunk], length)
+                for i, row in zip(chunk, states, strict=True):
+                    result[i] = row[: len(tokens[i])].copy()
+                on_progress(len(chunk))
+        return result
+
+    def _run(self, rows: list[np.ndarray], length: int) -> np.ndarray:
+        batch = _bucket(len(rows), BATCH_BUCKETS)
+        ids = np.zeros((batch, length), np.int32)
+        mask = np.zeros((batch, length), bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return np.asarray(self.network(self.params, ids, mask))[: len(rows)]
+
+
+def load_encoder(name: str, weights: str | Path | None = None) -> TextEncoder:
+    """Loads a frozen text encoder.
+
+    Args:
+      name: "minilm" (pretrained), or "minilm-random": the same architecture and tokenizer with
+        weights as drawn before training, the baseline for what pretraining buys.
+      weights: directory of the weights and the tokenizer; None looks for the installed package.
+
+    Raises:
+      ValueError: unknown name.
+      FileNotFoundError: the weights are not there; says how to install them.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown text encoder {name!r}; choose one of {sorted(ENCODERS)}")
+    return ENCODERS[name](None if weights is None else Path(weights))
+
+
+def fingerprint(params: Any, *files: Path) -> str:
+    """sha256 (hex) over names, shapes and values of the weights, and the bytes of files."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _minilm(name: str, weights: Path | None, read: Callable[[Path], minilm.Params]) -> TextEncoder:
+    directory = minilm.find_weights() if weights is None else weights
+    for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"no {file} in {directory}; it is needed for encoder {name!r}")
+    params = read(directory / minilm.WEIGHTS_FILE)
+    model = minilm.Bert(minilm.MINILM_L6)
+    return TextEncoder(
+        name=name,
+        width=minilm.MINILM_L6.width,
+        max_length=MINILM_MAX_LENGTH,
+        fingerprint=fingerprint(params, directory / minilm.TOKENIZER_FILE),
+        tokenize=WordPiece(directory / minilm.TOKENIZER_FILE, MINILM_MAX_LENGTH),
+        network=jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask)),
+        params=jax.device_put(params),
+    )
+
+
+def _bucket(size: int, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds `size`."""
+    return next(bucket for bucket in buckets if bucket >= size)
+
+
+ENCODERS: Mapping[str, Callable[[Path | None], TextEncoder]] = {
+    "minilm": lambda weights: _minilm("minilm", weights, minilm.read_params),
+    "minilm-random": lambda weights: _minilm(
+        "minilm-random", weights, lambda _: minilm.random_params(RANDOM_SEED)
+    ),
+}

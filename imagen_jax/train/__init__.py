@@ -1,0 +1,1 @@
+"""Training of one cascade stage: state, optimiser, step, metrics, checkpoints, loop."""

@@ -1,0 +1,89 @@
+"""What training reports: scalars over the last steps, and a grid of samples to look at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image as PILImage
+
+from imagen_jax.data.records import Record
+from imagen_jax.diffusion.loss import loss_by_logsnr_bin
+from imagen_jax.grid import labelled_grid
+from imagen_jax.models.layers import downsample
+from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
+from imagen_jax.stage import Stage
+from imagen_jax.typing import TextEmbedding
+
+LOGSNR_EDGES = (-20.0, -6.0, -2.0, 2.0, 6.0, 20.0)
+
+
+def summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Means of the scalars of several steps, and the loss by bin of logsnr.
+
+    Args:
+      steps: metrics of make_train_step, fetched from the devices.
+
+    Returns:
+      loss, grad_norm, learning_rate, and loss_logsnr_<low>_<high> for every bin that has examples.
+    """
+    scalars = {
+        name: float(np.mean([m[name] for m in steps]))
+        for name in ("loss", "grad_norm", "learning_rate")
+    }
+    mean, count = loss_by_logsnr_bin(
+        jnp.concatenate([m["loss_per_example"] for m in steps]),
+        jnp.concatenate([m["logsnr"] for m in steps]),
+        jnp.asarray(LOGSNR_EDGES),
+    )
+    for i, (low, high) in enumerate(zip(LOGSNR_EDGES[:-1], LOGSNR_EDGES[1:], strict=True)):
+        if count[i]:
+            scalars[f"loss_logsnr_{low:g}_{high:g}"] = float(mean[i])
+    return scalars
+
+
+class SampleGrid:
+    """Samples the same captions from the same noise again and again, to watch a stage learn.
+
+    The captions are the first ones of the training shards; a super-resolution stage starts from
+    the true low-resolution pictures.
+    """
+
+    def __init__(self, stage: Stage, directory: Path, records: Sequence[Record]):
+        """Args:
+        stage: what is trained.
+        directory: where <step>.png are written.
+        records: what to sample: captions with their token states, and pictures.
+        """
+        self._stage = stage
+        self._directory = directory
+        self._captions = [record.caption for record in records]
+        self._keys = picture_keys(np.arange(len(records)))
+        states = np.zeros((len(records), stage.text.max_length, stage.text.width), np.float32)
+        mask = np.zeros(states.shape[:2], bool)
+        for i, record in enumerate(records):
+            states[i, : len(record.states)] = record.states
+            mask[i, : len(record.states)] = True
+        self._text = TextEmbedding(jnp.asarray(states), jnp.asarray(mask))
+        self._low_res = None
+        if stage.low_res is not None:
+            pictures = [np.asarray(PILImage.open(io.BytesIO(record.png))) for record in records]
+            images = jnp.asarray(np.stack(pictures), jnp.float32) / 127.5 - 1
+            self._low_res = downsample(images, images.shape[1] // stage.low_res)
+
+    def write(self, step: int, params: Any) -> np.ndarray:
+        """Samples with `params`, writes <directory>/<step>.png and returns it as [h, w, 3] uint8."""
+        samples = sample_stage(
+            self._stage, params, self._text, self._keys, self._low_res, self._stage.sample
+        )
+        scale = max(1, 128 // self._stage.resolution)
+        picture = labelled_grid(to_uint8(samples.x0), self._captions, columns=4, scale=scale)
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            picture.save(self._directory / f"{step:07d}.png")
+        return np.asarray(picture.convert("RGB"))

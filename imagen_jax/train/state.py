@@ -1,0 +1,71 @@
+"""The train state of one stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from imagen_jax import sharding
+from imagen_jax.stage import Stage
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: steps taken so far, int32 scalar. All randomness of step n derives from (seed, n).
+      params: float32 parameters.
+      ema: exponential moving average of params; what is sampled from.
+      opt_state: of the optax optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def abstract_state(
+    stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Any, Any]:
+    """Shapes and shardings of the stage's train state, without allocating it.
+
+    Returns:
+      (state of ShapeDtypeStructs with shardings, matching pytree of shardings).
+    """
+    boxed = jax.eval_shape(lambda: _init(stage, optimizer))
+    shardings = sharding.state_shardings(boxed, mesh)
+    shapes = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        nn.unbox(boxed),
+        shardings,
+    )
+    return shapes, shardings
+
+
+def create_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh train state, every array created where it lives."""
+    _, shardings = abstract_state(stage, optimizer, mesh)
+    return jax.jit(lambda: nn.unbox(_init(stage, optimizer)), out_shardings=shardings)()
+
+
+def _init(stage: Stage, optimizer: optax.GradientTransformation) -> TrainState:
+    params = stage.init(jax.random.key(stage.train.seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def count_parameters(params: Any) -> int:
+    """Number of trainable scalars."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(params)))

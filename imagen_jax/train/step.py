@@ -1,0 +1,117 @@
+"""One training step: a pure function from (state, batch) to (state, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level
+from imagen_jax.diffusion.loss import DiffusionLoss, diffusion_loss
+from imagen_jax.stage import Stage, upsample_low_res
+from imagen_jax.train.optimizer import learning_rate_schedule
+from imagen_jax.train.state import TrainState
+from imagen_jax.typing import Conditioning, TextEmbedding
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def drop_text(key: jax.Array, text: TextEmbedding, rate: float) -> TextEmbedding:
+    """Drops the whole caption of each example with probability `rate` (Imagen, section 2.2).
+
+    Args:
+      key: PRNG key.
+      text: states [b, l, d] and mask [b, l].
+      rate: in [0, 1].
+
+    Returns:
+      The same shapes; dropped examples have zero states and a mask that is all False.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, (text.mask.shape[0], 1))
+    return TextEmbedding(jnp.where(keep[..., None], text.states, 0), text.mask & keep)
+
+
+def batch_conditioning(
+    stage: Stage, batch: Batch, text: TextEmbedding, key: jax.Array
+) -> Conditioning:
+    """Conditioning of a training batch: text, and the augmented low-resolution picture.
+
+    aug_level is uniform per example (Imagen, section 2.2 and algorithm 1 of appendix A.3).
+    """
+    if stage.low_res is None:
+        return Conditioning(text)
+    level_key, noise_key = jax.random.split(key)
+    low_res = upsample_low_res(batch["low_res"], stage.resolution)
+    aug_level = stage.train.max_aug_level * sample_aug_level(level_key, low_res.shape[0])
+    noised = augment_low_res(noise_key, low_res, aug_level, stage.schedule)
+    return Conditioning(text, noised, aug_level)
+
+
+def stage_loss(stage: Stage, params: Any, batch: Batch, key: jax.Array) -> DiffusionLoss:
+    """Diffusion loss of every example of a batch.
+
+    Args:
+      stage: what is trained.
+      params: of the stage's network.
+      batch: image [b, h, w, 3] in [-1, 1], text_emb [b, l, d], text_mask [b, l] and, for a
+        super-resolution stage, low_res.
+      key: drives caption dropout, augmentation, time and noise.
+    """
+    text_key, condition_key, loss_key, dropout_key = jax.random.split(key, 4)
+    text = TextEmbedding(batch["text_emb"].astype(jnp.float32), batch["text_mask"])
+    text = drop_text(text_key, text, stage.train.text_dropout)
+    conditioning = batch_conditioning(stage, batch, text, condition_key)
+    return diffusion_loss(
+        lambda x, logsnr, c: stage.apply(params, x, logsnr, c, True, dropout_key),
+        batch["image"],
+        conditioning,
+        loss_key,
+        schedule=stage.schedule,
+        parametrization=stage.parametrization,
+        weighting=stage.diffusion.weighting,
+        time_sampling=stage.diffusion.time_sampling,
+    )
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+    """Decay at `step`, ramped up as min(decay, (1 + step) / (10 + step)) so that the average does
+    not remember initialisation (the warmup of tf.train.ExponentialMovingAverage)."""
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def make_train_step(
+    stage: Stage, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step function of a stage, to be jitted with donated state.
+
+    Metrics are scalars of the global batch: loss, grad_norm, learning_rate, and per-example loss
+    [b] with its logsnr [b] for curves over the noise level.
+    """
+    schedule = learning_rate_schedule(stage.train)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), state.step)
+
+        def mean_loss(params):
+            loss = stage_loss(stage, params, batch, key)
+            return jnp.mean(loss.per_example), loss
+
+        (loss, detail), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step, stage.train.ema_decay)
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step)),
+            "loss_per_example": detail.per_example,
+            "logsnr": detail.logsnr,
+        }
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return train_step

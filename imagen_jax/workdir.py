@@ -1,0 +1,110 @@
+"""What lies under a work directory, and the record that every stage keeps of how it was made.
+
+<workdir>/<stage>/stage.json      config and embeddings that the stage is trained with
+<workdir>/<stage>/checkpoints/    Orbax checkpoints
+<workdir>/<stage>/logs/           TensorBoard events
+<workdir>/<stage>/samples/        pictures made while training
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imagen_jax.config import to_plain
+
+
+def stage_directory(workdir: str | Path, stage: str) -> Path:
+    """<workdir>/<stage>."""
+    return Path(workdir) / stage
+
+
+def make_record(config: ConfigDict, stage: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The record of a stage: its own part of the config, and the embeddings it is trained on."""
+    plain = to_plain(config)
+    return {
+        "stage": stage,
+        "config": plain | {"stages": {stage: plain["stages"][stage]}},
+        "encoder": manifest["encoder"],
+        "source": manifest["source"],
+    }
+
+
+def read_record(workdir: str | Path, stage: str) -> dict[str, Any]:
+    """Reads <workdir>/<stage>/stage.json.
+
+    Raises:
+      FileNotFoundError: there is no such stage; names the stages that there are.
+    """
+    path = stage_directory(workdir, stage) / "stage.json"
+    if not path.is_file():
+        found = sorted(p.parent.name for p in Path(workdir).glob("*/stage.json"))
+        raise FileNotFoundError(
+            f"no stage {stage!r} under {workdir}: {path} is missing; stages found: "
+            f"{', '.join(found) or 'none'}"
+        )
+    return json.loads(path.read_text())
+
+
+def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None:
+    """Writes the record of a new stage, or checks that the existing one says the same.
+
+    Raises:
+      ValueError: the stage was started with another config or on other embeddings; lists every
+        difference.
+    """
+    path = stage_directory(workdir, stage) / "stage.json"
+    record = json.loads(json.dumps(record))
+    if path.is_file():
+        differences = list(_differences(json.loads(path.read_text()), record, ""))
+        if differences:
+            raise ValueError(
+                f"{path.parent} was started with another config; differences (there -> now): "
+                + "; ".join(differences)
+                + ". Use another --workdir, or the config that it was started with."
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def restore_ema(directory: str | Path, abstract_params: Any) -> tuple[Any, int]:
+    """The newest averaged weights of a stage, and their step.
+
+    Args:
+      directory: <workdir>/<stage>.
+      abstract_params: pytree of ShapeDtypeStructs with shardings.
+
+    Raises:
+      FileNotFoundError: no finished checkpoint is there.
+    """
+    # Imported here: reading the record of a stage should not cost a second.
+    import orbax.checkpoint as ocp
+
+    checkpoints = Path(directory) / "checkpoints"
+    if checkpoints.is_dir():
+        with ocp.CheckpointManager(checkpoints.absolute()) as manager:
+            step = manager.latest_step()
+            if step is not None:
+                restored = manager.restore(
+                    step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract_params))
+                )
+                return restored["ema"], step
+    raise FileNotFoundError(
+        f"no checkpoint in {checkpoints}; train this stage first: "
+        f"imagen train --stage {Path(directory).name} ..."
+    )
+
+
+def _differences(old: Any, new: Any, where: str):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{where}: {old!r} -> {new!r}"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and runs them: format and lint, types, shell scripts, pytest.
+set -euo pipefail
+
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+  cat <<'HELP'
+usage: bash launch/test.sh [ARGUMENT OF pytest ...]
+
+Sets up .venv (see launch/setup.sh --dev), then runs ruff, mypy, shellcheck and pytest.
+
+examples:
+  bash launch/test.sh                          everything, as continuous integration does
+  bash launch/test.sh -m 'not slow'            without the tests that take half a minute or more
+  bash launch/test.sh tests/test_cli.py -k help   some tests; the linters still run over all
+
+environment:
+  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept between runs
+                             (default: ~/.cache/imagen-jax/tests)
+HELP
+  exit 0
+fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh --dev
+export PATH="$PWD/.venv/bin:$PATH"
+
+step() {  # step COMMAND...  shows a command and runs it
+  echo "+ $*"
+  "$@"
+}
+
+step ruff check .
+step ruff format --check .
+step mypy
+step shellcheck launch/*.sh .ci/run
+step pytest "$@"

@@ -1,0 +1,353 @@
+"""The command line: help that teaches and answers at once, clear errors, and what is called."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+from imagen_jax import main as main_lib
+from imagen_jax.cli import embed as embed_command
+from imagen_jax.cli import sample as sample_command
+from imagen_jax.cli.command import LEVELS
+
+COMMANDS = [
+    [], ["embed"], ["train"], ["sample"], ["evaluate"], ["data"], ["data", "show"],
+    ["data", "fetch"],
+]  # fmt: skip
+
+
+def help_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main_lib.main([*command, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def examples_in(text: str) -> list[list[str]]:
+    """Arguments of the `imagen` lines under "examples:", continued lines joined."""
+    text = text.partition("\nexamples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("imagen ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_examples_that_parse(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(command, capsys)
+    examples = examples_in(text)
+    assert len(examples) >= (2 if command == ["data", "fetch"] else 3)
+    assert max(map(len, text.splitlines())) <= 100
+    for example in examples:
+        assert example[: len(command)] == command or command == ["data", "fetch"]
+        if "--help" not in example:
+            assert callable(main_lib.make_parser().parse_args(example).run)
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from options(sub)
+        else:
+            yield action
+
+
+def test_help_of_every_option_says_its_default() -> None:
+    for action in options(main_lib.make_parser()):
+        assert action.help, f"{action.option_strings} has no help"
+        if action.default not in (None, argparse.SUPPRESS, []) and not action.required:
+            assert "(default: " in action.help, action.option_strings
+
+
+@pytest.mark.parametrize("command", [[], ["sample"], ["train"]], ids=" ".join)
+def test_help_answers_within_a_second(command: list[str]) -> None:
+    times = []
+    for _ in range(3):  # the machine may be busy with something else
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "imagen_jax.main", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 1
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & {"jax", "flax", "tensorflow", "seqio", "numpy"}
+
+
+def test_choices_are_those_of_the_library() -> None:
+    from imagen_jax.data.scenes.levels import LEVELS as levels
+    from imagen_jax.diffusion.guidance import THRESHOLDS
+    from imagen_jax.diffusion.samplers import SAMPLERS
+    from imagen_jax.text.encoder import load_encoder
+
+    assert tuple(levels) == LEVELS
+    with pytest.raises(ValueError, match="unknown text encoder") as error:
+        load_encoder("nonsense")
+    assert all(name in str(error.value) for name in embed_command.ENCODERS)
+    by_name = {action.dest: action for action in options(main_lib.make_parser())}
+    assert set(by_name["threshold"].choices or ()) == set(THRESHOLDS)
+    named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])
+    assert set(named) - {"or"} == set(SAMPLERS)
+
+
+# errors
+
+
+def run_with(error: BaseException, *flags: str) -> int:
+    with mock.patch.object(sample_command, "run", side_effect=error):
+        return main_lib.main(["sample", "a cat", *flags])
+
+
+def test_expected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with(ValueError("steps is 0;\n  it must be in [1, 1000]")) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "imagen: error: steps is 0; it must be in [1, 1000]\n"
+    assert captured.out == ""
+    assert run_with(FileNotFoundError("no work directory runs/x")) == 2
+    assert capsys.readouterr().err == "imagen: error: no work directory runs/x\n"
+    assert run_with(OSError(28, "No space left on device", "runs/x")) == 2
+    assert capsys.readouterr().err == "imagen: error: runs/x: No space left on device\n"
+
+
+def test_debug_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_with(ValueError("no"), "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("IMAGEN_DEBUG", "1")
+    assert run_with(ValueError("no")) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(TypeError):
+        run_with(TypeError("a defect"))
+
+
+def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "\nimagen: interrupted\n"
+    with mock.patch.object(embed_command, "run", side_effect=KeyboardInterrupt()):
+        argv = ["embed", "--scenes", "quickstart", "--count", "8", "--output", "x"]
+        assert main_lib.main(argv) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample"], "no prompt: give one or more"),
+        (["sample", "a cat", "  "], "prompt 2 is empty"),
+        (["sample", "--prompts", "absent.txt"], "absent.txt: No such file"),
+        (["sample", "a cat", "--workdir", "absent"], "no work directory absent"),
+        (
+            ["train", "--config", "absent", "--stage", "base", "--data", "d", "--workdir", "w"],
+            "no config 'absent': give the path of a file, or one of the names",
+        ),
+        (
+            ["train", "--config", "quickstart", "--stage", "base", "--data", "d", "--workdir", "w",
+             "--set", "stages.base.train.stepz=1"],
+            "unknown key 'stages.base.train.stepz' (did you mean 'steps'?)",
+        ),
+        (
+            ["train", "--config", "quickstart", "--stage", "top", "--data", "d", "--workdir", "w"],
+            "unknown stage 'top'",
+        ),
+        (
+            ["train", "--config", "quickstart", "--stage", "base", "--data", "absent",
+             "--workdir", "w"],
+            "absent",
+        ),
+        (
+            ["data", "show", "--scenes", "demo", "--size", "300", "--output", "x.png"],
+            "256",
+        ),
+        (
+            ["data", "show", "--scenes", "full", "--emoji", "absent", "--output", "x.png"],
+            "imagen data fetch",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    argv: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main_lib.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("imagen: error: ")
+    assert len(error.splitlines()) == 1
+    assert message in error
+    assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["sample", "a cat", "--steps", "0"], "must be at least 1, got 0"),
+        (["sample", "a cat", "--threshold", "hard"], "invalid choice: 'hard'"),
+        (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
+    ],
+)
+def test_malformed_arguments(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main_lib.main(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# what the commands do
+
+
+def test_prompts_of_command_line_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red apple\n\n  two dogs \n")
+    assert sample_command.read_prompts(["a cat "], str(file)) == [
+        "a cat",
+        "a red apple",
+        "two dogs",
+    ]
+
+
+def test_data_show_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "sheet.png"
+    argv = ["data", "show", "--scenes", "quickstart", "--count", "7", "--size", "32"]
+    assert main_lib.main([*argv, "--split", "heldout", "--output", str(output)]) == 0
+    width, height = Image.open(output).size
+    assert width >= 6 * 32
+    assert height >= 2 * 32
+    assert str(output) in capsys.readouterr().out
+
+
+def called(function: str, argv: list[str]) -> dict[str, Any]:
+    """Arguments, by name, that a command passes to the library's function in its place."""
+    module, _, name = function.rpartition(".")
+    original = getattr(__import__(module, fromlist=[name]), name)
+    with mock.patch(function, autospec=True) as replaced:  # refuses other arguments
+        assert main_lib.main(argv) == 0
+    (call,) = replaced.call_args_list
+    return inspect.signature(original).bind(*call.args, **call.kwargs).arguments
+
+
+def test_embed_calls_embed_scenes() -> None:
+    argv = "embed --scenes demo --count 10 --image-size 32 --seed 3 --encoder minilm-random"
+    arguments = called(
+        "imagen_jax.embed.embed_scenes", [*argv.split(), "--shards", "2", "--output", "out"]
+    )
+    assert arguments == {
+        "level": "demo", "count": 10, "size": 32, "seed": 3, "encoder_name": "minilm-random",
+        "output_dir": "out", "num_shards": 2,
+    }  # fmt: skip
+
+
+def test_train_calls_train_with_the_overridden_config() -> None:
+    arguments = called(
+        "imagen_jax.train.loop.train",
+        ["train", "--config", "quickstart", "--stage", "sr", "--data", "d", "--workdir", "w",
+         "--set", "stages.sr.train.steps=7", "--set", "stages.sr.train.seed=1"],
+    )  # fmt: skip
+    config = arguments.pop("config")
+    assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (7, 1)
+    assert config.stages.base.train.steps != 7
+    assert arguments == {"stage_name": "sr", "data_dir": "d", "workdir": "w"}
+
+
+def test_sample_passes_on_only_what_is_said() -> None:
+    with mock.patch("imagen_jax.cascade.Cascade.load") as load, mock.patch(
+        "imagen_jax.cascade.save_samples", return_value=["grid.png", "0000.png"]
+    ):  # fmt: skip
+        argv = ["sample", "a cat", "--workdir", "w", "--guidance", "2", "--steps", "4"]
+        assert main_lib.main(argv) == 0
+    load.assert_called_once_with("w")
+    (call,) = load.return_value.sample.call_args_list
+    assert call.args == (["a cat"],)
+    said = {name: value for name, value in call.kwargs.items() if value is not None}
+    assert said == {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": 4}
+
+
+def write_tiny_cascade(directory: Path) -> None:
+    """A cascade of untrained networks in the form that the package ships."""
+    import flax.linen as nn
+    import flax.traverse_util
+    import jax
+    import numpy as np
+    import safetensors.numpy
+
+    from imagen_jax.config import load_config, to_plain
+    from imagen_jax.stage import make_stage
+    from imagen_jax.text.encoder import load_encoder
+
+    tiny = ["channels=16", "blocks=(1, 1, 1)", "text_channels=32", "text_layers=1"]
+    config = load_config(
+        "quickstart",
+        [f"stages.base.network.{change}" for change in tiny]
+        + ["stages.sr.network.channels=(8, 16, 16)"]
+        + [f"stages.sr.network.{change}" for change in tiny[1:]]
+        + [f"stages.{stage}.network.head_channels=8" for stage in ("base", "sr")],
+    )
+    encoder = load_encoder("minilm-random")
+    record = {"name": encoder.name, "fingerprint": encoder.fingerprint}
+    directory.mkdir()
+    (directory / "cascade.json").write_text(
+        json.dumps({"config": to_plain(config), "encoder": record})
+    )
+    for name in config.cascade:
+        params = nn.unbox(jax.jit(make_stage(config, name).init)(jax.random.key(0)))
+        flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+        half = {key: np.asarray(value, np.float16) for key, value in flat.items()}
+        safetensors.numpy.save_file(half, directory / f"{name}.safetensors")
+
+
+def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
+    write_tiny_cascade(tmp_path / "cascade")
+    blocked = "import sys; sys.modules |= dict.fromkeys(['tensorflow', 'seqio', 'clu'])"
+    argv = ["sample", "a red circle", "two cats", "--workdir", str(tmp_path / "cascade"),
+            "--per-prompt", "2", "--steps", "2", "--seed", "5", "--output", str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", f"{blocked}; from imagen_jax.main import main; main({argv!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert (
+        done.stdout
+        == f"4 pictures in {tmp_path / 'out'}, together in {tmp_path / 'out' / 'grid.png'}\n"
+    )
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == [
+        "0000.png",
+        "0001.png",
+        "0002.png",
+        "0003.png",
+        "grid.png",
+    ]
+    picture = Image.open(files[3])
+    assert picture.size == (64, 64)
+    assert (picture.text["prompt"], picture.text["seed"]) == ("two cats", "6")
+    assert json.loads(picture.text["settings"])["sr"]["steps"] == 2

