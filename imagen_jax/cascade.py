@@ -51,10 +51,16 @@ class CascadeSamples:
 class Cascade:
     """Stages of one cascade with their weights and the text encoder that conditions them."""
 
-    def __init__(self, stages: Sequence[tuple[Stage, Any]], encoder: TextEncoder):
+    def __init__(
+        self,
+        stages: Sequence[tuple[Stage, Any]],
+        encoder: TextEncoder,
+        source: Mapping[str, Any],
+    ):
         """Args:
         stages: (stage, weights), lowest resolution first.
         encoder: the frozen encoder that the stages were trained with.
+        source: split -> description of the data that they were trained on.
 
         Raises:
           ValueError: a stage does not start from what the one before it makes.
@@ -69,6 +75,7 @@ class Cascade:
             resolution = stage.resolution
         self.stages = list(stages)
         self.encoder = encoder
+        self.source = source
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Cascade:
@@ -83,7 +90,8 @@ class Cascade:
           ValueError: stages that do not belong together, or another text encoder than they were
             trained with.
         """
-        stages, recorded = pretrained.load_stages(path)
+        stages, origin = pretrained.load_stages(path)
+        recorded = origin["encoder"]
         encoder = load_encoder(recorded["name"])
         if encoder.fingerprint != recorded["fingerprint"]:
             raise ValueError(
@@ -91,7 +99,7 @@ class Cascade:
                 f"fingerprint {recorded['fingerprint']}, but the one installed here has "
                 f"{encoder.fingerprint}; install the version it was trained with"
             )
-        return cls(stages, encoder)
+        return cls(stages, encoder, origin["source"])
 
     @property
     def size(self) -> int:
@@ -152,21 +160,44 @@ class Cascade:
             or settings out of range.
         """
         prompts = check_prompts(prompts)
-        if per_prompt < 1 or seed < 0 or seed + per_prompt > 2**32:
-            raise ValueError(
-                f"per_prompt must be at least 1 and seeds in [0, 2**32), got per_prompt "
-                f"{per_prompt} and seed {seed}"
-            )
-        sizes = [stage.resolution for stage, _ in self.stages]
+        if per_prompt < 1:
+            raise ValueError(f"per_prompt must be at least 1, got {per_prompt}")
         if size is not None and size != self.size:
             raise ValueError(
                 f"this cascade makes pictures of {self.size} x {self.size} pixels (stages "
-                f"{sizes}), not {size} x {size}"
+                f"{[stage.resolution for stage, _ in self.stages]}), not {size} x {size}"
             )
+        return self.sample_each(
+            [prompt for prompt in prompts for _ in range(per_prompt)],
+            [seed + r for _ in prompts for r in range(per_prompt)],
+            intermediates=intermediates,
+            show_progress=show_progress,
+            **overrides,
+        )
+
+    def sample_each(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        intermediates: bool = False,
+        show_progress: bool = True,
+        **overrides: Any,
+    ) -> CascadeSamples:
+        """One picture of each prompt with the seed at its place; otherwise as `sample`.
+
+        Raises:
+          ValueError: as `sample`, or not as many seeds as prompts.
+        """
+        prompts = check_prompts(prompts)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; need as many")
+        if not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds must be in [0, 2**32), got {list(seeds)}")
         settings = self.settings(**overrides)
-        text = self._encode(prompts)
-        index = np.repeat(np.arange(len(prompts)), per_prompt)
-        seeds = [seed + r for _ in prompts for r in range(per_prompt)]
+        distinct = list(dict.fromkeys(prompts))
+        text = self._encode(distinct)
+        index = np.array([distinct.index(prompt) for prompt in prompts])
         batch_size = next((b for b in BATCH_SIZES if b >= len(index)), BATCH_SIZES[-1])
         batches = range(0, len(index), batch_size)
         steps = len(batches) * sum(s.steps for s in settings.values())
@@ -198,8 +229,8 @@ class Cascade:
         stages = {name: np.concatenate(images) for name, images in parts.items()}
         return CascadeSamples(
             images=stages[self.stages[-1][0].name],
-            prompts=[prompts[i] for i in index],
-            seeds=seeds,
+            prompts=prompts,
+            seeds=list(seeds),
             settings=settings,
             stages=stages,
             intermediates={

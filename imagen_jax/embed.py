@@ -13,10 +13,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from imagen_jax.data import records
 from imagen_jax.data.records import Manifest, Record
+from imagen_jax.data.sources import Example, SceneSource, Source
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 
@@ -32,39 +32,6 @@ CHUNK = 2048
 """Examples held in memory between rendering, encoding and writing."""
 
 Job = dict[str, Any]
-
-
-class Example(Protocol):
-    """What a source yields.
-
-    Attributes:
-      id: name of the example, unique in the source.
-      caption: the text.
-      image: [size, size, 3] uint8; None if the source could not decode its picture.
-    """
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def image(self) -> np.ndarray | None: ...
-
-
-class Source(Protocol):
-    """Captioned pictures, in a fixed order and division into shards."""
-
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example]:
-        """The examples of one shard: the same ones whenever it is called."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """JSON values that fix the examples: two sources with one description are the same."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of examples in all shards."""
-        ...
 
 
 def embed(
@@ -128,41 +95,6 @@ def embed(
         for shard in todo:
             _embed_shard(source, encoder, directory, job, shard, bar)
     return _write_manifest(directory, job)
-
-
-@dataclass(frozen=True)
-class SceneSource:
-    """The built-in scenes as a `Source`: shards are consecutive parts of the endless sequence.
-
-    Attributes:
-      level: vocabulary of the scenes.
-      split: "train" or "heldout".
-      seed: names the sequence.
-      count: number of scenes.
-      size: side of the pictures in pixels.
-    """
-
-    level: str
-    split: str
-    seed: int
-    count: int
-    size: int
-
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
-        """The scenes of one shard, rendered one by one."""
-        from imagen_jax.data.scenes.source import scene_examples
-
-        start, end = (self.count * edge // num_shards for edge in (shard, shard + 1))
-        return scene_examples(
-            self.level, self.split, self.seed, end - start, self.size, start=start
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """The arguments, and the name of the source."""
-        return {"name": "scenes", **asdict(self)}
-
-    def __len__(self) -> int:
-        return self.count
 
 
 def embed_scenes(
@@ -247,7 +179,7 @@ def _embed_shard(
     with records.record_writer(directory / name) as writer:
         for chunk in _chunks(source.examples_of_shard(shard, job["num_shards"])):
             usable, tokens_of = _prepare(chunk, encoder, job["image_size"], dropped, states_of)
-            encoded = encoder.encode_tokens(list(tokens_of.values()))
+            encoded = encoder.encode_tokens(list(tokens_of.values()), bar.update)
             for caption, states in zip(tokens_of, encoded, strict=True):
                 states_of[caption] = states.astype(ml_dtypes.bfloat16)
             for example, png in usable:
@@ -256,7 +188,7 @@ def _embed_shard(
                     records.serialize_record(Record(example.id, example.caption, png, states))
                 )
             examples += len(usable)
-            bar.update(len(chunk))
+            bar.update(len(chunk) - len(tokens_of))
     # Counts after the shard: where they are, the shard is whole.
     records.write_json(
         directory / "progress" / f"{name}.json",

@@ -1,7 +1,90 @@
 """A labelled grid of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
-from PIL import Image
-def labelled_grid(images, labels, columns, scale):
-    ims=[np.asarray(Image.fromarray(i).resize((i.shape[1]*scale,i.shape[0]*scale),0)) for i in images]
-    rows=[np.concatenate(ims[i:i+columns],1) for i in range(0,len(ims),columns)]
-    return Image.fromarray(np.concatenate(rows,0))
+from PIL import Image, ImageDraw, ImageFont
+
+_PAPER = (255, 255, 255)
+_TEXT = (40, 44, 52)
+_FRAME = (214, 217, 222)
+_MARGIN = 12
+_FONT_SIZE = 13
+
+
+def labelled_grid(
+    images: np.ndarray, labels: Sequence[str], columns: int, scale: int = 2
+) -> Image.Image:
+    """Draw pictures in rows, each above its label.
+
+    Args:
+      images: uint8 [n, h, w, 3].
+      labels: n texts, wrapped to the width of a picture; empty for none.
+      columns: pictures in a row.
+      scale: whole factor by which pictures are enlarged, pixels staying square.
+
+    Returns:
+      RGB picture on white paper; rows are as high as their longest label needs.
+
+    Raises:
+      ValueError: no pictures, not as many labels as pictures, or columns or scale below 1.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"images must be uint8 [n, h, w, 3]; got {images.dtype} {list(images.shape)}"
+        )
+    count, height, width, _ = images.shape
+    if count == 0 or count != len(labels):
+        raise ValueError(f"{count} pictures with {len(labels)} labels; need as many, at least one")
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns={columns} and scale={scale} must be at least 1")
+    font = ImageFont.load_default(_FONT_SIZE)
+    columns = min(columns, count)
+    width, height = width * scale, height * scale
+    wrapped = [_wrap(label, width, font) for label in labels]
+    # "Ag" reaches above and below all other letters.
+    line = round(font.getbbox("Ag")[3]) + 4
+    rows = range(0, count, columns)
+    text_heights = [line * max(len(w) for w in wrapped[i : i + columns]) for i in rows]
+    sheet = Image.new(
+        "RGB",
+        (
+            _MARGIN + columns * (width + _MARGIN),
+            _MARGIN + sum(height + 6 + text + _MARGIN for text in text_heights),
+        ),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for first, text_height in zip(rows, text_heights, strict=True):
+        for index in range(first, min(first + columns, count)):
+            left = _MARGIN + (index - first) * (width + _MARGIN)
+            picture = Image.fromarray(images[index])
+            if scale > 1:
+                picture = picture.resize((width, height), Image.Resampling.NEAREST)
+            draw.rectangle((left - 1, top - 1, left + width, top + height), outline=_FRAME)
+            sheet.paste(picture, (left, top))
+            for number, text in enumerate(wrapped[index]):
+                at = (left, top + height + 5 + number * line)
+                draw.text(at, text, font=font, fill=_TEXT)
+        top += height + 6 + text_height + _MARGIN
+    return sheet
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Break a text into lines of at most `width` pixels; a longer word is broken within."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        while font.getlength(word) > width and len(word) > 1:
+            fits = next(n for n in range(len(word) - 1, 0, -1)
+                        if n == 1 or font.getlength(word[:n]) <= width)  # fmt: skip
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines

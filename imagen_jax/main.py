@@ -89,6 +89,7 @@ def _set_environment(debug: bool) -> None:
     """Settings that the libraries read when they are imported; what the user set goes first."""
     if not debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # only reads data, and is quiet so
     # Compiled code is for this machine's processor, and a home directory may be shared.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     compiled = cache / "imagen-jax" / f"compiled-{platform.node()}"

@@ -25,10 +25,13 @@ DEMO = Path(__file__).parent / "demo"
 
 
 def load_stages(path: str | Path | None) -> tuple[list[tuple[Stage, Any]], dict[str, Any]]:
-    """Stages with their averaged weights, lowest resolution first, and the encoder's record.
+    """Stages with their averaged weights, lowest resolution first, and what they were trained on.
 
     Args:
       path: work directory or exported cascade; None is the cascade in the package.
+
+    Returns:
+      (stages with weights, {"encoder": ..., "source": ...} of the embeddings' manifest).
 
     Raises:
       FileNotFoundError: nothing there, or a stage without a checkpoint.
@@ -56,7 +59,7 @@ def export_cascade(workdir: str | Path, output: str | Path) -> list[Path]:
     Raises:
       FileNotFoundError, ValueError: as load_stages.
     """
-    stages, encoder = _load_workdir(Path(workdir))
+    stages, origin = _load_workdir(Path(workdir))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     record = read_record(workdir, stages[0][0].name)
@@ -64,7 +67,7 @@ def export_cascade(workdir: str | Path, output: str | Path) -> list[Path]:
     for stage, _ in stages[1:]:
         config["stages"] |= read_record(workdir, stage.name)["config"]["stages"]
     paths = [output / "cascade.json"]
-    paths[0].write_text(json.dumps({"config": config, "encoder": encoder}, indent=2) + "\n")
+    paths[0].write_text(json.dumps({"config": config} | origin, indent=2) + "\n")
     for stage, params in stages:
         flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
         half = {name: np.asarray(value, np.float16) for name, value in flat.items()}
@@ -91,7 +94,7 @@ def _load_exported(directory: Path) -> tuple[list[tuple[Stage, Any]], dict[str, 
         )
         _check_shapes(stage, params, path)
         stages.append((stage, params))
-    return stages, record["encoder"]
+    return stages, {key: record[key] for key in ("encoder", "source")}
 
 
 def _check_shapes(stage: Stage, params: Any, path: Path) -> None:
@@ -127,4 +130,5 @@ def _load_workdir(workdir: Path) -> tuple[list[tuple[Stage, Any]], dict[str, Any
         )
         params, _ = restore_ema(stage_directory(workdir, name), shapes)
         stages.append((stage, params))
-    return stages, encoders[names[0]]
+    origin = read_record(workdir, names[0])
+    return stages, {key: origin[key] for key in ("encoder", "source")}

@@ -44,9 +44,6 @@ bash launch/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
 started=$SECONDS
-prompts=(
-  "a red circle left of a blue square on a yellow background"
-)
 
 run() {  # run COMMAND...  shows a command as one would type it, runs it, and says how long it took
   local begin=$SECONDS
@@ -55,7 +52,7 @@ run() {  # run COMMAND...  shows a command as one would type it, runs it, and sa
     [[ "$argument" != *[!-a-zA-Z0-9_./=]* ]] || argument="\"$argument\""
     line+=" $argument"
   done
-  printf '\n\033[1m$%s\033[0m\n' "$line"
+  if [[ -t 1 ]]; then printf '\n\033[1m$%s\033[0m\n' "$line"; else printf '\n$%s\n' "$line"; fi
   "$@"
   echo "  ($((SECONDS - begin)) s)"
 }
@@ -65,7 +62,8 @@ for stage in base sr; do
   run imagen train --config configs/quickstart.py --stage "$stage" \
     --data "$workdir/embeddings" --workdir "$workdir"
 done
-run imagen sample --workdir "$workdir" --output "$workdir/samples" "${prompts[@]}"
+run imagen sample --workdir "$workdir" --output "$workdir/samples" \
+  --prompts launch/quickstart_prompts.txt
 run imagen evaluate --workdir "$workdir" --output "$workdir/evaluation"
 
 minutes=$(((SECONDS - started) / 60))
@@ -78,7 +76,7 @@ Done in ${minutes} min ${seconds} s, installation apart.
   curves     .venv/bin/tensorboard --logdir $workdir
 
 More of your own:
-  .venv/bin/imagen sample --workdir $workdir "two green stars"
+  .venv/bin/imagen sample --workdir $workdir "a drawing of a red star on a blue background"
 DONE
 
 if $open && [[ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]] && command -v xdg-open > /dev/null; then

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +21,9 @@ from PIL import Image
 
 from imagen_jax import main as main_lib
 from imagen_jax.cli import embed as embed_command
+from imagen_jax.cli import evaluate as evaluate_command
 from imagen_jax.cli import sample as sample_command
-from imagen_jax.cli.command import LEVELS
+from imagen_jax.cli.command import LEVELS, SETTINGS
 
 COMMANDS = [
     [], ["embed"], ["train"], ["sample"], ["evaluate"], ["data"], ["data", "show"],
@@ -95,9 +97,13 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
+    from imagen_jax.eval.run import SPLITS
+    from imagen_jax.stage import SampleConfig
     from imagen_jax.text.encoder import load_encoder
 
     assert tuple(levels) == LEVELS
+    assert evaluate_command.SPLITS == SPLITS
+    assert {field.name for field in fields(SampleConfig)} - set(SETTINGS) == {"time_grid"}
     with pytest.raises(ValueError, match="unknown text encoder") as error:
         load_encoder("nonsense")
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
@@ -289,15 +295,22 @@ def test_sample_passes_on_only_what_is_said() -> None:
     assert said == {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": 4}
 
 
+def test_evaluate_calls_evaluate() -> None:
+    argv = "evaluate --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
+    assert called("imagen_jax.eval.run.evaluate", argv.split()) == {
+        "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
+        "output_dir": "out", "overrides": {"steps": 3},
+    }  # fmt: skip
+
+
 def write_tiny_cascade(directory: Path) -> None:
     """A cascade of untrained networks in the form that the package ships."""
-    import flax.linen as nn
     import flax.traverse_util
-    import jax
     import numpy as np
     import safetensors.numpy
 
     from imagen_jax.config import load_config, to_plain
+    from imagen_jax.pretrained import abstract_params
     from imagen_jax.stage import make_stage
     from imagen_jax.text.encoder import load_encoder
 
@@ -313,20 +326,32 @@ def write_tiny_cascade(directory: Path) -> None:
     record = {"name": encoder.name, "fingerprint": encoder.fingerprint}
     directory.mkdir()
     (directory / "cascade.json").write_text(
-        json.dumps({"config": to_plain(config), "encoder": record})
+        json.dumps({"config": to_plain(config), "encoder": record, "source": {}})
     )
     for name in config.cascade:
-        params = nn.unbox(jax.jit(make_stage(config, name).init)(jax.random.key(0)))
-        flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-        half = {key: np.asarray(value, np.float16) for key, value in flat.items()}
+        # Drawn here, since compiling a network's own initialisation takes long.
+        shapes = flax.traverse_util.flatten_dict(abstract_params(make_stage(config, name)), sep="/")
+        rng = np.random.default_rng(0)
+        half = {key: rng.normal(0, 0.02, x.shape).astype(np.float16) for key, x in shapes.items()}
         safetensors.numpy.save_file(half, directory / f"{name}.safetensors")
 
 
 def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
     write_tiny_cascade(tmp_path / "cascade")
+    output = tmp_path / "out"
+    argv = [
+        "sample",
+        "a red circle",
+        "two cats",
+        "--per-prompt",
+        "2",
+        "--steps",
+        "2",
+        "--seed",
+        "5",
+    ]
+    argv += ["--workdir", str(tmp_path / "cascade"), "--output", str(output)]
     blocked = "import sys; sys.modules |= dict.fromkeys(['tensorflow', 'seqio', 'clu'])"
-    argv = ["sample", "a red circle", "two cats", "--workdir", str(tmp_path / "cascade"),
-            "--per-prompt", "2", "--steps", "2", "--seed", "5", "--output", str(tmp_path / "out")]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", f"{blocked}; from imagen_jax.main import main; main({argv!r})"],
         capture_output=True,
@@ -335,18 +360,10 @@ def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
         timeout=120,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    assert (
-        done.stdout
-        == f"4 pictures in {tmp_path / 'out'}, together in {tmp_path / 'out' / 'grid.png'}\n"
-    )
-    files = sorted((tmp_path / "out").iterdir())
-    assert [file.name for file in files] == [
-        "0000.png",
-        "0001.png",
-        "0002.png",
-        "0003.png",
-        "grid.png",
-    ]
+    assert done.stdout == f"4 pictures in {output}, together in {output / 'grid.png'}\n"
+    files = sorted(output.iterdir())
+    names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
+    assert [file.name for file in files] == names
     picture = Image.open(files[3])
     assert picture.size == (64, 64)
     assert (picture.text["prompt"], picture.text["seed"]) == ("two cats", "6")

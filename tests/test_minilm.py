@@ -11,8 +11,8 @@ from make_minilm_reference import CAPTIONS, STORED_CHANNELS, reference_states
 
 from imagen_jax.text import minilm
 from imagen_jax.text.encoder import (
-    LENGTH_BUCKETS,
     MINILM_MAX_LENGTH,
+    RESULT_LENGTHS,
     TextEncoder,
     load_encoder,
 )
@@ -55,7 +55,7 @@ def test_states_do_not_depend_on_company_or_padding(encoder):
     short, long = "a red circle", "two red apples left of a dog on a blue background " * 2
     alone = encoder.encode([short])
     together = encoder.encode([long, short])
-    assert alone.states.shape[1] == LENGTH_BUCKETS[0] < together.states.shape[1]
+    assert alone.states.shape[1] == RESULT_LENGTHS[0] < together.states.shape[1]
     np.testing.assert_allclose(
         together.states[1][together.mask[1]], alone.states[0][alone.mask[0]], atol=ATOL
     )

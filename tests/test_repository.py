@@ -105,5 +105,21 @@ def test_package_data_is_shipped() -> None:
     package = ROOT / "imagen_jax"
     shipped = {path for pattern in patterns for path in package.glob(pattern)}
     for path in tracked_files():
-        if path.is_relative_to(package) and path.suffix != ".py" and path.is_file():
+        is_code = path.suffix == ".py" or path.name == "README.md"
+        if path.is_relative_to(package) and not is_code and path.is_file():
             assert path in shipped, f"{path} is not covered by tool.setuptools.package-data"
+
+
+def test_quickstart_samples_held_out_prompts() -> None:
+    from imagen_jax.data.scenes.grammar import caption
+    from imagen_jax.data.scenes.levels import get_level
+    from imagen_jax.data.scenes.sampling import sample_scene
+
+    prompts = set((ROOT / "launch" / "quickstart_prompts.txt").read_text().splitlines())
+    level = get_level("quickstart")
+    held_out = {
+        caption(sample_scene(level, "heldout", 0, index, groups))
+        for groups in (1, 2)
+        for index in range(1000)
+    }
+    assert not prompts - held_out

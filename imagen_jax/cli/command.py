@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from typing import Any
 
 LEVELS = ("quickstart", "demo", "full")
 
@@ -79,3 +80,50 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="of `imagen train`, with all stages trained (default: the pretrained demo cascade)",
     )
+
+
+SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_level")
+"""Names of the sampling settings, as in stage.SampleConfig."""
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds the sampling settings, which are the config's where they are not given."""
+    of_config = "(default: the config's)"
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="WEIGHT",
+        help=f"of classifier-free guidance; 1 is off, more follows the text closer {of_config}",
+    )
+    parser.add_argument(
+        "--threshold",
+        choices=("dynamic", "static", "none"),
+        help=f"how each step's estimate is kept in the range of a picture {of_config}",
+    )
+    parser.add_argument(
+        "--percentile",
+        type=float,
+        metavar="P",
+        help=f"of dynamic thresholding, 0 to 100 {of_config}",
+    )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help=f"ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun {of_config}"
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help=f"of the sampler, for each stage; time is proportional to it {of_config}",
+    )
+    parser.add_argument(
+        "--aug-level",
+        type=float,
+        metavar="LEVEL",
+        help="noise put on the small picture before it is enlarged, 0 (none) to 1 (only noise); "
+        f"more invents more detail {of_config}",
+    )
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings that were given."""
+    return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}

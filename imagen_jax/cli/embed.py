@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
     from imagen_jax.embed import embed_scenes
 
-    embed_scenes(
+    manifest = embed_scenes(
         level=args.scenes,
         count=args.count,
         size=args.image_size,
@@ -65,3 +65,4 @@ def run(args: argparse.Namespace) -> None:
         output_dir=args.output,
         num_shards=args.shards,
     )
+    print(f"{manifest['splits']['train']['examples']} examples in {args.output}")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, add_seed, add_workdir, command, positive
+from imagen_jax.cli.command import (
+    Commands,
+    add_seed,
+    add_settings,
+    add_workdir,
+    command,
+    positive,
+    settings,
+)
+
+SPLITS = ("train", "heldout", "unseen")
 
 
 def add_command(commands: Commands) -> None:
@@ -16,25 +26,31 @@ def add_command(commands: Commands) -> None:
         """
         Samples captions whose layout is known, finds the objects in the pictures by template
         matching, and compares: object, colour, count, relation, style, background and all at once,
-        for seen and held-out compositions. Real pictures (the ceiling) and shuffled captions (the
-        floor) are scored beside them.""",
+        for compositions seen in training and held out from it. Real pictures (the ceiling) and
+        shuffled captions (the floor) are scored beside them.""",
         """
         imagen evaluate --workdir runs/quickstart --output runs/quickstart/evaluation
         imagen evaluate --count 256
-        imagen evaluate --workdir runs/demo --splits heldout --count 64""",
+        imagen evaluate --splits unseen --guidance 5
+            crimson discs and puppies: what the frozen language model knows of them""",
     )
     add_workdir(parser)
     parser.add_argument(
-        "--count", type=positive, default=64, help="pictures of each split (default: %(default)s)"
+        "--count",
+        type=positive,
+        default=64,
+        help="pictures of each split and number of objects (default: %(default)s)",
     )
     parser.add_argument(
         "--splits",
         nargs="+",
-        choices=("train", "heldout"),
+        choices=SPLITS,
         default=["train", "heldout"],
-        help="compositions seen in training, or kept from it (default: both)",
+        help="compositions seen in training, kept from it, or said in words that training never "
+        "saw (default: train heldout)",
     )
     add_seed(parser, "of captions and noise")
+    add_settings(parser)
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -54,4 +70,5 @@ def run(args: argparse.Namespace) -> None:
         splits=tuple(args.splits),
         seed=args.seed,
         output_dir=args.output,
+        **settings(args),
     )

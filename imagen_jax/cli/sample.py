@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen_jax.cli.command import Commands, add_seed, add_workdir, command, positive
+from imagen_jax.cli.command import (
+    Commands,
+    add_seed,
+    add_settings,
+    add_workdir,
+    command,
+    positive,
+    settings,
+)
 
 
 def add_command(commands: Commands) -> None:
@@ -43,40 +51,7 @@ def add_command(commands: Commands) -> None:
         help="pictures of each prompt (default: %(default)s)",
     )
     add_seed(parser, "of the noise; the same seed gives the same pictures")
-    of_config = "(default: the config's)"
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        metavar="WEIGHT",
-        help=f"of classifier-free guidance; 1 is off, more follows the text closer {of_config}",
-    )
-    parser.add_argument(
-        "--threshold",
-        choices=("dynamic", "static", "none"),
-        help=f"how each step's estimate is kept in the range of a picture {of_config}",
-    )
-    parser.add_argument(
-        "--percentile",
-        type=float,
-        metavar="P",
-        help=f"of dynamic thresholding, 0 to 100 {of_config}",
-    )
-    parser.add_argument(
-        "--sampler", metavar="NAME", help=f"ddpm, ddim, dpmpp_2m or heun {of_config}"
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help=f"of the sampler, for each stage; time is proportional to it {of_config}",
-    )
-    parser.add_argument(
-        "--aug-level",
-        type=float,
-        metavar="LEVEL",
-        help="noise put on the small picture before it is enlarged, 0 (none) to 1 (only noise); "
-        f"more invents more detail {of_config}",
-    )
+    add_settings(parser)
     parser.add_argument(
         "--size",
         type=positive,
@@ -97,12 +72,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         per_prompt=args.per_prompt,
         size=args.size,
-        guidance=args.guidance,
-        threshold=args.threshold,
-        percentile=args.percentile,
-        sampler=args.sampler,
-        steps=args.steps,
-        aug_level=args.aug_level,
+        **settings(args),
     )
     grid, *pictures = save_samples(samples, args.output)
     print(f"{len(pictures)} pictures in {args.output}, together in {grid}")

@@ -126,7 +126,7 @@ def inpaint(
       denoise: (x_t, logsnr []) -> x0.
       picture: [b, h, w, c] in [-1, 1]. What it has where keep is 0 matters only if the grid does
         not start at pure noise: then the new part starts from it, as in img2img.
-      keep: [b, h, w, 1] in [0, 1], 1 where the picture stays as it is; or bool.
+      keep: [b or 1, h, w, 1] in [0, 1], 1 where the picture stays as it is; or bool.
       noise: [b, h, w, c] standard normal.
       grid: [steps + 1] increasing logsnr.
       key: one key or [b] keys; only needed if resamples > 1 or if the sampler draws noise.
@@ -142,10 +142,12 @@ def inpaint(
     """
     check_sampler(name)
     check_grid(grid)
-    if keep.shape not in ((*picture.shape[:3], 1), picture.shape):
+    batch, height, width, channels = picture.shape
+    fits = keep.ndim == 4 and keep.shape[1:3] == (height, width)
+    if not (fits and keep.shape[0] in (1, batch) and keep.shape[3] in (1, channels)):
         raise ValueError(
-            f"keep must have shape {(*picture.shape[:3], 1)} for pictures of shape "
-            f"{picture.shape}, got {keep.shape}"
+            f"keep must have shape {(batch, height, width, 1)} (or 1 in place of {batch}) for "
+            f"pictures of shape {picture.shape}, got {keep.shape}"
         )
     keep = jnp.asarray(keep, picture.dtype)
 

@@ -95,7 +95,8 @@ def time_grid(
       [steps + 1] increasing logsnr.
 
     Raises:
-      ValueError: unknown kind, or steps, t_start or an option out of range.
+      ValueError: unknown kind, steps, t_start or an option out of range, or a grid that they make
+        too fine for the schedule or for float32.
     """
     if kind not in TIME_GRIDS:
         raise ValueError(f"unknown time grid {kind!r}; choose from {sorted(TIME_GRIDS)}")
@@ -109,5 +110,13 @@ def time_grid(
             raise ValueError(
                 f"steps={steps} exceeds the {t_start * train_steps:g} times of a {kind} grid"
             )
-    noisy = TIME_GRIDS[kind](schedule, steps, t_start, **options)
-    return jnp.append(noisy, schedule.logsnr(0.0))
+    # Known values also inside a jitted function, so that they can be checked there.
+    with jax.ensure_compile_time_eval():
+        noisy = TIME_GRIDS[kind](schedule, steps, t_start, **options)
+        grid = jnp.append(noisy, schedule.logsnr(0.0))
+        if not bool(jnp.all(jnp.diff(grid) > 0.0)):
+            raise ValueError(
+                f"a {kind} grid of {steps} steps from t_start={t_start} with options {options} is "
+                f"not increasing in logsnr on {schedule}: {grid}"
+            )
+    return grid

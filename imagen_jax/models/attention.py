@@ -10,6 +10,20 @@ from jaxtyping import Array, Bool, Float
 from imagen_jax.models import layers
 
 
+def num_heads(channels: int, head_channels: int, of_what: str) -> int:
+    """Number of attention heads that `channels` are divided into.
+
+    Raises:
+      ValueError: they cannot be divided into heads of `head_channels`.
+    """
+    if channels % head_channels:
+        raise ValueError(
+            f"{of_what} of {channels} channels cannot be divided into attention heads of "
+            f"{head_channels}; head_channels must divide all channels that attend"
+        )
+    return channels // head_channels
+
+
 class TextContext(nn.Module):
     """Projects prepared text tokens to the keys and values of one attention layer.
 
@@ -66,12 +80,7 @@ class ImageAttention(nn.Module):
         mask: Bool[Array, "b l"],
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        if c % self.head_channels:
-            raise ValueError(
-                f"{c} channels cannot be divided into attention heads of {self.head_channels}; "
-                "choose a head size that divides every attending resolution's channels"
-            )
-        heads = c // self.head_channels
+        heads = num_heads(c, self.head_channels, "a picture")
         tokens = layers.GroupNorm(self.dtype, name="norm")(x).reshape(b, h * w, c)
         shape = (b, -1, heads, self.head_channels)
         q = layers.Dense(c, self.dtype, use_bias=False, name="q")(tokens).reshape(shape)
@@ -111,14 +120,11 @@ class TextBlock(nn.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]
     ) -> Float[Array, "b l d"]:
         b, length, d = x.shape
-        if d % self.head_channels:
-            raise ValueError(
-                f"text width {d} cannot be divided into heads of {self.head_channels}"
-            )
+        heads = num_heads(d, self.head_channels, "text")
         y = layers.LayerNorm(self.dtype, name="attention_norm")(x)
         qkv = layers.Dense(3 * d, self.dtype, use_bias=False, name="qkv")(y)
         q, k, v = (
-            z.reshape(b, length, -1, self.head_channels) for z in jnp.split(qkv, 3, axis=-1)
+            z.reshape(b, length, heads, self.head_channels) for z in jnp.split(qkv, 3, axis=-1)
         )
         # Dropped text has no visible token at all; let such rows see everything so that softmax
         # stays finite. Nothing downstream reads them, since their mask stays False.
@@ -142,12 +148,10 @@ class AttentionPool(nn.Module):
         self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
     ) -> Float[Array, "b f"]:
         b, _, d = text.shape
-        heads = max(1, d // self.head_channels)
+        heads = num_heads(d, self.head_channels, "text")
         k, v, visible = TextContext(heads, self.head_channels, self.dtype, name="text")(text, mask)
         query = self.param(
-            "query",
-            layers.partitioned(nn.initializers.normal(1.0), "vector"),
-            (heads * self.head_channels,),
+            "query", layers.partitioned(nn.initializers.normal(1.0), "vector"), (d,)
         )
         q = jnp.broadcast_to(
             query.astype(self.dtype).reshape(1, 1, heads, self.head_channels),

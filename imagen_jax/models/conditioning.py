@@ -14,8 +14,8 @@ from imagen_jax.typing import Conditioning
 def sinusoidal_embedding(value: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
     """Sines and cosines of `value` at frequencies spaced geometrically (Vaswani et al. 2017, 3.5).
 
-    Frequencies run from 1 to 1/10000 radians per unit over 1000 units of a value that spans about
-    1 (aug_level) or 40 (logsnr): callers scale their value accordingly.
+    Frequencies run from 1 down to 1/10000 radian per unit: callers scale what they embed to a range
+    of 1000 units.
     """
     half = channels // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class EfficientUNet(nn.Module):
     head_channels: int
     text_channels: int
     text_layers: int
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
     has_low_res: bool = True
 
@@ -90,7 +91,7 @@ class EfficientUNet(nn.Module):
                 )(y, tokens, mask)
             return y
 
-        inputs = [x, conditioning.low_res] if self.has_low_res else [x]
+        inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
         y = jnp.concatenate(inputs, axis=-1).astype(dtype)
         y = layers.Conv(self.channels[0], dtype, axes=("pixel", "out"), name="conv_in")(y)
         full_resolution = y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,9 @@ DEFAULT_INIT = nn.initializers.lecun_normal()
 ZEROS = nn.initializers.zeros_init()
 
 
-def partitioned(initializer, *names: str):
+def partitioned(
+    initializer: nn.initializers.Initializer, *names: str
+) -> Callable[..., nn.LogicallyPartitioned]:
     """An initializer whose parameter carries the logical axis names `names`."""
     return nn.with_logical_partitioning(initializer, names)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -46,7 +48,7 @@ class UNet(nn.Module):
     text_channels: int
     text_layers: int
     dropout: float
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
     has_low_res: bool = False
 

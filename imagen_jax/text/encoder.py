@@ -17,10 +17,12 @@ from imagen_jax.text import minilm
 from imagen_jax.text.tokenizer import WordPiece
 from imagen_jax.typing import TextEmbedding
 
-LENGTH_BUCKETS = (8, 16, 32, 64, 128)
-"""Token counts that the network is compiled for; a caption is padded to the next one."""
-BATCH_BUCKETS = (1, 8, 64)
+LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+"""Token counts that the network is compiled for: fine steps, since padded tokens cost as much."""
+BATCH_BUCKETS = (8, 64)
 """Batch sizes that the network is compiled for."""
+RESULT_LENGTHS = (8, 16, 32, 64, 128)
+"""Lengths that `encode` pads to: coarse steps, so that few programs are compiled downstream."""
 
 MINILM_MAX_LENGTH = 128
 RANDOM_SEED = 0
@@ -56,8 +58,8 @@ class TextEncoder:
           captions: n >= 1 strings; the empty string is allowed.
 
         Returns:
-          states [n, l, d] float32 and mask [n, l] bool, with l the length bucket of the longest
-          caption. States are 0 where masked.
+          states [n, l, d] float32 and mask [n, l] bool, with l the one of RESULT_LENGTHS
+          that holds the longest caption. States are 0 where masked.
 
         Raises:
           ValueError: no captions, or one is too long (named with its token count).
@@ -65,7 +67,7 @@ class TextEncoder:
         rows = self.encode_tokens(self.tokenize(captions))
         if not rows:
             raise ValueError("no captions to encode: the list is empty")
-        length = _bucket(max(len(row) for row in rows), LENGTH_BUCKETS)
+        length = _bucket(max(len(row) for row in rows), RESULT_LENGTHS)
         states = np.zeros((len(rows), length, self.width), np.float32)
         mask = np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
 from imagen_jax.diffusion import (
@@ -91,15 +92,14 @@ def test_expected_loss_of_the_exact_denoiser_is_the_analytic_one(kind, name):
     integral = np.mean(weight_on_x0(name, levels) * error_of_x0(levels))
     assert analytic.mean() == pytest.approx(integral, rel=2e-3)
 
-    factor = {"x0": 1.0, "eps": np.exp, "v": lambda l: 1 + np.exp(l)}[kind]
+    factor = {"x0": 1.0, "eps": np.exp, "v": lambda logsnr: 1 + np.exp(logsnr)}[kind]
     factor = factor(np.asarray(loss.logsnr, np.float64)) if callable(factor) else factor
     expected = factor * error_of_x0(loss.logsnr)
     edges = jnp.array([-20.0, -5.0, -2.0, 0.0, 2.0, 5.0, 10.0])
-    for values, logsnr in ((loss.mse, loss.logsnr),):
-        mean, number = loss_by_logsnr_bin(values, logsnr, edges)
-        want, _ = loss_by_logsnr_bin(jnp.asarray(expected, jnp.float32), logsnr, edges)
-        # The squared error of one example of four pixels scatters by about its own mean.
-        np.testing.assert_allclose(mean, want, rtol=6 / np.sqrt(np.min(number)))
+    mean, number = loss_by_logsnr_bin(loss.mse, loss.logsnr, edges)
+    want, _ = loss_by_logsnr_bin(jnp.asarray(expected, jnp.float32), loss.logsnr, edges)
+    # The squared error of one example of four pixels scatters by about its own mean.
+    np.testing.assert_allclose(mean, want, rtol=6 / np.sqrt(np.min(number)))
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
@@ -187,7 +187,7 @@ def test_gradient_of_the_loss_matches_finite_differences():
         levels = jnp.linspace(-15.0, 15.0, 7)
         for kind, name in itertools.product(PARAMETRIZATIONS, WEIGHTINGS):
             # Divided by its value: weights span 17 orders of magnitude.
-            check_grads(lambda l, k=kind, n=name: jnp.log(loss_weight(n, l, k)), (levels,), order=1)
+            check_grads(lambda x, k=kind, n=name: jnp.log(loss_weight(n, x, k)), (levels,), order=1)
 
 
 def test_stratified_times_lower_the_variance_of_the_mean():
@@ -211,7 +211,7 @@ def test_logit_normal_times():
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.sampled_from(sorted(TIME_SAMPLING)), st.integers(1, 9), st.integers(0, 2**31 - 1))
+@given(st.sampled_from(sorted(TIME_SAMPLING)), st.sampled_from([1, 7]), st.integers(0, 2**31 - 1))
 def test_times_are_times(method, batch_size, seed):
     t = sample_times(jax.random.key(seed), batch_size, method)
     assert t.shape == (batch_size,)
@@ -220,9 +220,15 @@ def test_times_are_times(method, batch_size, seed):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20), st.integers(1, 6))
+@given(
+    hnp.arrays(
+        np.float32,
+        st.sampled_from([1, 20]),
+        elements=st.floats(-20, 20, width=32, allow_subnormal=False),
+    ),
+    st.sampled_from([1, 2, 5]),
+)
 def test_bins_are_those_of_numpy(levels, bins):
-    levels = np.asarray(levels, np.float32)
     losses = np.arange(len(levels), dtype=np.float32) + 1
     edges = np.linspace(-10, 10, bins + 1).astype(np.float32)
     mean, count = loss_by_logsnr_bin(jnp.asarray(losses), jnp.asarray(levels), edges)

@@ -59,6 +59,7 @@ def test_round_trip_of_any_prediction(dtype, data):
         logsnr = jnp.asarray(levels)
         through = CONVERSIONS[other](kind, jnp.asarray(prediction), jnp.asarray(x_t), logsnr)
         back = CONVERSIONS[kind](other, through, jnp.asarray(x_t), logsnr)
+        back = np.asarray(back)
         assert back.dtype == dtype
         assert back.shape == shape
         alpha, sigma = (np.asarray(a).reshape(-1, 1, 1, 1) for a in alpha_sigma(logsnr))
@@ -94,7 +95,7 @@ def test_gradients(kind):
         x_t, prediction = (jax.random.normal(k, (2, 2, 2, 1), jnp.float64) for k in keys)
         for convert in CONVERSIONS.values():
             arguments = (prediction, x_t, jnp.array([-2.0, 3.0]))
-            check_grads(lambda p, x, l, c=convert: c(kind, p, x, l), arguments, order=1)
+            check_grads(lambda p, x, levels, c=convert: c(kind, p, x, levels), arguments, order=1)
 
 
 def test_errors():

@@ -21,7 +21,6 @@ ALL = [
     make_schedule("shifted_cosine", image_size=256, reference_size=64),
     make_schedule("shifted_cosine", image_size=1024, reference_size=32),
 ]
-# Away from half an ulp of their extremes, and never twice the same time in float32.
 times = st.floats(0.0, 1.0, width=32)
 schedules = st.sampled_from(ALL)
 
@@ -113,11 +112,11 @@ def test_linear_follows_the_discrete_process_of_1000_steps():
 
 
 def test_shift_is_the_log_ratio_of_the_sizes():
-    """Averaging k x k pixels divides the noise's variance by k^2."""
+    """Averaging k x k pixels divides the noise's variance by k^2. Both are truncated at -20."""
     t = jnp.linspace(0.05, 0.95, 19)
     shifted = make_schedule("shifted_cosine", image_size=256, reference_size=64)
     expected = make_schedule("cosine").logsnr(t) - 2 * np.log(4)
-    np.testing.assert_allclose(shifted.logsnr(t), expected, atol=2e-3)
+    np.testing.assert_allclose(shifted.logsnr(t), expected, atol=4e-3)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
@@ -171,7 +170,7 @@ def test_schedules_are_static_arguments():
     ],
 )
 def test_errors_name_the_thing_the_value_and_the_choices(name, options, words):
-    with pytest.raises(ValueError, match="schedule|logsnr|image_size|beta") as error:
+    with pytest.raises(ValueError, match=r"schedule|logsnr|image_size|beta") as error:
         make_schedule(name, **options)
     for word in words:
         assert word in str(error.value)

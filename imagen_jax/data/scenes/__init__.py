@@ -12,11 +12,12 @@ from imagen_jax.data.scenes.sampling import (
     sample_scene,
     sample_unseen_words,
 )
+from imagen_jax.data.scenes.sheet import contact_sheet
 from imagen_jax.data.scenes.source import Example, scene_examples
 from imagen_jax.data.scenes.sprites import sprite
 
 __all__ = [
-    "LEVELS", "SPLITS", "Example", "Group", "Level", "Placed", "Scene", "caption",
+    "LEVELS", "SPLITS", "Example", "Group", "Level", "Placed", "Scene", "caption", "contact_sheet",
     "fetch_full_set", "get_level", "held_out_pairs", "held_out_triples", "is_held_out", "layout",
     "render", "sample_scene", "sample_unseen_words", "scene_examples", "sprite",
 ]  # fmt: skip

@@ -10,7 +10,17 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from imagen_jax.data.scenes.vocabulary import NOUNS, RGB, UNSEEN_WORDS, Noun, plural
+from imagen_jax.data.scenes.vocabulary import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNT_WORDS,
+    NOUNS,
+    RGB,
+    SIZES,
+    UNSEEN_WORDS,
+    Noun,
+    plural,
+)
 
 VENDORED = Path(__file__).parent / "assets"
 
@@ -43,7 +53,7 @@ def shape_svg(shape: str, style: str, colour: RGB) -> str:
         gradient = ""
     else:
         light = _hex(tuple(round(c + (255 - c) * 0.62) for c in colour))
-        dark = _hex(tuple(round(c * 0.42) for c in colour))
+        dark = _hex(tuple(round(c * 0.5) for c in colour))
         paint = f'fill="url(#g)" stroke="{dark}" stroke-width="8" stroke-linejoin="round"'
         gradient = (
             '<defs><linearGradient id="g" x1="0.1" y1="0" x2="0.6" y2="1">'
@@ -109,13 +119,15 @@ def fetch_full_set(out_dir: str | Path) -> dict[str, int]:
             if done.returncode or not archives:
                 raise RuntimeError(f"npm pack {package} failed: {done.stderr.strip()[-500:]}")
             with tarfile.open(archives[0]) as archive:
-                text = archive.extractfile("package/icons.json").read()
+                archive.extract("package/icons.json", scratch, filter="data")
+            text = (Path(scratch) / "package" / "icons.json").read_bytes()
         partial = out_dir / f"{style}.json.partial"
         partial.write_bytes(text)
         partial.replace(out_dir / f"{style}.json")
     return {style: len(_read_icons(out_dir / f"{style}.json")) for style in PACKAGES}
 
 
+_RESERVED = UNSEEN_WORDS.union(COLOURS, BACKGROUNDS, COUNT_WORDS.values(), *SIZES.values())
 _UNDRAWABLE = ("skin-tone", "flag-", "keycap-", "-button", "-oclock", "-thirty", "-skin")
 
 
@@ -128,8 +140,8 @@ def add_icons(directory: Path) -> tuple[str, ...]:
 
     Returns:
       Names of the nouns of both styles that were added to vocabulary.NOUNS: the icons' names with
-      spaces, without variants (skin tones, flags, keys, clock times) and without words that are
-      kept out of all training captions.
+      spaces, without variants (skin tones, flags, keys, clock times), names that hold a colour, a
+      size or a count, and words that are kept out of all training captions.
 
     Raises:
       FileNotFoundError: the directory holds no fetched set.
@@ -149,7 +161,7 @@ def add_icons(directory: Path) -> tuple[str, ...]:
             or name in NOUNS
             or any(part in icon for part in _UNDRAWABLE)
             or any(c.isdigit() for c in icon)
-            or UNSEEN_WORDS.intersection(name.split(" "))
+            or _RESERVED.intersection(name.split(" "))
         ):
             continue
         for style, pack in packs.items():
@@ -159,5 +171,5 @@ def add_icons(directory: Path) -> tuple[str, ...]:
     return tuple(added)
 
 
-def _hex(colour: RGB) -> str:
+def _hex(colour: tuple[int, ...]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)

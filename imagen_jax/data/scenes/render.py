@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.scenes.grammar import Scene
+from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
 
@@ -43,10 +43,11 @@ class _Region(NamedTuple):
     height: int
 
 
-# Longer side of a sprite, in cells (least, most), by the number of sprites in the picture.
-_ONE = {None: (24, 44), "small": (22, 28), "large": (40, 46)}
-_TWO = (20, 28)
-_MANY = (14, 20)
+# Longer side of a sprite, in cells (least, most); each fits the part of the picture it gets.
+_ALONE = {None: (26, 44), "small": (22, 28), "large": (40, 46)}
+_HALF = (22, 28)
+_QUARTER = (18, 24)
+_THIRD_OF_HALF = (14, 16)
 
 
 def layout(scene: Scene) -> tuple[Placed, ...]:
@@ -62,24 +63,21 @@ def _cells(scene: Scene) -> list[tuple[int, int, int, int, int]]:
     rng = np.random.default_rng([scene.variation, 2])
     placed = []
     for index, (group, region) in enumerate(zip(scene.groups, _regions(scene), strict=True)):
-        pixels = _longer_side(rng, scene, index)
+        pixels = _longer_side(rng, scene, group)
         width, height = extent(group.noun, scene.style, pixels)
         spots = _spots(rng, region, group.count, len(scene.groups) == 1)
         for spot in spots:
-            placed.append((index, *_jitter(rng, spot, width, height, scene, index)))
+            x = _place(rng, spot.left, spot.width, width)
+            y = _place(rng, spot.top, spot.height, height)
+            placed.append((index, x, y, width, height))
     return placed
 
 
-def _longer_side(rng: np.random.Generator, scene: Scene, index: int) -> int:
-    total = sum(group.count for group in scene.groups)
-    if total == 1:
-        least, most = _ONE[scene.size]
-    elif scene.groups[index].count <= (2 if len(scene.groups) == 1 else 1):
-        least, most = _TWO
-    elif scene.groups[index].count == 2:
-        least, most = 18, 24
+def _longer_side(rng: np.random.Generator, scene: Scene, group: Group) -> int:
+    if scene.relation is None:
+        least, most = {1: _ALONE[scene.size], 2: _HALF, 3: _QUARTER}[group.count]
     else:
-        least, most = _MANY if len(scene.groups) == 2 else (18, 24)
+        least, most = {1: _HALF, 2: _QUARTER, 3: _THIRD_OF_HALF}[group.count]
     # Even sizes only: half the number of distinct sprites to cache, and whole pixels at 32.
     return 2 * int(rng.integers(least // 2, most // 2 + 1))
 
@@ -115,16 +113,8 @@ def _spots(rng: np.random.Generator, region: _Region, count: int, alone: bool) -
     return [region._replace(top=a, height=b - a) for a, b in spans]
 
 
-def _jitter(
-    rng: np.random.Generator, spot: _Region, width: int, height: int, scene: Scene, index: int
-) -> tuple[int, int, int, int]:
-    """Box (left, top, width, height) somewhere in its spot, near the middle of a long side."""
-    x = _place(rng, spot.left, spot.width, width)
-    y = _place(rng, spot.top, spot.height, height)
-    return x, y, width, height
-
-
 def _place(rng: np.random.Generator, start: int, length: int, size: int) -> int:
+    """Where a sprite of a size starts within a span: near its middle, GAP cells off its ends."""
     slack = max(0, length - 2 * GAP - size)
     # A long spot would let "left of" look like "above"; at most an eighth off its middle.
     reach = min(slack, GRID // 4)
@@ -158,5 +148,5 @@ def render(scene: Scene, size: int) -> np.ndarray:
         under[:] = np.minimum(ink + (under * cover + 127) // 255, 255)
     if GRID * scale != size:
         picture = Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
-        canvas = np.asarray(picture)
+        canvas = np.array(picture)
     return canvas

@@ -11,6 +11,8 @@ import functools
 import hashlib
 import itertools
 import re
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,9 +21,10 @@ from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sprites import is_visible
 from imagen_jax.data.scenes.vocabulary import NOUNS, RELATIONS, SIZES, SYNONYMS, article
 
+_T = TypeVar("_T")
+
 SPLITS = ("train", "heldout")
 HELD_OUT_SHARE = 0.1
-MAX_SPRITES = 4
 _MIRRORED = {"right of": "left of", "below": "above"}
 
 
@@ -99,6 +102,7 @@ def sample_scene(
 
 
 def _draw_one(rng: np.random.Generator, level: Level, split: str) -> Scene | None:
+    colour: str | None
     if split == "heldout":
         noun, colour, style = _choose(rng, held_out_triples(level))
     else:
@@ -175,7 +179,7 @@ def sample_unseen_words(level: Level, seed: int, index: int) -> tuple[Scene, str
         if scene is None or scene.groups[0].count > 1:
             continue
         group = scene.groups[0]
-        words = [word for word in (group.noun, group.colour) if word in SYNONYMS]
+        words = [w for w in (group.noun, group.colour) if w is not None and w in SYNONYMS]
         if words:
             word = _choose(rng, tuple(words))
             return scene, _replace_word(caption(scene), word, _choose(rng, SYNONYMS[word]))
@@ -188,5 +192,5 @@ def _replace_word(text: str, word: str, synonym: str) -> str:
     return re.sub(rf"\b(?:a|an) ({synonym})\b", lambda match: article(match[1]), text)
 
 
-def _choose(rng: np.random.Generator, choices):
+def _choose(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]

@@ -10,6 +10,7 @@ import io
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from imagen_jax.data.scenes import art
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, RGB, STYLES
@@ -18,25 +19,26 @@ MASTER_PIXELS = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-@functools.lru_cache(maxsize=256)
-def _master(noun: str, style: str, colour: str | None) -> Image.Image:
-    """The sprite at its highest resolution: RGBA with premultiplied alpha, cut to its ink."""
+@functools.lru_cache(maxsize=1024)
+def _master(noun: str, style: str, colour: str | None, pixels: int) -> Image.Image:
+    """The sprite to scale down from: RGBA with premultiplied alpha, cut to its ink."""
     import resvg_py
 
-    if NOUNS[noun].is_shape:
+    icon = NOUNS[noun].icon
+    if icon is not None:
+        svg = art.icon_svg(icon, style)
+    elif colour is not None:
         svg = art.shape_svg(noun, style, COLOURS[colour])
     else:
-        svg = art.icon_svg(NOUNS[noun].icon, style)
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=MASTER_PIXELS, height=MASTER_PIXELS)
+        raise ValueError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     rgba = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     ink = rgba[..., 3] > 16
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if colour is not None and not NOUNS[noun].is_shape:
+    if colour is not None and icon is not None:
         rgba = tint(rgba, COLOURS[colour])
-    alpha = rgba[..., 3:].astype(np.uint16)
-    premultiplied = np.concatenate([rgba[..., :3] * alpha // 255, alpha], -1)
-    return Image.fromarray(premultiplied.astype(np.uint8), "RGBA")
+    return Image.fromarray(rgba).convert("RGBa")
 
 
 def tint(rgba: np.ndarray, colour: RGB) -> np.ndarray:
@@ -52,7 +54,7 @@ def tint(rgba: np.ndarray, colour: RGB) -> np.ndarray:
     luminance = rgba[..., :3].astype(np.float32) @ _LUMA / 255
     middle = float(np.clip(np.median(luminance[rgba[..., 3] > 128]), 0.15, 0.85))
     target = np.asarray(colour, np.float32)
-    shade = np.clip(luminance / middle, 0, 1)[..., None]
+    shade = np.clip(luminance / middle, 0, 1)[..., None] ** 1.4
     light = np.clip((luminance - middle) / max(1 - middle, 0.3), 0, 1)[..., None]
     rgb = target * (0.15 + 0.85 * shade)
     rgb = rgb + (255 - rgb) * 0.6 * light
@@ -62,7 +64,8 @@ def tint(rgba: np.ndarray, colour: RGB) -> np.ndarray:
 @functools.cache
 def aspect(noun: str, style: str) -> float:
     """Width over height of the sprite's ink (independent of its colour)."""
-    width, height = _master(noun, style, "red" if NOUNS[noun].is_shape else None).size
+    colour = "red" if NOUNS[noun].is_shape else None
+    width, height = _master(noun, style, colour, MASTER_PIXELS).size
     return width / height
 
 
@@ -84,7 +87,9 @@ def premultiplied_sprite(
       (ink, cover): ink uint16 [height, width, 3] = colour x alpha, and
       cover uint16 [height, width, 1] = 255 - alpha, both of 0..255.
     """
-    picture = _master(noun, style, colour).resize((width, height), Image.Resampling.BOX)
+    # Pictures of 64 pixels, the bulk, need no more than a quarter of the memory.
+    pixels = MASTER_PIXELS // 2 if max(width, height) <= MASTER_PIXELS // 4 else MASTER_PIXELS
+    picture = _master(noun, style, colour, pixels).resize((width, height), Image.Resampling.BOX)
     array = np.asarray(picture).astype(np.uint16)
     ink, cover = array[..., :3].copy(), 255 - array[..., 3:]
     ink.flags.writeable = cover.flags.writeable = False
@@ -129,8 +134,13 @@ def check_words(noun: str, style: str, colour: str | None) -> None:
 
 @functools.cache
 def is_visible(noun: str, style: str, colour: str | None, background: str) -> bool:
-    """Whether the sprite stands out: hardly any of its ink looks like the background."""
+    """Whether the sprite stands out from a background of vocabulary.BACKGROUNDS.
+
+    Most of its ink must differ from the background, and what differs must hang together.
+    """
     rgba = sprite(noun, style, colour, 32)
-    ink = rgba[rgba[..., 3] > 128][:, :3].astype(np.float32)
-    distance = np.linalg.norm(ink - np.asarray(BACKGROUNDS[background], np.float32), axis=-1)
-    return bool((distance < 60).mean() < 0.12)
+    ink = rgba[..., 3] > 128
+    away = np.linalg.norm(rgba[..., :3] - np.asarray(BACKGROUNDS[background], np.float32), axis=-1)
+    seen = ink & (away > 50)
+    parts = np.bincount(ndimage.label(seen, structure=np.ones((3, 3)))[0].ravel())[1:]
+    return bool(seen.sum() > 0.7 * ink.sum() and parts.max() > 0.9 * parts.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -29,14 +30,15 @@ class Noun:
 
 
 _IRREGULAR = {
-    "fish": "fish", "mouse": "mice", "cactus": "cacti", "strawberry": "strawberries",
-    "butterfly": "butterflies", "leaf": "leaves", "octopus": "octopuses", "bus": "buses",
+    "fish": "fish", "mouse": "mice", "cactus": "cacti", "leaf": "leaves",
+    "man": "men", "woman": "women",
 }  # fmt: skip
 
 
 def plural(name: str) -> str:
-    """English plural of a noun phrase; its last word carries the ending."""
-    *front, last = name.split(" ")
+    """English plural of a noun phrase: the last word before "of", "with" or "in" has the ending."""
+    head, *rest = re.split(r" (?=(?:of|with|in) )", name, maxsplit=1)
+    *front, last = head.split(" ")
     if last in _IRREGULAR:
         ending = _IRREGULAR[last]
     elif last.endswith(("s", "x", "ch", "sh")):
@@ -45,7 +47,7 @@ def plural(name: str) -> str:
         ending = last[:-1] + "ies"
     else:
         ending = last + "s"
-    return " ".join([*front, ending])
+    return " ".join([*front, ending, *rest])
 
 
 def article(phrase: str) -> str:
@@ -67,7 +69,7 @@ _EMOJI = {
     "tree": "deciduous-tree", "cactus": "cactus", "sunflower": "sunflower",
     "maple leaf": "maple-leaf", "clover": "four-leaf-clover", "car": "automobile", "bus": "bus",
     "rocket": "rocket", "sailboat": "sailboat", "tractor": "tractor", "house": "house",
-    "castle": "castle", "sun": "sun", "moon": "crescent-moon", "umbrella": "umbrella",
+    "castle": "castle", "moon": "crescent-moon", "umbrella": "umbrella",
     "bell": "bell", "gift": "wrapped-gift", "crown": "crown", "robot": "robot",
     "teapot": "teapot", "clock": "alarm-clock", "basketball": "basketball",
     "pumpkin": "jack-o-lantern",
@@ -78,76 +80,86 @@ NOUNS: dict[str, Noun] = {name: Noun(name, plural(name)) for name in SHAPE_NAMES
 NOUNS |= {name: Noun(name, plural(name), icon) for name, icon in _EMOJI.items()}
 """Every vendored noun by its name; a fetched full set adds to it (assets.py)."""
 
-COLOURS: MappingProxyType[str, RGB] = MappingProxyType({
-    "red": (222, 36, 40),
-    "orange": (247, 138, 22),
-    "yellow": (250, 212, 30),
-    "green": (42, 160, 64),
-    "blue": (36, 92, 222),
-    "purple": (136, 58, 182),
-    "pink": (246, 112, 178),
-    "black": (48, 48, 54),
-})
+COLOURS: MappingProxyType[str, RGB] = MappingProxyType(
+    {
+        "red": (222, 36, 40),
+        "orange": (247, 138, 22),
+        "yellow": (250, 212, 30),
+        "green": (42, 160, 64),
+        "blue": (36, 92, 222),
+        "purple": (136, 58, 182),
+        "pink": (246, 112, 178),
+        "black": (48, 48, 54),
+    }
+)
 
-BACKGROUNDS: MappingProxyType[str, RGB] = MappingProxyType({
-    "white": (250, 250, 250),
-    "blue": (172, 210, 250),
-    "green": (186, 232, 186),
-    "pink": (252, 204, 220),
-    "gray": (172, 174, 180),
-    "black": (34, 36, 44),
-})
+BACKGROUNDS: MappingProxyType[str, RGB] = MappingProxyType(
+    {
+        "white": (250, 250, 250),
+        "blue": (172, 210, 250),
+        "green": (186, 232, 186),
+        "pink": (252, 204, 220),
+        "gray": (172, 174, 180),
+        "black": (16, 17, 22),
+    }
+)
 
 STYLES: MappingProxyType[str, str] = MappingProxyType({"noto": "drawing", "fluent": "flat icon"})
 """Art style -> the words of a caption for it."""
 
-RELATIONS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-})
+RELATIONS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "left of": ("left of", "to the left of"),
+        "right of": ("right of", "to the right of"),
+        "above": ("above", "over"),
+        "below": ("below", "under"),
+    }
+)
 """Relation -> its wordings; the first is its name."""
 
-SIZES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
-    "small": ("small", "little"),
-    "large": ("large", "big"),
-})
+SIZES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "small": ("small", "little"),
+        "large": ("large", "big"),
+    }
+)
 
 COUNT_WORDS = {2: "two", 3: "three"}
 
-SYNONYMS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType({
-    "circle": ("disc", "disk"),
-    "square": ("quadrangle",),
-    "cat": ("kitten", "kitty"),
-    "dog": ("puppy", "hound"),
-    "apple": ("mcintosh",),
-    "rocket": ("spaceship", "spacecraft"),
-    "car": ("automobile", "sedan"),
-    "house": ("cottage", "home"),
-    "fish": ("trout", "goldfish"),
-    "tree": ("oak",),
-    "pig": ("hog", "piglet"),
-    "frog": ("toad",),
-    "mouse": ("rodent",),
-    "bus": ("coach",),
-    "sailboat": ("yacht",),
-    "hamburger": ("cheeseburger",),
-    "doughnut": ("donut",),
-    "cookie": ("biscuit",),
-    "turtle": ("tortoise",),
-    "gift": ("present",),
-    "clock": ("alarm",),
-    "moon": ("crescent",),
-    "red": ("crimson", "scarlet"),
-    "yellow": ("golden",),
-    "green": ("emerald",),
-    "blue": ("azure", "cobalt"),
-    "purple": ("violet",),
-    "pink": ("magenta", "fuchsia"),
-    "black": ("ebony",),
-    "orange": ("tangerine",),
-})
+SYNONYMS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "circle": ("disc", "disk"),
+        "square": ("quadrangle",),
+        "cat": ("kitten", "kitty"),
+        "dog": ("puppy", "hound"),
+        "apple": ("mcintosh",),
+        "rocket": ("spaceship", "spacecraft"),
+        "car": ("automobile", "sedan"),
+        "house": ("cottage", "home"),
+        "fish": ("trout", "goldfish"),
+        "tree": ("oak",),
+        "pig": ("hog", "piglet"),
+        "frog": ("toad",),
+        "mouse": ("rodent",),
+        "bus": ("coach",),
+        "sailboat": ("yacht",),
+        "hamburger": ("cheeseburger",),
+        "doughnut": ("donut",),
+        "cookie": ("biscuit",),
+        "turtle": ("tortoise",),
+        "gift": ("present",),
+        "clock": ("alarm",),
+        "moon": ("crescent",),
+        "red": ("crimson", "scarlet"),
+        "yellow": ("golden",),
+        "green": ("emerald",),
+        "blue": ("azure", "cobalt"),
+        "purple": ("violet",),
+        "pink": ("magenta", "fuchsia"),
+        "black": ("ebony",),
+        "orange": ("tangerine",),
+    }
+)
 """Word of a training caption -> words of the same meaning that no training caption contains."""
 
 UNSEEN_WORDS = frozenset(word for words in SYNONYMS.values() for word in words)

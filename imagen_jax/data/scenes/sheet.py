@@ -1,0 +1,36 @@
+"""A contact sheet: what the scenes look like, with their captions."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.data.scenes.levels import Level
+from imagen_jax.data.scenes.source import scene_examples
+from imagen_jax.grid import labelled_grid
+
+
+def contact_sheet(
+    level: Level | str, split: str = "train", seed: int = 0, count: int = 24, size: int = 128,
+    columns: int = 6, seen_at: int | None = None, groups: int | None = None,
+) -> Image.Image:  # fmt: skip
+    """Draw the first scenes of a sequence above their captions.
+
+    Args:
+      level, split, seed, count, size, groups: as for `scene_examples`.
+      columns: pictures in a row.
+      seen_at: render at this size, then enlarge to `size`: what a stage of that size learns.
+
+    Raises:
+      ValueError: as `scene_examples`, or count or columns below 1.
+    """
+    examples = list(scene_examples(level, split, seed, count, seen_at or size, groups=groups))
+    if not examples:
+        raise ValueError(f"count={count} must be at least 1")
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(e.image).resize((size, size), Image.Resampling.BICUBIC))
+            for e in examples
+        ]
+    )
+    return labelled_grid(images, [e.caption for e in examples], columns, scale=1)

@@ -1,0 +1,219 @@
+"""Reads a picture back: background colour, and what each object in it is.
+
+It never sees a caption. The background is the usual colour of the border; what differs from it
+falls into connected blobs; each blob is cut out, brought to one size and compared with every sprite
+of the level, in both styles and all colours, on that background.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from imagen_jax.data.scenes.levels import Level
+from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
+from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, NOUNS
+
+SIDE = 64
+"""Pictures are brought to this side before they are read."""
+FEATURE_SIDE = 16
+TEMPLATE_PIXELS = (16, 24, 40)
+"""Longer sides at which each sprite is drawn as a template: small ones are blurrier."""
+FOREGROUND = 40.0
+"""Least RGB distance (0..441) from the background of a pixel that belongs to an object."""
+SAME_BACKGROUND = 45.0
+"""Greatest RGB distance of a border from the named colour it is taken for."""
+SPECK = 12
+"""Blobs of fewer pixels are noise."""
+UNKNOWN = 0.17
+"""Root mean square distance (values in 0..1) beyond which a blob is no known sprite."""
+ASPECT_WEIGHT = 0.25
+
+
+class DecodedObject(NamedTuple):
+    """One blob.
+
+    Attributes:
+      noun, colour, style: of the nearest sprite (colour None: its own colours); noun is None, and
+        so are the others, when no sprite is near.
+      box: (left, top, width, height) as fractions 0..1 of the picture's side.
+      distance: to that sprite, root mean square of colour values in 0..1.
+    """
+
+    noun: str | None
+    colour: str | None
+    style: str | None
+    box: tuple[float, float, float, float]
+    distance: float
+
+
+class Decoded(NamedTuple):
+    """A picture as read: background is None when its border has no colour of the vocabulary."""
+
+    background: str | None
+    objects: tuple[DecodedObject, ...]
+
+
+class _Templates(NamedTuple):
+    """labels[k] is the (noun, colour, style) of features[k]; norms[k] is its squared length."""
+
+    labels: list[tuple[str, str | None, str]]
+    features: np.ndarray
+    norms: np.ndarray
+
+
+def decode(picture: np.ndarray, level: Level) -> Decoded:
+    """Read a picture.
+
+    Args:
+      picture: uint8 [h, h, 3]; other sizes than 64 are scaled.
+      level: whose nouns, colours, styles and backgrounds may occur.
+
+    Raises:
+      ValueError: the picture is not square uint8 RGB.
+    """
+    side, *_ = picture.shape
+    if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
+        raise ValueError(
+            f"picture must be uint8 [h, h, 3]; got {picture.dtype} {list(picture.shape)}"
+        )
+    if side != SIDE:
+        resized = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        picture = np.asarray(resized)
+    pixels = picture.astype(np.float32)
+    border = np.concatenate(
+        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
+         pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]
+    )  # fmt: skip
+    colour = np.median(border, axis=0)
+    nearest, distance = _nearest_background(colour, level.backgrounds)
+    objects = tuple(_recognise(picture, box, nearest, level) for box in find_blobs(pixels, colour))
+    return Decoded(nearest if distance <= SAME_BACKGROUND else None, objects)
+
+
+def _nearest_background(colour: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
+    distances = {name: float(np.linalg.norm(colour - BACKGROUNDS[name])) for name in names}
+    nearest = min(distances, key=distances.__getitem__)
+    return nearest, distances[nearest]
+
+
+def find_blobs(pixels: np.ndarray, background: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom), in pixels, of all that differs from the background.
+
+    Fragments next to a much larger blob (a cat's whiskers, the sparks of a rocket) belong to it.
+
+    Args:
+      pixels: float [h, w, 3] in 0..255.
+      background: [3].
+    """
+    mask = np.linalg.norm(pixels - background, axis=-1) > FOREGROUND
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    slices = ndimage.find_objects(labels)
+    areas = np.bincount(labels.ravel())[1:]
+    blobs: list[tuple[int, int, int, int]] = []
+    sizes: list[int] = []
+    for index in np.argsort(-areas, kind="stable"):
+        rows, columns = slices[index]
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        area = int(areas[index])
+        for k, other in enumerate(blobs):
+            if area < 0.3 * sizes[k] and _apart(box, other) <= 1:
+                blobs[k] = _union(box, other)
+                break
+        else:
+            if area >= SPECK:
+                blobs.append(box)
+                sizes.append(area)
+    return blobs
+
+
+def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels between two boxes; 0 when they touch or overlap."""
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0)
+
+
+def _union(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def _recognise(
+    picture: np.ndarray, box: tuple[int, int, int, int], background: str, level: Level
+) -> DecodedObject:
+    templates = _templates(level, background)
+    # Blur moves the edge of a blob by a pixel; the nearest sprite over these cuts is what it shows.
+    cuts = [_feature(picture, box, margin, background) for margin in (-1, 0, 1)]
+    queries = np.stack([cut for cut in cuts if cut is not None])
+    squared = (
+        (queries**2).sum(-1)[:, None] - 2 * queries @ templates.features.T + templates.norms
+    ).min(0)
+    best = int(squared.argmin())
+    distance = float(np.sqrt(max(squared[best], 0)))
+    noun, colour, style = templates.labels[best] if distance <= UNKNOWN else (None, None, None)
+    left, top, right, bottom = (edge / SIDE for edge in box)
+    return DecodedObject(noun, colour, style, (left, top, right - left, bottom - top), distance)
+
+
+def _feature(
+    picture: np.ndarray, box: tuple[int, int, int, int], margin: int, background: str
+) -> np.ndarray | None:
+    """Feature of a cut: its pixels at one size and its aspect; squared lengths are mean squares."""
+    left, top, right, bottom = box
+    left, top, right, bottom = left - margin, top - margin, right + margin, bottom + margin
+    if right - left < 3 or bottom - top < 3:
+        return None
+    pad = 2
+    canvas = np.empty((picture.shape[0] + 2 * pad, picture.shape[1] + 2 * pad, 3), np.uint8)
+    canvas[:] = BACKGROUNDS[background]
+    canvas[pad:-pad, pad:-pad] = picture
+    cut = canvas[top + pad : bottom + pad, left + pad : right + pad]
+    scaled = Image.fromarray(cut).resize((FEATURE_SIDE,) * 2, Image.Resampling.BILINEAR)
+    colours = np.asarray(scaled, np.float32).ravel() / 255
+    aspect = np.log((right - left) / (bottom - top))
+    return np.append(colours / np.sqrt(colours.size), ASPECT_WEIGHT * aspect).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _templates(level: Level, background: str) -> _Templates:
+    """Every sprite of a level, drawn on a background and cut out just as a blob is."""
+    labels, features = [], []
+    for noun in level.nouns:
+        for style in level.styles:
+            for colour in (*level.colours, *(() if NOUNS[noun].is_shape else (None,))):
+                for pixels in TEMPLATE_PIXELS:
+                    feature = _sprite_feature(noun, style, colour, background, pixels)
+                    if feature is not None:
+                        labels.append((noun, colour, style))
+                        features.append(feature)
+    stacked = np.stack(features)
+    return _Templates(labels, stacked, (stacked**2).sum(-1))
+
+
+def _sprite_feature(
+    noun: str, style: str, colour: str | None, background: str, pixels: int
+) -> np.ndarray | None:
+    width, height = extent(noun, style, pixels)
+    canvas = np.empty((height + 4, width + 4, 3), np.uint8)
+    canvas[:] = BACKGROUNDS[background]
+    ink, cover = premultiplied_sprite(noun, style, colour, width, height)
+    canvas[2:-2, 2:-2] = np.minimum(ink + (canvas[2:-2, 2:-2] * cover + 127) // 255, 255)
+    blobs = find_blobs(canvas.astype(np.float32), np.asarray(BACKGROUNDS[background], np.float32))
+    return _feature(canvas, blobs[0], 0, background) if blobs else None
+
+
+@functools.cache
+def look_alike(noun: str, style: str, one: str | None, other: str | None) -> bool:
+    """Whether two colours of a sprite are nearly one: a natural cat is an orange cat already."""
+    if NOUNS[noun].is_shape:
+        return False
+    a, b = (_sprite_feature(noun, style, colour, "gray", 24) for colour in (one, other))
+    if a is None or b is None:
+        return False
+    return bool(np.linalg.norm(a - b) < LOOK_ALIKE)
+
+
+LOOK_ALIKE = 0.09
+"""Root mean square distance (values in 0..1) below which two tints count as the same."""

@@ -1,0 +1,319 @@
+"""The embedding job: what it writes, and that interruptions and other jobs cannot spoil it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.data import records
+from imagen_jax.data.sources import SceneSource
+from imagen_jax.embed import embed, embed_scenes
+from imagen_jax.text.encoder import TextEncoder, load_encoder
+from imagen_jax.text.tokenizer import CaptionTooLongError
+
+SIZE = 8
+WIDTH = 4
+MAX_LENGTH = 6
+
+
+class FakeExample(NamedTuple):
+    id: str
+    caption: str
+    image: np.ndarray | None
+
+
+def make_example(index: int) -> FakeExample:
+    image = np.random.default_rng(index).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    return FakeExample(f"example-{index}", " ".join(["word"] * (1 + index % 3)), image)
+
+
+@dataclasses.dataclass
+class FakeSource:
+    """Examples 0..count - 1, by stride; stops with `error` before example `error_at`."""
+
+    count: int = 20
+    name: str = "fake"
+    special: dict[int, FakeExample] = dataclasses.field(default_factory=dict)
+    error_at: int | None = None
+    error: type[BaseException] = KeyboardInterrupt
+    shards_read: list[int] = dataclasses.field(default_factory=list)
+
+    def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[FakeExample]:
+        self.shards_read.append(shard)
+        for index in range(shard, self.count, num_shards):
+            if index == self.error_at:
+                raise self.error
+            yield self.special.get(index) or make_example(index)
+
+    def describe(self) -> dict:
+        return {"name": self.name, "count": self.count}
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def fake_encoder(**overrides) -> TextEncoder:
+    """One token per word plus two; the states of a token are its position and the length."""
+
+    def tokenize(captions):
+        ids = [np.arange(len(caption.split()) + 2, dtype=np.int32) for caption in captions]
+        for caption, row in zip(captions, ids, strict=True):
+            if len(row) > MAX_LENGTH:
+                raise CaptionTooLongError(caption, len(row), MAX_LENGTH)
+        return ids
+
+    def network(params, ids, mask):
+        return np.stack([ids, mask.sum(1, keepdims=True) + 0 * ids, ids / 3, ids / 7], -1)
+
+    fields = {
+        "name": "fake",
+        "width": WIDTH,
+        "max_length": MAX_LENGTH,
+        "fingerprint": "f" * 64,
+        "tokenize": tokenize,
+        "network": network,
+        "params": None,
+    }
+    return TextEncoder(**{**fields, **overrides})
+
+
+def run(directory, source=None, encoder=None, **arguments):
+    defaults = {"split": "train", "image_size": SIZE, "num_shards": 3}
+    return embed(
+        FakeSource() if source is None else source,
+        encoder or fake_encoder(),
+        directory,
+        **{**defaults, **arguments},
+    )
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_records_hold_what_the_source_yields(tmp_path):
+    encoder = fake_encoder()
+    manifest = run(tmp_path, encoder=encoder)
+    assert manifest == records.load_manifest(tmp_path)
+    split = manifest["splits"]["train"]
+    assert split["shards"] == [f"train-{shard:05d}-of-00003.tfrecord" for shard in range(3)]
+    assert split["examples"] == 20
+    assert split["bytes"] == sum((tmp_path / name).stat().st_size for name in split["shards"])
+    assert manifest["source"] == {"train": {"name": "fake", "count": 20}}
+    assert manifest["encoder"] == {
+        "name": "fake", "fingerprint": "f" * 64, "width": WIDTH, "max_length": MAX_LENGTH
+    }  # fmt: skip
+    for shard, name in enumerate(split["shards"]):
+        read = list(records.read_records(tmp_path / name))
+        assert len(read) == split["shard_examples"][shard]
+        for record, index in zip(read, range(shard, 20, 3), strict=True):
+            example = make_example(index)
+            assert (record.id, record.caption) == (example.id, example.caption)
+            picture = Image.open(io.BytesIO(record.png))
+            assert picture.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(picture), example.image)
+            states, mask = encoder.encode([example.caption])
+            expected = np.asarray(states[0][mask[0]]).astype(ml_dtypes.bfloat16)
+            np.testing.assert_array_equal(record.states, expected)
+
+
+def test_identical_captions_are_encoded_once_per_shard(tmp_path):
+    encoded = []
+    encoder = fake_encoder()
+
+    def network(params, ids, mask):
+        encoded.extend(mask.any(1))
+        return encoder.network(params, ids, mask)
+
+    # Three captions, all of them in each of the two shards.
+    manifest = run(tmp_path, FakeSource(200), fake_encoder(network=network), num_shards=2)
+    assert manifest["splits"]["train"]["captions"] == sum(encoded) == 6
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_restart_continues_and_gives_the_same_bytes(tmp_path, error):
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    run(whole)
+    with pytest.raises(error):
+        run(interrupted, FakeSource(error_at=7, error=error))  # in the middle of shard 1
+    assert list(contents(interrupted)) == ["train-00000-of-00003.tfrecord"]
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json: embedding has not finished"):
+        records.load_manifest(interrupted)
+    # What a killed process leaves.
+    (interrupted / "train-00001-of-00003.tfrecord.1.tmp").write_bytes(b"half")
+    source = FakeSource()
+    run(interrupted, source)
+    assert source.shards_read == [1, 2]
+    assert contents(interrupted) == contents(whole)
+
+
+def test_a_finished_directory_is_left_as_it_is(tmp_path):
+    first = run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.*")}
+    source = FakeSource()
+    assert run(tmp_path, source) == first
+    assert source.shards_read == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.*")} == before
+
+
+def test_a_shortened_shard_is_found_and_made_again(tmp_path):
+    run(tmp_path)
+    before = contents(tmp_path)
+    shard = tmp_path / "train-00002-of-00003.tfrecord"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"train-00002-of-00003\.tfrecord has .* bytes, manifest"):
+        records.load_manifest(tmp_path)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lists the shard train-00002.*missing"):
+        records.load_manifest(tmp_path)
+    run(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_processes_share_the_shards(tmp_path):
+    run(tmp_path / "one")
+    assert run(tmp_path / "many", shards=range(0, 3, 2)) is None
+    assert not (tmp_path / "many" / records.MANIFEST).exists()
+    assert run(tmp_path / "many", shards=range(1, 3, 2)) is not None
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder": fake_encoder(name="t5")}, r"encoder\.name: 'fake' != 't5'"),
+        ({"encoder": fake_encoder(width=5)}, r"encoder\.width: 4 != 5"),
+        ({"encoder": fake_encoder(fingerprint="0")}, r"encoder\.fingerprint: 'f+' != '0'"),
+        ({"source": FakeSource(21)}, r"source\.count: 20 != 21"),
+        ({"num_shards": 4}, r"num_shards: 3 != 4"),
+        ({"image_size": 16}, r"image_size: 8 != 16"),
+        ({"image_size": 16, "split": "test"}, r"image_size: 8 != 16"),
+    ],
+)
+def test_a_directory_of_another_job_is_refused(tmp_path, finished, arguments, message):
+    run(tmp_path, shards=None if finished else [0])
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)holds other embeddings.*" + message):
+        run(tmp_path, **arguments)
+    assert contents(tmp_path) == before
+
+
+def test_splits_join_one_manifest(tmp_path):
+    train = run(tmp_path)
+    both = run(tmp_path, FakeSource(5, "other"), split="test", num_shards=1)
+    assert both == records.load_manifest(tmp_path)
+    assert both["splits"]["train"] == train["splits"]["train"]
+    assert both["splits"]["test"]["examples"] == 5
+    assert both["source"]["test"] == {"name": "other", "count": 5}
+    assert both["fingerprint"] != train["fingerprint"]
+
+
+def test_unusable_examples_are_left_out_and_counted(tmp_path):
+    good = make_example(0).image
+    special = {
+        1: FakeExample("a", "", good),
+        2: FakeExample("b", " \n", good),
+        3: FakeExample("c", "one two three four five", good),
+        4: FakeExample("d", "one two three four five", good),
+        5: FakeExample("e", "dog", None),
+        6: FakeExample("f", "dog", good[:, :4]),
+        7: FakeExample("g", "dog", good.astype(np.float32)),
+        8: FakeExample("h", "dog", good[..., 0]),
+    }
+    manifest = run(tmp_path, FakeSource(20, special=special), num_shards=2)
+    split = manifest["splits"]["train"]
+    assert split["examples"] == 12
+    assert split["dropped"] == {
+        "empty caption": 2,
+        "caption of more than 6 tokens": 2,
+        "undecodable picture": 1,
+        "picture is uint8 [8, 4, 3], not uint8 [8, 8, 3]": 1,
+        "picture is float32 [8, 8, 3], not uint8 [8, 8, 3]": 1,
+        "picture is uint8 [8, 8], not uint8 [8, 8, 3]": 1,
+    }
+    ids = [r.id for name in split["shards"] for r in records.read_records(tmp_path / name)]
+    assert sorted(ids) == sorted(f"example-{i}" for i in range(20) if i not in special)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"shards \[3\] are not in 0\.\.2"):
+        run(tmp_path, shards=[3])
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        run(tmp_path, num_shards=0)
+    with pytest.raises(ValueError, match="no example of split 'train' could be used"):
+        run(tmp_path, FakeSource(0))
+
+
+def test_manifest_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no embedding directory"):
+        records.load_manifest(tmp_path / "nowhere")
+    run(tmp_path)
+    path = tmp_path / records.MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(ValueError, match="has format 2, this version reads format 1"):
+        records.load_manifest(tmp_path)
+    path.write_text(json.dumps({**manifest, "image_size": 16}))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        records.load_manifest(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        records.load_manifest(tmp_path)
+
+
+def test_check_encoder_shows_what_differs(tmp_path):
+    manifest = run(tmp_path)
+    encoder = fake_encoder()
+    records.check_encoder(manifest, encoder.name, encoder.width, encoder.fingerprint)
+    records.check_encoder(manifest, width=WIDTH)
+    with pytest.raises(ValueError, match=r"another text encoder.*\n  width: 4 != 384"):
+        records.check_encoder(manifest, width=384)
+    with pytest.raises(ValueError, match=r"name: 'fake' != 'minilm'"):
+        records.check_encoder(manifest, name="minilm", width=WIDTH)
+
+
+def test_scenes_with_minilm(tmp_path):
+    directory = tmp_path / "scenes"
+    manifest = embed_scenes("quickstart", 10, 16, 3, "minilm", directory, num_shards=3)
+    encoder = load_encoder("minilm")
+    records.check_encoder(manifest, "minilm", 384, encoder.fingerprint)
+    source = SceneSource("quickstart", "train", 3, 10, 16)
+    expected = [example for shard in range(3) for example in source.examples_of_shard(shard, 3)]
+    assert expected[-1].id == list(source.examples_of_shard(0, 1))[9].id
+    split = manifest["splits"]["train"]
+    read = [r for name in split["shards"] for r in records.read_records(directory / name)]
+    assert [(r.id, r.caption) for r in read] == [(e.id, e.caption) for e in expected]
+    states, mask = encoder.encode([record.caption for record in read])
+    for i, record in enumerate(read):
+        assert record.states.shape == (mask[i].sum(), 384)
+        np.testing.assert_allclose(
+            record.states.astype(np.float32), states[i][mask[i]], atol=1e-4, rtol=2**-8
+        )
+    with pytest.raises(ValueError, match=r"source\.seed: 3 != 4"):
+        embed_scenes("quickstart", 10, 16, 4, "minilm", directory, num_shards=3)
+    with pytest.raises(ValueError, match="unknown level 'huge'"):
+        embed_scenes("huge", 10, 16, 3, "minilm", tmp_path / "other")
+    with pytest.raises(ValueError, match="at least num_shards = 8, got 7"):
+        embed_scenes("quickstart", 7, 16, 3, "minilm", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_reading_a_manifest_needs_no_tensorflow(tmp_path):
+    run(tmp_path)
+    code = (
+        "import sys; from imagen_jax.data.records import load_manifest; import imagen_jax.embed; "
+        f"load_manifest({str(tmp_path)!r}); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,307 @@
+"""Identities that the layers and both U-Nets satisfy whatever their weights are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from imagen_jax.models import layers
+from imagen_jax.models.attention import AttentionPool, ImageAttention, TextBlock
+from imagen_jax.models.conditioning import sinusoidal_embedding
+from imagen_jax.stage import Stage
+from imagen_jax.typing import Conditioning, TextEmbedding
+
+BATCH = 4
+
+
+class Network:
+    """A stage's network with random weights, none of them zero, and inputs for it."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.params = tiny.random_params(stage)
+        self.conditioning = tiny.conditioning(stage, BATCH)
+        rng = np.random.default_rng(1)
+        size = (BATCH, stage.resolution, stage.resolution, 3)
+        self.x = jnp.asarray(rng.normal(size=size), jnp.float32)
+        self.logsnr = jnp.linspace(-10.0, 10.0, BATCH)
+        self.jitted = jax.jit(stage.apply)
+        self.output = self(self.conditioning)
+
+    @functools.cached_property
+    def start(self) -> Any:
+        """Parameters that training starts from."""
+        return nn.unbox(jax.jit(self.stage.init)(jax.random.key(0)))
+
+    def __call__(self, conditioning: Conditioning, **changed: Any) -> np.ndarray:
+        inputs = {"x": self.x, "logsnr": self.logsnr} | changed
+        result = self.jitted(self.params, inputs["x"], inputs["logsnr"], conditioning)
+        return np.asarray(result)
+
+    def with_text(self, states: jax.Array, mask: jax.Array) -> np.ndarray:
+        return self(self.conditioning._replace(text=TextEmbedding(states, mask)))
+
+
+@pytest.fixture(scope="module", params=["base", "sr"])
+def network(request: pytest.FixtureRequest) -> Network:
+    return Network(tiny.stage(request.param))
+
+
+def assert_close(a: Any, b: Any, tolerance: float = 1e-4) -> None:
+    """Equal up to rounding, relative to the largest value."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+
+
+# layers
+
+
+@pytest.mark.parametrize("channels", [3, 4, 8, 24, 64, 256])
+@pytest.mark.parametrize("film", [False, True], ids=["plain", "film"])
+def test_group_norm_is_group_norm(channels: int, film: bool) -> None:
+    rng = np.random.default_rng(channels)
+    x = 3.0 + 2.0 * rng.normal(size=(2, 4, 6, channels))
+    params = {"scale": rng.normal(size=channels), "bias": rng.normal(size=channels)}
+    scale, shift = rng.normal(size=(2, 2, channels)) if film else (None, None)
+    y = layers.GroupNorm(jnp.float32).apply(
+        {"params": jax.tree.map(jnp.float32, params)},
+        *(None if z is None else jnp.float32(z) for z in (x, scale, shift)),
+    )
+    with jax.enable_x64(True):
+        reference = nn.GroupNorm(
+            layers.num_groups(channels), epsilon=1e-5, dtype=jnp.float64, use_fast_variance=False
+        ).apply({"params": params}, x)
+        if scale is not None and shift is not None:
+            reference = reference * (1 + scale[:, None, None]) + shift[:, None, None]
+        reference = np.asarray(reference)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, reference, rtol=1e-5, atol=2e-5)
+
+
+def test_groups_divide_the_channels() -> None:
+    for channels in range(1, 300):
+        groups = layers.num_groups(channels)
+        assert channels % groups == 0
+        assert groups in (1, 2, 4, 8, 16, 32)
+        assert groups == 1 or channels // groups >= 4
+    assert layers.num_groups(512) == 32
+
+
+def test_resampling() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8, 3)), jnp.float32)
+    np.testing.assert_allclose(layers.downsample(layers.upsample(x)), x, rtol=1e-6)
+    np.testing.assert_array_equal(
+        layers.upsample(x, 3), np.repeat(np.repeat(x, 3, axis=1), 3, axis=2)
+    )
+    twice = layers.downsample(layers.downsample(x))
+    np.testing.assert_allclose(layers.downsample(x, 4), twice, atol=1e-6)
+    np.testing.assert_allclose(twice.mean((1, 2)), x.mean((1, 2)), atol=1e-6)
+    with pytest.raises(ValueError, match="4 x 8 cannot be downsampled by 3"):
+        layers.downsample(x, 3)
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [(25.0, -20.0, 20.0), (1000.0, 0.0, 1.0)])
+def test_sinusoidal_embedding_tells_values_apart(scale: float, low: float, high: float) -> None:
+    """The same fraction of the range moves it by the same distance everywhere."""
+    embedded = sinusoidal_embedding(jnp.linspace(low, high, 201) * scale, 32)
+    np.testing.assert_allclose(embedded[:, :16] ** 2 + embedded[:, 16:] ** 2, 1.0, atol=1e-5)
+    distances = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert distances.min() > 0.5
+
+
+# both networks
+
+
+def test_output_is_zero_at_initialisation(network: Network) -> None:
+    y = network.jitted(network.start, network.x, network.logsnr, network.conditioning)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, np.zeros_like(network.x))
+
+
+def test_every_parameter_learns(network: Network) -> None:
+    """The convolutions that start at zero hold gradients back, but for four steps at most: the
+    output's, those of the blocks, what FiLM reads, and the conditioning behind it."""
+    stage = network.stage
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        def loss(params: Any) -> jax.Array:
+            y = stage.apply(params, network.x, network.logsnr, network.conditioning)
+            return jnp.mean((y - network.x) ** 2)
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params, state = network.start, optimizer.init(network.start)
+    for _ in range(4):
+        params, state = step(params, state)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), params, network.start)
+    stuck = [jax.tree_util.keystr(k) for k, v in jax.tree_util.tree_leaves_with_path(same) if v]
+    assert not stuck
+
+
+@pytest.mark.parametrize("garbage", [jnp.nan, 1e30])
+def test_masked_text_is_never_read(network: Network, garbage: float) -> None:
+    states, mask = network.conditioning.text
+    y = network.with_text(jnp.where(mask[..., None], states, garbage), mask)
+    np.testing.assert_array_equal(y, network.output)
+
+
+def test_dropped_text_is_never_read(network: Network) -> None:
+    states, mask = network.conditioning.text
+    nothing = jnp.zeros_like(mask)
+    dropped = network.with_text(jnp.zeros_like(states), nothing)
+    assert np.isfinite(dropped).all()
+    np.testing.assert_array_equal(network.with_text(states, nothing), dropped)
+    np.testing.assert_array_equal(network.with_text(states * jnp.nan, nothing), dropped)
+    assert np.abs(dropped - network.output).max() > 1e-3
+
+
+def test_padding_of_text_does_not_matter(network: Network) -> None:
+    states, mask = network.conditioning.text
+    longer = jnp.pad(states, ((0, 0), (0, 6), (0, 0))), jnp.pad(mask, ((0, 0), (0, 6)))
+    assert_close(network.with_text(*longer), network.output)
+
+
+def test_order_of_tokens_does_not_matter(network: Network) -> None:
+    """Token states carry their positions already; nothing adds others."""
+    states, mask = network.conditioning.text
+    order = jnp.asarray([3, 1, 4, 0, 2])
+    assert_close(network.with_text(states[:, order], mask[:, order]), network.output)
+
+
+def test_examples_do_not_mix(network: Network) -> None:
+    order = jnp.asarray([2, 0, 3, 1])
+    permuted = jax.tree.map(lambda leaf: leaf[order], network.conditioning)
+    y = network(permuted, x=network.x[order], logsnr=network.logsnr[order])
+    assert_close(y, network.output[order])
+    spoilt = network.x.at[0].set(jnp.nan)
+    np.testing.assert_array_equal(network(network.conditioning, x=spoilt)[1:], network.output[1:])
+
+
+def test_everything_conditions_the_output(network: Network) -> None:
+    given = network.conditioning
+    changed = {
+        "x": network(given, x=network.x + 0.1),
+        "logsnr": network(given, logsnr=network.logsnr + 0.1),
+        "text": network.with_text(given.text.states[::-1], given.text.mask),
+    }
+    if given.low_res is not None and given.aug_level is not None:
+        changed["low_res"] = network(given._replace(low_res=given.low_res[::-1]))
+        changed["aug_level"] = network(given._replace(aug_level=given.aug_level + 0.01))
+    for name, y in changed.items():
+        per_example = np.abs(y - network.output).max(axis=(1, 2, 3))
+        assert (per_example > 1e-4).all(), name
+
+
+def test_bfloat16_agrees_with_float32(network: Network) -> None:
+    half = dataclasses.replace(network.stage, network=network.stage.network.clone(dtype="bfloat16"))
+    y = jax.jit(half.apply)(network.params, network.x, network.logsnr, network.conditioning)
+    assert y.dtype == jnp.float32
+    error = np.linalg.norm(y - network.output) / np.linalg.norm(network.output)
+    # bfloat16 has 8 bits: 0.4 % per operation, some dozens of them in a row.
+    assert 0 < error < 0.03
+
+
+def test_same_weights_at_another_size(network: Network) -> None:
+    size = 2 * network.stage.resolution
+    larger = jax.eval_shape(
+        network.stage.apply,
+        network.params,
+        jnp.zeros((BATCH, size, size + 4, 3)),
+        network.logsnr,
+        network.conditioning._replace(
+            low_res=None if network.stage.low_res is None else jnp.zeros((BATCH, size, size + 4, 3))
+        ),
+    )
+    assert larger.shape == (BATCH, size, size + 4, 3)
+
+
+def test_dropout_is_on_in_training_alone() -> None:
+    stage = tiny.stage("base", "stages.base.network.dropout=0.5")
+    network = Network(stage)
+    plain = Network(tiny.stage("base")).output
+    np.testing.assert_array_equal(network.output, plain)
+    train = jax.jit(lambda key: stage.apply(
+        network.params, network.x, network.logsnr, network.conditioning, True, key
+    ))  # fmt: skip
+    first, second = train(jax.random.key(0)), train(jax.random.key(1))
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(train(jax.random.key(0)), first)
+
+
+# mistakes
+
+
+def init_shape(stage: Stage, resolution: int | None = None) -> None:
+    """Traces the initialisation, which costs no compilation."""
+    stage = dataclasses.replace(stage, resolution=resolution or stage.resolution)
+    jax.eval_shape(stage.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("base", 5, r"5 x 5 pixels cannot be halved 1 times; .* multiples of 2"),
+        ("sr", 6, r"6 x 6 pixels cannot be halved 2 times; .* multiples of 4"),
+    ],
+)
+def test_size_that_cannot_be_halved(name: str, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        init_shape(tiny.stage(name), size)
+
+
+@pytest.mark.parametrize("name", ["base", "sr"])
+def test_heads_that_do_not_divide(name: str) -> None:
+    with pytest.raises(ValueError, match="picture of 16 channels cannot be divided .* heads of 3"):
+        init_shape(tiny.stage(name, f"stages.{name}.network.head_channels=3",
+                              f"stages.{name}.network.text_channels=9"))  # fmt: skip
+    with pytest.raises(ValueError, match="text of 10 channels cannot be divided .* heads of 4"):
+        init_shape(tiny.stage(name, f"stages.{name}.network.text_channels=10"))
+
+
+@pytest.mark.parametrize("layer", [ImageAttention(3, True, True, jnp.float32),
+                                   AttentionPool(3, 4, jnp.float32),
+                                   TextBlock(3, jnp.float32)])  # fmt: skip
+def test_every_attention_checks_its_heads(layer: nn.Module) -> None:
+    text, mask = jnp.zeros((1, 2, 8)), jnp.ones((1, 2), bool)
+    picture = [jnp.zeros((1, 2, 2, 8))] if isinstance(layer, ImageAttention) else []
+    with pytest.raises(ValueError, match=r"of 8 channels cannot be divided into attention heads of 3"):
+        jax.eval_shape(layer.init, jax.random.key(0), *picture, text, mask)
+
+
+def test_missing_and_needless_low_res() -> None:
+    base, sr = tiny.stage("base"), tiny.stage("sr")
+    for stage, given, message in (
+        (sr, tiny.conditioning(base, 1), "needs conditioning.low_res"),
+        (sr, tiny.conditioning(sr, 1)._replace(aug_level=None), "needs conditioning.low_res"),
+        (base, tiny.conditioning(sr, 1), "takes no low_res"),
+    ):
+        x = jnp.zeros((1, stage.resolution, stage.resolution, 3))
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(stage.network.init, jax.random.key(0), x, jnp.zeros(1), given)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("base", "attention", "one entry per resolution"),
+        ("base", "blocks", "one entry per resolution"),
+        ("sr", "cross_attention", "one entry per DBlock"),
+        ("sr", "blocks", "one entry per DBlock"),
+    ],
+)
+def test_one_entry_for_each_level(name: str, key: str, message: str) -> None:
+    wrong = "(1, 1, 1)" if key == "blocks" else "(True,)"
+    with pytest.raises(ValueError, match=message):
+        init_shape(tiny.stage(name, f"stages.{name}.network.{key}={wrong}"))

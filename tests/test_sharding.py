@@ -1,0 +1,184 @@
+"""However a stage is laid out on devices, it computes the same.
+
+The comparisons need eight devices, so they run in a process of their own: `python
+tests/test_sharding.py NAME` calls the function of that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from imagen_jax import sharding
+from imagen_jax.stage import Stage
+from imagen_jax.train.optimizer import make_optimizer
+from imagen_jax.train.state import abstract_state, create_state
+from imagen_jax.train.step import stage_loss
+
+MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
+
+
+def boxed(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), axes)}
+
+
+# rules
+
+
+def test_rules_lay_out_axes() -> None:
+    found = sharding.state_shardings(
+        {"step": jax.ShapeDtypeStruct((), jnp.int32)} | boxed(("window", "in", "out"), (3, 4, 6)),
+        MESH,
+    )
+    assert found == {
+        "step": NamedSharding(MESH, PartitionSpec()),
+        "kernel": NamedSharding(MESH, PartitionSpec(None, "fsdp", "tensor")),
+    }
+
+
+def test_unknown_logical_axis() -> None:
+    with pytest.raises(ValueError, match=r"\['kernel'\]: unknown logical axes \['heads'\]; choices"):
+        sharding.state_shardings(boxed(("in", "heads"), (4, 6)), MESH)
+
+
+def test_axis_that_does_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"\['kernel'\]: axis of size 7 .* 'tensor' of size 2"):
+        sharding.state_shardings(boxed(("in", "out"), (4, 7)), MESH)
+
+
+@pytest.mark.parametrize("name", ["base", "sr"])
+def test_every_axis_of_every_parameter_has_a_name(name: str) -> None:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(tiny.stage(name).init, jax.random.key(0)),
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+    known = {axis for axis, _ in sharding.LOGICAL_AXIS_RULES}
+    for path, leaf in leaves:
+        assert isinstance(leaf, nn.LogicallyPartitioned), jax.tree_util.keystr(path)
+        assert len(leaf.names) == leaf.value.ndim, jax.tree_util.keystr(path)
+        assert set(leaf.names) <= known, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"model": 2}, r"unknown mesh axes \['model'\]"),
+        ({"data": -1, "fsdp": -1}, r"only one mesh axis may be -1, got \['data', 'fsdp'\]"),
+        ({"fsdp": 3}, r"mesh {'data': 1, 'fsdp': 3, 'tensor': 1} does not use the 1 devices"),
+        ({"data": 0}, "does not use the 1 devices"),
+    ],
+)
+def test_mesh_that_cannot_be_made(axes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(axes)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+def test_state_lies_where_its_shardings_say(optimizer: str) -> None:
+    stage = tiny.stage("base", f"stages.base.train.optimizer={optimizer}")
+    mesh = sharding.make_mesh()
+    abstract, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
+    state = create_state(stage, make_optimizer(stage.train), mesh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+    described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract) == described
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
+
+
+# on eight devices
+
+
+def assert_same(a: Any, b: Any, tolerance: float) -> None:
+    """Equal up to rounding, leaf by leaf, relative to the leaf's largest value."""
+
+    def check(path: Any, x: jax.Array, y: jax.Array) -> None:
+        error, size = float(np.abs(x - y).max()), float(np.abs(y).max())
+        assert error <= tolerance * size, f"{jax.tree_util.keystr(path)}: {error} of {size}"
+
+    jax.tree_util.tree_map_with_path(check, jax.device_get(a), jax.device_get(b))
+
+
+def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
+    params, batch = tiny.random_params(stage), tiny.batch(stage, 8)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(stage_loss(stage, params, batch, jax.random.key(1)).per_example)
+
+    expected = jax.jit(jax.value_and_grad(loss))(params, batch)
+    for axes in meshes:
+        mesh = sharding.make_mesh(axes)
+        _, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
+        sharded = jax.jit(
+            jax.value_and_grad(loss),
+            in_shardings=(shardings.params, sharding.batch_sharding(mesh)),
+            out_shardings=(sharding.replicated(mesh), shardings.params),
+        )(params, batch)
+        divided = [
+            not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded[1])
+        ]  # fmt: skip
+        assert any(divided) == (axes.keys() != {"data"}), axes
+        assert_same(sharded, expected, tolerance=1e-4)
+
+
+def gradients_do_not_depend_on_the_mesh() -> None:
+    gradients_of(
+        tiny.stage("base"),
+        [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2}],
+    )
+    gradients_of(tiny.stage("sr"), [{"data": 2, "fsdp": 2, "tensor": 2}])
+
+
+def training_does_not_depend_on_the_mesh() -> None:
+    from imagen_jax.pretrained import load_stages
+    from imagen_jax.train.loop import train
+
+    with tempfile.TemporaryDirectory() as directory:
+        data = str(tiny.embed_colours(Path(directory) / "embeddings"))
+        config = tiny.config("cascade=('base',)", "stages.base.train.checkpoint_every=1")
+        with pytest.raises(ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"):
+            train(config, "base", data, f"{directory}/none")
+        states = [
+            train(config, "base", data, f"{directory}/{axes['tensor']}", axes)
+            for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2})
+        ]
+        sharded = states[0].params["middle_0"]["conv_in"]["conv"]["kernel"].sharding
+        assert sharded.spec == PartitionSpec(None, None, "fsdp", "tensor")
+        # Adam divides by the gradient's size: where that is all rounding, so is the step.
+        rate = dataclasses.replace(tiny.stage("base").train).learning_rate
+        for a, b in zip(*(jax.tree.leaves(jax.device_get(s.params)) for s in states), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2 * rate)
+        ((_, ema),), _ = load_stages(f"{directory}/2")
+        jax.tree.map(np.testing.assert_array_equal, *jax.device_get((ema, states[0].ema)))
+
+
+@pytest.mark.parametrize(
+    "function", [gradients_do_not_depend_on_the_mesh, training_does_not_depend_on_the_mesh]
+)
+def test_on_eight_devices(function: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, function.__name__],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    globals()[sys.argv[1]]()

@@ -1,0 +1,191 @@
+"""The shipped quickstart config shrunk to networks of a few thousand parameters, and data for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from imagen_jax.config import load_config
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.text import encoder as encoder_lib
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.typing import Conditioning, TextEmbedding
+
+WIDTH, MAX_TOKENS = 8, 7
+BASE, SR = 4, 8
+"""Resolutions of the two stages."""
+
+_TRAIN = (
+    "batch_size=4", "steps=2", "warmup_steps=0", "log_every=1", "sample_every=2",
+    "checkpoint_every=2",
+)  # fmt: skip
+OVERRIDES = (
+    "text.encoder=tiny", f"text.width={WIDTH}", "text.max_length=5",
+    f"stages.base.resolution={BASE}", f"stages.sr.resolution={SR}", f"stages.sr.low_res={BASE}",
+    "stages.base.network.channels=8", "stages.base.network.multipliers=(1, 2)",
+    "stages.base.network.attention=(False, True)",
+    "stages.sr.network.channels=(8, 16)",
+    "stages.sr.network.self_attention=(False, True)",
+    "stages.sr.network.cross_attention=(False, True)",
+    *(f"stages.{stage}.{change}"
+      for stage in ("base", "sr")
+      for change in (
+          "network.blocks=(1, 1)", "network.head_channels=4", "network.text_channels=8",
+          "network.text_layers=1", "sample.steps=2", *(f"train.{change}" for change in _TRAIN),
+      )),
+)  # fmt: skip
+
+
+def config(*overrides: str) -> FrozenConfigDict:
+    """The tiny config; later overrides win."""
+    return load_config("quickstart", [*OVERRIDES, *overrides])
+
+
+def stage(name: str, *overrides: str) -> Stage:
+    """A stage of the tiny config."""
+    return make_stage(config(*overrides), name)
+
+
+def encoder(name: str = "tiny", width: int = WIDTH) -> TextEncoder:
+    """A text encoder that looks words up in a random table: one token for a word."""
+
+    def tokenize(captions: Sequence[str]) -> list[np.ndarray]:
+        for caption in captions:
+            if len(caption.split()) > MAX_TOKENS:
+                raise ValueError(f"caption {caption!r} has more than {MAX_TOKENS} tokens")
+        words = [caption.split() for caption in captions]
+        return [np.array([zlib.crc32(w.encode()) % 64 for w in ws], np.int32) for ws in words]
+
+    def network(table: Any, ids: Any, mask: Any) -> jax.Array:
+        return jnp.where(mask[..., None], table[ids], 0)
+
+    table = np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
+    fingerprint = f"{name} {width}"
+    return TextEncoder(name, width, MAX_TOKENS, fingerprint, tokenize, network, table)
+
+
+encoder_lib.ENCODERS["tiny"] = lambda weights: encoder()  # type: ignore[index]
+
+
+class Example(NamedTuple):
+    """A captioned picture."""
+
+    id: str
+    caption: str
+    image: np.ndarray
+
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
+
+
+class Colours:
+    """Pictures of one colour that the caption names: as easy to learn as pictures can be."""
+
+    def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
+        for i in range(shard, len(self), num_shards):
+            name = list(COLOURS)[i // num_shards % len(COLOURS)]
+            image = np.broadcast_to(np.uint8(COLOURS[name]), (SR, SR, 3))
+            yield Example(str(i), f"a {name} picture", np.ascontiguousarray(image))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "colours"}
+
+    def __len__(self) -> int:
+        return 16
+
+
+def embed_colours(directory: Path, text_encoder: TextEncoder | None = None) -> Path:
+    """An embedding directory of `Colours`."""
+    from imagen_jax.embed import embed
+
+    embed(
+        Colours(), text_encoder or encoder(), directory, split="train", image_size=SR, num_shards=2
+    )
+    return directory
+
+
+def conditioning(of: Stage, batch_size: int, seed: int = 0) -> Conditioning:
+    """Random conditioning; the last tokens of every example are masked."""
+    rng = np.random.default_rng(seed)
+    length = of.text.max_length
+    states = jnp.asarray(rng.normal(size=(batch_size, length, of.text.width)), jnp.float32)
+    text = TextEmbedding(states, jnp.arange(length)[None] < jnp.full((batch_size, 1), length - 2))
+    if of.low_res is None:
+        return Conditioning(text)
+    picture = rng.normal(size=(batch_size, of.resolution, of.resolution, 3))
+    return Conditioning(
+        text, jnp.asarray(picture, jnp.float32), jnp.linspace(0.1, 0.9, batch_size)
+    )
+
+
+def batch(of: Stage, batch_size: int, seed: int = 0) -> dict[str, jax.Array]:
+    """A random training batch."""
+    rng = np.random.default_rng(seed)
+
+    def picture(size: int) -> jax.Array:
+        return jnp.asarray(rng.uniform(-1, 1, (batch_size, size, size, 3)), jnp.float32)
+
+    text = conditioning(of, batch_size, seed).text
+    arrays = {"image": picture(of.resolution), "text_emb": text.states, "text_mask": text.mask}
+    return arrays if of.low_res is None else arrays | {"low_res": picture(of.low_res)}
+
+
+def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:
+    """Parameters of the stage without the zeros that networks start from."""
+    from imagen_jax.pretrained import abstract_params
+
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32),
+        abstract_params(of),
+    )
+
+
+_kept = tempfile.TemporaryDirectory(prefix="imagen-jax-tests-")
+
+
+@functools.cache
+def embeddings() -> Path:
+    """One embedding directory for all tests; not to be written to."""
+    return embed_colours(Path(_kept.name) / "embeddings")
+
+
+@functools.cache
+def workdir() -> Path:
+    """One work directory with both stages trained for two steps; not to be written to."""
+    from imagen_jax.train.loop import train
+
+    directory = Path(_kept.name) / "workdir"
+    for name in ("sr", "base"):  # any order
+        train(config(), name, str(embeddings()), str(directory))
+    return directory
+
+
+def metrics_of(directory: Path) -> dict[int, dict[str, float]]:
+    """Scalars that a stage has logged, by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory / "logs"))
+    events.Reload()
+    found: dict[int, dict[str, float]] = {}
+    for tag in events.Tags()["tensors"]:
+        for event in events.Tensors(tag):
+            proto = event.tensor_proto
+            if proto.float_val:
+                found.setdefault(event.step, {})[tag] = proto.float_val[0]
+    return found
+
+
+def record(directory: Path, name: str) -> dict[str, Any]:
+    """The record of a stage."""
+    return json.loads((directory / name / "stage.json").read_text())
