@@ -97,10 +97,10 @@ def main() -> None:
     mesh = Mesh(devices, ("devices",))
     print(f"{arguments.topology}, one example per device\n")
     print(
-        "size | split by | method          |    HBM MB |  temp MB | loop     | collectives | compile s"
+        "size | split by | method          |    HBM MB |  temp MB | loop     | collectives | compile s"  # noqa: E501
     )
     print(
-        "---: | :------- | :-------------- | --------: | -------: | :------- | ----------: | --------:"
+        "---: | :------- | :-------------- | --------: | -------: | :------- | ----------: | --------:"  # noqa: E501
     )
     for size in arguments.sizes:
         shape = (len(devices), size, size, 3)

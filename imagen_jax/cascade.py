@@ -143,8 +143,8 @@ class Cascade:
     ) -> CascadeSamples:
         """Pictures of prompts.
 
-        Picture r of a prompt has the seed `seed + r`; equal prompt, seed and settings give the equal
-        picture, whatever else is sampled with it.
+        Picture r of a prompt has the seed `seed + r`; equal prompt, seed and settings give the
+        equal picture, whatever else is sampled with it.
 
         Args:
           prompts: one or more, not empty.
@@ -207,7 +207,7 @@ class Cascade:
             for start in batches:
                 rows = np.arange(start, start + batch_size) % len(index)  # padded by repetition
                 chosen = TextEmbedding(*(x[index[rows]] for x in text))
-                keys = picture_keys([seeds[r] for r in rows])
+                keys = picture_keys([seeds[int(r)] for r in rows])
                 real = min(batch_size, len(index) - start)
                 picture = None
                 for stage, params in self.stages:

@@ -79,8 +79,11 @@ def sample_stage(
     if (low_res is None) != (stage.low_res is None):
         raise ValueError(
             f"stage {stage.name!r} starts from "
-            + ("noise alone, but a picture was given" if stage.low_res is None else "a picture of "
-               f"{stage.low_res} pixels, but none was given")
+            + (
+                "noise alone, but a picture was given"
+                if stage.low_res is None
+                else f"a picture of {stage.low_res} pixels, but none was given"
+            )
         )
     # The weight is traced, so that a sweep over it compiles once; 1 is static and skips the
     # unconditional half of every network call.
@@ -98,7 +101,13 @@ def _compiled(
         threshold = DynamicThreshold(settings.percentile)
 
     @jax.jit
-    def run(params, text, keys, low_res, guidance) -> Samples:
+    def run(
+        params: Any,
+        text: TextEmbedding,
+        keys: PRNGKey,
+        low_res: Image | None,
+        guidance: jax.Array | None,
+    ) -> Samples:
         b = text.mask.shape[0]
         # Stages of a cascade share a picture's key; their noise must not repeat.
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.resolution)

@@ -38,7 +38,7 @@ def make_mesh(axes: dict[str, int] | None = None) -> Mesh:
     Raises:
       ValueError: an unknown axis, or sizes whose product is not the number of devices.
     """
-    sizes = {name: 1 for name in MESH_AXES} | ({"data": -1} if axes is None else dict(axes))
+    sizes = dict.fromkeys(MESH_AXES, 1) | ({"data": -1} if axes is None else dict(axes))
     unknown = set(sizes) - set(MESH_AXES)
     if unknown:
         raise ValueError(f"unknown mesh axes {sorted(unknown)}; choices: {MESH_AXES}")

@@ -1,7 +1,7 @@
 """Stage: one stage of the cascade, as a config describes it.
 
-A stage joins a network, a diffusion process, the view of the data that it trains on, and the defaults
-it is sampled with. Training and sampling both start from here, so that they cannot disagree.
+A stage joins a network, a diffusion process, the view of the data that it trains on, and the
+defaults it is sampled with. Training and sampling both start from here, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -146,7 +146,15 @@ class Stage:
         """Fresh parameters, boxed with the names of their logical axes."""
         return self.network.init(key, *self.dummy_inputs(1))["params"]
 
-    def apply(self, params, x, logsnr, conditioning, train=False, dropout_key=None):
+    def apply(
+        self,
+        params: Any,
+        x: jax.Array,
+        logsnr: jax.Array,
+        conditioning: Conditioning,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
         """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b]."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         return self.network.apply({"params": params}, x, logsnr, conditioning, train, rngs=rngs)

@@ -33,8 +33,8 @@ class Conditioning(NamedTuple):
 
     Attributes:
       text: token states; an example whose mask is all False is unconditional.
-      low_res: [b, h, w, 3] low-resolution picture, already upsampled to the network's resolution and
-        corrupted by noise conditioning augmentation; None for the base stage.
+      low_res: [b, h, w, 3] low-resolution picture, already upsampled to the network's resolution
+        and corrupted by noise conditioning augmentation; None for the base stage.
       aug_level: [b] amount of that corruption in [0, 1]; None for the base stage.
     """
 

@@ -6,7 +6,6 @@ tests/test_sharding.py NAME` calls the function of that name.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -28,6 +27,11 @@ from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, create_state
 from imagen_jax.train.step import stage_loss
 
+FLAGS = (
+    "--xla_force_host_platform_device_count=8 "
+    # Compiling is all the time these tests take.
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
 
 
@@ -50,7 +54,7 @@ def test_rules_lay_out_axes() -> None:
 
 
 def test_unknown_logical_axis() -> None:
-    with pytest.raises(ValueError, match=r"\['kernel'\]: unknown logical axes \['heads'\]; choices"):
+    with pytest.raises(ValueError, match=r"\['kernel'\]: unknown logical axes \['heads'\]"):
         sharding.state_shardings(boxed(("in", "heads"), (4, 6)), MESH)
 
 
@@ -126,51 +130,56 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
             in_shardings=(shardings.params, sharding.batch_sharding(mesh)),
             out_shardings=(sharding.replicated(mesh), shardings.params),
         )(params, batch)
-        divided = [
-            not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded[1])
-        ]  # fmt: skip
-        assert any(divided) == (axes.keys() != {"data"}), axes
+        divided = any(not g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded[1]))
+        assert divided == (axes.keys() != {"data"}), axes
         assert_same(sharded, expected, tolerance=1e-4)
 
 
 def gradients_do_not_depend_on_the_mesh() -> None:
+    base = (
+        "blocks=(1,)", "multipliers=(1,)", "attention=(True,)", "text_layers=0",
+    )  # fmt: skip
     gradients_of(
-        tiny.stage("base"),
-        [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2}],
+        tiny.stage("base", *(f"stages.base.network.{change}" for change in base)),
+        [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2},
+         {"data": 2, "fsdp": 2, "tensor": 2}],
+    )  # fmt: skip
+    sr = (
+        "blocks=(1,)", "channels=(8,)", "self_attention=(True,)", "cross_attention=(True,)",
+    )  # fmt: skip
+    gradients_of(
+        tiny.stage("sr", *(f"stages.sr.network.{change}" for change in sr)),
+        [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
     )
-    gradients_of(tiny.stage("sr"), [{"data": 2, "fsdp": 2, "tensor": 2}])
 
 
-def training_does_not_depend_on_the_mesh() -> None:
+def training_goes_on_with_another_mesh() -> None:
     from imagen_jax.pretrained import load_stages
     from imagen_jax.train.loop import train
 
     with tempfile.TemporaryDirectory() as directory:
         data = str(tiny.embed_colours(Path(directory) / "embeddings"))
-        config = tiny.config("cascade=('base',)", "stages.base.train.checkpoint_every=1")
+        config = tiny.config("cascade=('base',)", "stages.base.train.steps=1")
         with pytest.raises(ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"):
-            train(config, "base", data, f"{directory}/none")
-        states = [
-            train(config, "base", data, f"{directory}/{axes['tensor']}", axes)
-            for axes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2})
-        ]
-        sharded = states[0].params["middle_0"]["conv_in"]["conv"]["kernel"].sharding
-        assert sharded.spec == PartitionSpec(None, None, "fsdp", "tensor")
-        # Adam divides by the gradient's size: where that is all rounding, so is the step.
-        rate = dataclasses.replace(tiny.stage("base").train).learning_rate
-        for a, b in zip(*(jax.tree.leaves(jax.device_get(s.params)) for s in states), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=2 * rate)
-        ((_, ema),), _ = load_stages(f"{directory}/2")
-        jax.tree.map(np.testing.assert_array_equal, *jax.device_get((ema, states[0].ema)))
+            train(config, "base", data, directory)
+        trained = train(config, "base", data, directory, {"data": 2, "fsdp": 2, "tensor": 2})
+        kernel = trained.params["middle_0"]["conv_in"]["conv"]["kernel"]
+        assert kernel.sharding.spec == PartitionSpec(None, None, "fsdp", "tensor")
+        restored = train(config, "base", data, directory, {"data": 4, "tensor": 2})
+        kernel = restored.params["middle_0"]["conv_in"]["conv"]["kernel"]
+        assert kernel.sharding.mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
+        jax.tree.map(np.testing.assert_array_equal, *jax.device_get((trained, restored)))
+        ((_, ema),), _ = load_stages(directory)
+        jax.tree.map(np.testing.assert_array_equal, *jax.device_get((ema, trained.ema)))
 
 
 @pytest.mark.parametrize(
-    "function", [gradients_do_not_depend_on_the_mesh, training_does_not_depend_on_the_mesh]
+    "function", [gradients_do_not_depend_on_the_mesh, training_goes_on_with_another_mesh]
 )
 def test_on_eight_devices(function: Any) -> None:
     done = subprocess.run(
         [sys.executable, __file__, function.__name__],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | {"XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""The shipped quickstart config shrunk to networks of a few thousand parameters, and data for it."""
+"""The shipped quickstart config shrunk to a few thousand parameters, and data for it."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ def conditioning(of: Stage, batch_size: int, seed: int = 0) -> Conditioning:
     if of.low_res is None:
         return Conditioning(text)
     picture = rng.normal(size=(batch_size, of.resolution, of.resolution, 3))
-    return Conditioning(
-        text, jnp.asarray(picture, jnp.float32), jnp.linspace(0.1, 0.9, batch_size)
-    )
+    return Conditioning(text, jnp.asarray(picture, jnp.float32), jnp.linspace(0.1, 0.9, batch_size))
 
 
 def batch(of: Stage, batch_size: int, seed: int = 0) -> dict[str, jax.Array]:

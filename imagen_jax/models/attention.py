@@ -103,9 +103,9 @@ class ImageAttention(nn.Module):
             jnp.concatenate(values, axis=1),
             mask=jnp.concatenate(visible, axis=1)[:, None, None, :] if self.to_text else None,
         )
-        out = layers.Dense(
-            c, self.dtype, use_bias=False, kernel_init=layers.ZEROS, name="out"
-        )(out.reshape(b, h * w, c))
+        out = layers.Dense(c, self.dtype, use_bias=False, kernel_init=layers.ZEROS, name="out")(
+            out.reshape(b, h * w, c)
+        )
         return x + out.reshape(b, h, w, c)
 
 
@@ -116,9 +116,7 @@ class TextBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         b, length, d = x.shape
         heads = num_heads(d, self.head_channels, "text")
         y = layers.LayerNorm(self.dtype, name="attention_norm")(x)
@@ -150,9 +148,7 @@ class AttentionPool(nn.Module):
         b, _, d = text.shape
         heads = num_heads(d, self.head_channels, "text")
         k, v, visible = TextContext(heads, self.head_channels, self.dtype, name="text")(text, mask)
-        query = self.param(
-            "query", layers.partitioned(nn.initializers.normal(1.0), "vector"), (d,)
-        )
+        query = self.param("query", layers.partitioned(nn.initializers.normal(1.0), "vector"), (d,))
         q = jnp.broadcast_to(
             query.astype(self.dtype).reshape(1, 1, heads, self.head_channels),
             (b, 1, heads, self.head_channels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,9 +14,7 @@ DEFAULT_INIT = nn.initializers.lecun_normal()
 ZEROS = nn.initializers.zeros_init()
 
 
-def partitioned(
-    initializer: nn.initializers.Initializer, *names: str
-) -> Callable[..., nn.LogicallyPartitioned]:
+def partitioned(initializer: nn.initializers.Initializer, *names: str) -> Callable[..., Any]:
     """An initializer whose parameter carries the logical axis names `names`."""
     return nn.with_logical_partitioning(initializer, names)
 
@@ -41,7 +40,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Square convolution with zero padding, [b, h, w, in] -> [b, h / stride, w / stride, features]."""
+    """Square convolution, zero padding: [b, h, w, in] -> [b, h / stride, w / stride, features]."""
 
     features: int
     dtype: jnp.dtype

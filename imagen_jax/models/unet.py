@@ -20,8 +20,8 @@ def check_divisible(shape: tuple[int, ...], halvings: int) -> None:
     factor = 2**halvings
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
-            f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved {halvings} times; height "
-            f"and width must be multiples of {factor}"
+            f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved {halvings} times; "
+            f"height and width must be multiples of {factor}"
         )
 
 
@@ -30,9 +30,9 @@ class UNet(nn.Module):
 
     Attributes:
       channels: channels at the highest resolution (embed_dim; 512 in the paper's base64).
-      multipliers: channels of each resolution, as multiples; every further one halves the resolution.
+      multipliers: channels of each resolution, as multiples; every further one halves it.
       blocks: residual blocks at each resolution; the way up has one more.
-      attention: for each resolution, whether its blocks are followed by attention to image and text.
+      attention: for each resolution, whether its blocks are followed by attention.
       head_channels: channels of an attention head.
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).

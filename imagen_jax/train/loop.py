@@ -160,7 +160,9 @@ def _first_records(data_dir: str, manifest: dict[str, Any]) -> list[Record]:
     return list(itertools.islice(read_records(Path(data_dir) / shard), GRID_EXAMPLES))
 
 
-def _to_device(batch: dict[str, np.ndarray], spec: jax.sharding.NamedSharding):
+def _to_device(
+    batch: dict[str, np.ndarray], spec: jax.sharding.NamedSharding
+) -> dict[str, jax.Array]:
     """Global arrays from this host's share of the batch."""
     return {
         name: jax.make_array_from_process_local_data(spec, value) for name, value in batch.items()

@@ -77,7 +77,7 @@ class SampleGrid:
             self._low_res = downsample(images, images.shape[1] // stage.low_res)
 
     def write(self, step: int, params: Any) -> np.ndarray:
-        """Samples with `params`, writes <directory>/<step>.png and returns it as [h, w, 3] uint8."""
+        """Samples with `params`, writes <directory>/<step>.png, returns it as [h, w, 3] uint8."""
         samples = sample_stage(
             self._stage, params, self._text, self._keys, self._low_res, self._stage.sample
         )

@@ -49,9 +49,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
       ValueError: an unknown optimiser.
     """
     if config.optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}"
-        )
+        raise ValueError(f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}")
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[config.optimizer](learning_rate_schedule(config)),
