@@ -81,7 +81,7 @@ def describe(method: Callable[[jax.Array], jax.Array], x0: jax.ShapeDtypeStruct,
     temporary = compiled.memory_analysis().temp_size_in_bytes
     where = ("on chip" if on_chip else "from HBM") if loops else "-"
     return (
-        f"{moved / 2**20:9.1f} | {temporary / 2**20:8.1f} | {where:8} | {collectives:11} | "
+        f"{moved / 2**20:9.1f} | {temporary / 2**20:8.1f} | {where:8} | {collectives:8} | "
         f"{seconds:9.1f}"
     )
 
@@ -97,10 +97,10 @@ def main() -> None:
     mesh = Mesh(devices, ("devices",))
     print(f"{arguments.topology}, one example per device\n")
     print(
-        "size | split by | method          |    HBM MB |  temp MB | loop     | collectives | compile s"  # noqa: E501
+        "size | split by | method          |    HBM MB |  temp MB | loop     | collect. | compile s"
     )
     print(
-        "---: | :------- | :-------------- | --------: | -------: | :------- | ----------: | --------:"  # noqa: E501
+        "---: | :------- | :-------------- | --------: | -------: | :------- | -------: | --------:"
     )
     for size in arguments.sizes:
         shape = (len(devices), size, size, 3)

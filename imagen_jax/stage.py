@@ -1,7 +1,8 @@
 """Stage: one stage of the cascade, as a config describes it.
 
 A stage joins a network, a diffusion process, the view of the data that it trains on, and the
-defaults it is sampled with. Training and sampling both start from here, so that they cannot disagree.
+defaults it is sampled with. Training and sampling both start from here, so that they cannot
+disagree.
 """
 
 from __future__ import annotations
@@ -157,7 +158,9 @@ class Stage:
     ) -> jax.Array:
         """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b]."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        return self.network.apply({"params": params}, x, logsnr, conditioning, train, rngs=rngs)
+        variables = {"params": params}
+        output: Any = self.network.apply(variables, x, logsnr, conditioning, train, rngs=rngs)
+        return output
 
     def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:
         """Inputs of the right shapes, all zero."""

@@ -160,7 +160,9 @@ def training_goes_on_with_another_mesh() -> None:
     with tempfile.TemporaryDirectory() as directory:
         data = str(tiny.embed_colours(Path(directory) / "embeddings"))
         config = tiny.config("cascade=('base',)", "stages.base.train.steps=1")
-        with pytest.raises(ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"):
+        with pytest.raises(
+            ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"
+        ):
             train(config, "base", data, directory)
         trained = train(config, "base", data, directory, {"data": 2, "fsdp": 2, "tensor": 2})
         kernel = trained.params["middle_0"]["conv_in"]["conv"]["kernel"]

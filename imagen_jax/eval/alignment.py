@@ -21,7 +21,14 @@ import numpy as np
 from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.render import render
-from imagen_jax.eval.template_matching import SIDE, DecodedObject, decode, look_alike
+from imagen_jax.eval.template_matching import (
+    SIDE,
+    Decoded,
+    DecodedObject,
+    decode,
+    decode_all,
+    look_alike,
+)
 
 ATTRIBUTES = ("background", "object", "colour", "count", "style", "relation", "size", "all_correct")
 LARGE = 34 / 64
@@ -42,7 +49,10 @@ def score(scene: Scene, picture: np.ndarray, level: Level) -> dict[str, bool]:
       Attribute -> whether it holds, for those the scene has (no "relation" with one group, "size"
       only if named), and "all_correct".
     """
-    seen = decode(picture, level)
+    return _compare(scene, decode(picture, level))
+
+
+def _compare(scene: Scene, seen: Decoded) -> dict[str, bool]:
     members: list[list[DecodedObject]] = [[] for _ in scene.groups]
     for thing in seen.objects:
         members[_likeliest_group(thing, scene)].append(thing)
@@ -139,7 +149,7 @@ def alignment_report(
 def _accuracies(
     scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
 ) -> dict[str, dict[str, float]]:
-    results = [score(s, p, level) for s, p in zip(scenes, pictures, strict=True)]
+    results = [_compare(s, d) for s, d in zip(scenes, decode_all(pictures, level), strict=True)]
     accuracies = {}
     for attribute in ATTRIBUTES:
         held = [result[attribute] for result in results if attribute in result]

@@ -8,6 +8,8 @@ of the level, in both styles and all colours, on that background.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +60,14 @@ class Decoded(NamedTuple):
     objects: tuple[DecodedObject, ...]
 
 
+class _Cut(NamedTuple):
+    """A blob: index of its picture, its box in pixels, features [3, d] of cuts around it."""
+
+    picture: int
+    box: tuple[int, int, int, int]
+    features: np.ndarray
+
+
 class _Templates(NamedTuple):
     """labels[k] is the (noun, colour, style) of features[k]; norms[k] is its squared length."""
 
@@ -67,32 +77,55 @@ class _Templates(NamedTuple):
 
 
 def decode(picture: np.ndarray, level: Level) -> Decoded:
-    """Read a picture.
+    """Read a picture; see `decode_all`."""
+    return decode_all([picture], level)[0]
+
+
+def decode_all(pictures: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[Decoded]:
+    """Read pictures.
 
     Args:
-      picture: uint8 [h, h, 3]; other sizes than 64 are scaled.
+      pictures: n of uint8 [h, h, 3]; other sizes than 64 are scaled.
       level: whose nouns, colours, styles and backgrounds may occur.
 
     Raises:
-      ValueError: the picture is not square uint8 RGB.
+      ValueError: a picture is not square uint8 RGB.
     """
-    side, *_ = picture.shape
+    cuts: dict[str, list[_Cut]] = defaultdict(list)
+    backgrounds: list[str | None] = []
+    for index, original in enumerate(pictures):
+        picture = _at_side(original)
+        pixels = picture.astype(np.float32)
+        colour = np.median(_border(pixels), axis=0)
+        nearest, distance = _nearest_background(colour, level.backgrounds)
+        backgrounds.append(nearest if distance <= SAME_BACKGROUND else None)
+        cuts[nearest] += [
+            _Cut(index, box, _cut_features(picture, box, nearest))
+            for box in find_blobs(pixels, colour)
+        ]
+    objects: list[list[DecodedObject]] = [[] for _ in pictures]
+    for background, found in cuts.items():
+        if found:
+            for cut, thing in zip(found, _recognise(found, background, level), strict=True):
+                objects[cut.picture].append(thing)
+    return [Decoded(b, tuple(o)) for b, o in zip(backgrounds, objects, strict=True)]
+
+
+def _at_side(picture: np.ndarray) -> np.ndarray:
+    side = picture.shape[0]
     if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
         raise ValueError(
             f"picture must be uint8 [h, h, 3]; got {picture.dtype} {list(picture.shape)}"
         )
-    if side != SIDE:
-        resized = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        picture = np.asarray(resized)
-    pixels = picture.astype(np.float32)
-    border = np.concatenate(
-        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
-         pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]
-    )  # fmt: skip
-    colour = np.median(border, axis=0)
-    nearest, distance = _nearest_background(colour, level.backgrounds)
-    objects = tuple(_recognise(picture, box, nearest, level) for box in find_blobs(pixels, colour))
-    return Decoded(nearest if distance <= SAME_BACKGROUND else None, objects)
+    if side == SIDE:
+        return picture
+    resized = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    sides = pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]
+    return np.concatenate([side.reshape(-1, 3) for side in sides])
 
 
 def _nearest_background(colour: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
@@ -140,30 +173,43 @@ def _union(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
-def _recognise(
-    picture: np.ndarray, box: tuple[int, int, int, int], background: str, level: Level
-) -> DecodedObject:
+def _cut_features(
+    picture: np.ndarray, box: tuple[int, int, int, int], background: str
+) -> np.ndarray:
+    """[3, d] features of three cuts: blur moves the edge of a blob by a pixel, in or out."""
+    just = _feature(picture, box, 0, background)
+    cuts = [_feature(picture, box, margin, background) for margin in (-1, 1)]
+    return np.stack([just if cut is None else cut for cut in (*cuts, just)])
+
+
+def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedObject]:
+    """The nearest sprite of each blob, over its cuts."""
     templates = _templates(level, background)
-    # Blur moves the edge of a blob by a pixel; the nearest sprite over these cuts is what it shows.
-    cuts = [_feature(picture, box, margin, background) for margin in (-1, 0, 1)]
-    queries = np.stack([cut for cut in cuts if cut is not None])
-    squared = (
-        (queries**2).sum(-1)[:, None] - 2 * queries @ templates.features.T + templates.norms
-    ).min(0)
-    best = int(squared.argmin())
-    distance = float(np.sqrt(max(squared[best], 0)))
-    noun, colour, style = templates.labels[best] if distance <= UNKNOWN else (None, None, None)
-    left, top, right, bottom = (edge / SIDE for edge in box)
-    return DecodedObject(noun, colour, style, (left, top, right - left, bottom - top), distance)
+    # One product for all blobs: templates are megabytes, to be read as few times as can be.
+    queries = np.concatenate([cut.features for cut in cuts])
+    squared = templates.norms - 2 * queries @ templates.features.T
+    squared += (queries**2).sum(-1, keepdims=True)
+    squared = squared.reshape(len(cuts), -1, len(templates.labels)).min(1)
+    things = []
+    for cut, best in zip(cuts, squared.argmin(-1), strict=True):
+        distance = float(np.sqrt(max(squared[len(things), best], 0)))
+        noun, colour, style = templates.labels[best] if distance <= UNKNOWN else (None,) * 3
+        left, top, right, bottom = (edge / SIDE for edge in cut.box)
+        box = (left, top, right - left, bottom - top)
+        things.append(DecodedObject(noun, colour, style, box, distance))
+    return things
 
 
 def _feature(
     picture: np.ndarray, box: tuple[int, int, int, int], margin: int, background: str
 ) -> np.ndarray | None:
-    """Feature of a cut: its pixels at one size and its aspect; squared lengths are mean squares."""
+    """Feature [d] of a cut: its pixels at one size, and its aspect; None if nothing is left of it.
+
+    Squared distances of the pixels' part are mean squares of values in 0..1.
+    """
     left, top, right, bottom = box
     left, top, right, bottom = left - margin, top - margin, right + margin, bottom + margin
-    if right - left < 3 or bottom - top < 3:
+    if right - left < 1 or bottom - top < 1:
         return None
     pad = 2
     canvas = np.empty((picture.shape[0] + 2 * pad, picture.shape[1] + 2 * pad, 3), np.uint8)

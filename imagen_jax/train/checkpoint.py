@@ -1,7 +1,8 @@
 """Orbax checkpoints of one stage: <workdir>/<stage>/checkpoints/<step>/{state,ema,data}.
 
 The moving average of the weights is an item of its own, so that sampling reads it alone. The
-position in the data travels with the state, so that resumed training sees the batches it would have seen.
+position in the data travels with the state, so that resumed training sees the batches it
+would have seen.
 """
 
 from __future__ import annotations
