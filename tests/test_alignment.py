@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from imagen_jax.data.scenes import Group, Scene, get_level, layout, render, sample_scene
-from imagen_jax.eval.alignment import alignment_report, score, wilson_interval
+from imagen_jax.eval.alignment import alignment_report, score, score_all, wilson_interval
 from imagen_jax.eval.template_matching import decode
 
 DEMO = get_level("demo")
@@ -22,9 +22,7 @@ def drawn(level, count, groups=None, split="train"):
 
 
 def share_correct(scenes, pictures, level):
-    return np.mean(
-        [score(s, p, level)["all_correct"] for s, p in zip(scenes, pictures, strict=True)]
-    )
+    return np.mean([result["all_correct"] for result in score_all(scenes, pictures, level)])
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)

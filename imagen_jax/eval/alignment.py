@@ -25,7 +25,6 @@ from imagen_jax.eval.template_matching import (
     SIDE,
     Decoded,
     DecodedObject,
-    decode,
     decode_all,
     look_alike,
 )
@@ -49,7 +48,20 @@ def score(scene: Scene, picture: np.ndarray, level: Level) -> dict[str, bool]:
       Attribute -> whether it holds, for those the scene has (no "relation" with one group, "size"
       only if named), and "all_correct".
     """
-    return _compare(scene, decode(picture, level))
+    return score_all([scene], [picture], level)[0]
+
+
+def score_all(
+    scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
+) -> list[dict[str, bool]]:
+    """`score` of many, much faster than one by one.
+
+    Raises:
+      ValueError: not as many pictures as scenes, or a picture that is not square uint8 RGB.
+    """
+    if len(scenes) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
+    return [_compare(s, d) for s, d in zip(scenes, decode_all(pictures, level), strict=True)]
 
 
 def _compare(scene: Scene, seen: Decoded) -> dict[str, bool]:
@@ -149,7 +161,7 @@ def alignment_report(
 def _accuracies(
     scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
 ) -> dict[str, dict[str, float]]:
-    results = [_compare(s, d) for s, d in zip(scenes, decode_all(pictures, level), strict=True)]
+    results = score_all(scenes, pictures, level)
     accuracies = {}
     for attribute in ATTRIBUTES:
         held = [result[attribute] for result in results if attribute in result]

@@ -177,9 +177,7 @@ def _cut_features(
     picture: np.ndarray, box: tuple[int, int, int, int], background: str
 ) -> np.ndarray:
     """[3, d] features of three cuts: blur moves the edge of a blob by a pixel, in or out."""
-    just = _feature(picture, box, 0, background)
-    cuts = [_feature(picture, box, margin, background) for margin in (-1, 1)]
-    return np.stack([just if cut is None else cut for cut in (*cuts, just)])
+    return np.stack([_feature(picture, box, margin, background) for margin in (-1, 0, 1)])
 
 
 def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedObject]:
@@ -190,7 +188,7 @@ def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedO
     squared = templates.norms - 2 * queries @ templates.features.T
     squared += (queries**2).sum(-1, keepdims=True)
     squared = squared.reshape(len(cuts), -1, len(templates.labels)).min(1)
-    things = []
+    things: list[DecodedObject] = []
     for cut, best in zip(cuts, squared.argmin(-1), strict=True):
         distance = float(np.sqrt(max(squared[len(things), best], 0)))
         noun, colour, style = templates.labels[best] if distance <= UNKNOWN else (None,) * 3
@@ -202,15 +200,15 @@ def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedO
 
 def _feature(
     picture: np.ndarray, box: tuple[int, int, int, int], margin: int, background: str
-) -> np.ndarray | None:
-    """Feature [d] of a cut: its pixels at one size, and its aspect; None if nothing is left of it.
+) -> np.ndarray:
+    """Feature [d] of a cut: its pixels at one size, and its aspect.
 
     Squared distances of the pixels' part are mean squares of values in 0..1.
     """
     left, top, right, bottom = box
+    if min(right - left, bottom - top) < 3:
+        margin = max(margin, 0)
     left, top, right, bottom = left - margin, top - margin, right + margin, bottom + margin
-    if right - left < 1 or bottom - top < 1:
-        return None
     pad = 2
     canvas = np.empty((picture.shape[0] + 2 * pad, picture.shape[1] + 2 * pad, 3), np.uint8)
     canvas[:] = BACKGROUNDS[background]
