@@ -1,9 +1,9 @@
-"""A small cascade on built-in scenes, 16 -> 64 pixels: minutes on a laptop's CPU.
+"""A small cascade on built-in scenes, 16 -> 64 pixels: for a CPU.
 
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    see the table in README.md
+Result:    not yet run to the end
 """
 
 from ml_collections import ConfigDict
