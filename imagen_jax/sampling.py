@@ -12,39 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.augment import augment_low_res
-from imagen_jax.diffusion.guidance import THRESHOLDS, DynamicThreshold, guided_denoiser
+from imagen_jax.diffusion.guidance import DynamicThreshold, guided_denoiser
 from imagen_jax.diffusion.noise import initial_noise
-from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS, Samples, sample, time_grid
+from imagen_jax.diffusion.samplers import Samples, sample, time_grid
 from imagen_jax.stage import SampleConfig, Stage, upsample_low_res
 from imagen_jax.typing import Conditioning, Image, PRNGKey, TextEmbedding
 
 Progress = Callable[[Any], None]
-
-
-def check_settings(settings: SampleConfig, where: str) -> SampleConfig:
-    """Returns the settings if they can be sampled with.
-
-    Raises:
-      ValueError: naming the setting, the value and the choices.
-    """
-    for name, choices in (
-        ("sampler", SAMPLERS),
-        ("time_grid", TIME_GRIDS),
-        ("threshold", THRESHOLDS),
-    ):
-        value = getattr(settings, name)
-        if value not in choices:
-            raise ValueError(f"{where}: {name} is {value!r}; choices: {', '.join(choices)}")
-    for name, low, high in (
-        ("steps", 1, 1000),
-        ("guidance", 0.0, 1000.0),
-        ("aug_level", 0.0, 1.0),
-        ("percentile", 1e-3, 100.0),
-    ):
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise ValueError(f"{where}: {name} is {value}; it must be in [{low:g}, {high:g}]")
-    return settings
 
 
 def sample_stage(
@@ -73,9 +47,8 @@ def sample_stage(
       x0 [b, resolution, resolution, 3] in [-1, 1] and, if asked for, [steps, b, ...] estimates.
 
     Raises:
-      ValueError: settings out of range, or a low-resolution picture that the stage does not take.
+      ValueError: a low-resolution picture is missing, or is given to a base stage.
     """
-    check_settings(settings, f"stage {stage.name!r}")
     if (low_res is None) != (stage.low_res is None):
         raise ValueError(
             f"stage {stage.name!r} starts from "

@@ -8,6 +8,7 @@ disagree.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,13 +17,28 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from imagen_jax.config import build
+from imagen_jax.diffusion.guidance import THRESHOLDS
+from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
 from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
-from imagen_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, make_schedule
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+
+
+def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise ValueError(f"{field} is {value!r}; choices: {', '.join(choices)}")
+
+
+def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
+    value = getattr(config, field)
+    if not low <= value <= high:
+        raise ValueError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +58,22 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion process and loss; the choices are the keys of imagen_jax.diffusion's tables."""
+    """Diffusion process and loss; the choices are the keys of imagen_jax.diffusion's tables.
+
+    Raises:
+      ValueError: another choice, as the classes below for values out of range.
+    """
 
     schedule: str
     parametrization: str
     weighting: str
     time_sampling: str
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "schedule", SCHEDULES)
+        _check_choice(self, "parametrization", PARAMETRIZATIONS)
+        _check_choice(self, "weighting", WEIGHTINGS)
+        _check_choice(self, "time_sampling", TIME_SAMPLING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +97,15 @@ class SampleConfig:
     threshold: str
     percentile: float
     aug_level: float
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "sampler", SAMPLERS)
+        _check_choice(self, "time_grid", TIME_GRIDS)
+        _check_choice(self, "threshold", THRESHOLDS)
+        _check_range(self, "steps", 1, 1000)
+        _check_range(self, "guidance", 0, 1000)
+        _check_range(self, "percentile", 1e-3, 100)
+        _check_range(self, "aug_level", 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +141,38 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
 
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "steps", "log_every", "sample_every", "checkpoint_every",
+                      "keep_checkpoints"):  # fmt: skip
+            _check_range(self, field, 1)
+        for field in ("ema_decay", "text_dropout", "max_aug_level"):
+            _check_range(self, field, 0, 1)
+        for field in ("learning_rate", "clip_norm"):
+            _check_range(self, field, 0)
+        _check_range(self, "seed", 0, 2**31 - 2)
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
+                f"{self.steps}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """One entry of config.stages, before its network and schedule are made."""
+    """One entry of config.stages, before its network and schedule are made.
+
+    Attributes:
+      resolution: pixels per side of what the stage makes.
+      low_res: pixels per side of the picture that it starts from; 0 for the base stage.
+      network: "kind", a key of NETWORKS, and the fields of that class.
+    """
 
     resolution: int
     low_res: int
-    network: Any
-    diffusion: Any
-    train: Any
-    sample: Any
+    network: Mapping[str, Any]
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,16 +258,12 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         raise ValueError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
     where = f"stages.{name}"
     section = build(StageConfig, config.stages[name], where)
-    diffusion = build(DiffusionConfig, section.diffusion, f"{where}.diffusion")
-    if diffusion.parametrization not in PARAMETRIZATIONS:
-        raise ValueError(
-            f"{where}.diffusion.parametrization is {diffusion.parametrization!r}; "
-            f"choices: {PARAMETRIZATIONS}"
-        )
     network = dict(section.network)
     kind = network.pop("kind", None)
     if kind not in NETWORKS:
-        raise ValueError(f"{where}.network.kind is {kind!r}; choices: {sorted(NETWORKS)}")
+        raise ValueError(f"{where}.network.kind is {kind!r}; choices: {', '.join(NETWORKS)}")
+    if "has_low_res" in network:
+        raise ValueError(f"{where}.network.has_low_res follows from low_res; leave it out")
     low_res = section.low_res or None
     if low_res is not None and section.resolution % low_res:
         raise ValueError(
@@ -224,9 +276,9 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         low_res=low_res,
         text=build(TextConfig, config.text, "text"),
         network=build(NETWORKS[kind], network, f"{where}.network"),
-        schedule=make_schedule(diffusion.schedule),
-        parametrization=diffusion.parametrization,
-        diffusion=diffusion,
-        train=build(TrainConfig, section.train, f"{where}.train"),
-        sample=build(SampleConfig, section.sample, f"{where}.sample"),
+        schedule=make_schedule(section.diffusion.schedule),
+        parametrization=section.diffusion.parametrization,
+        diffusion=section.diffusion,
+        train=section.train,
+        sample=section.sample,
     )

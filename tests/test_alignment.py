@@ -96,13 +96,17 @@ def test_size_is_scored_when_said():
     assert "size" not in score(replace(large, size=None), render(large, 64), DEMO)
 
 
-def test_a_colour_like_the_natural_one_is_accepted():
-    natural = Scene((Group("cat"),), "white", "noto")
-    orange = Scene((Group("strawberry"),), "white", "fluent")
-    assert score(orange, render(orange, 64), DEMO)["colour"]
-    assert not score(natural, render(replace(natural, groups=(Group("cat", "blue"),)), 64), DEMO)[
-        "colour"
-    ]
+def test_only_a_tint_like_the_natural_colours_is_accepted_for_them():
+    def colour_holds(noun, style, asked, shown):
+        scene, other = (Scene((Group(noun, c),), "white", style) for c in (asked, shown))
+        return score(scene, render(other, 64), DEMO)["colour"]
+
+    assert colour_holds("fox", "fluent", None, "orange")
+    assert colour_holds("fox", "fluent", "orange", None)
+    assert not colour_holds("fox", "fluent", None, "blue")
+    assert not colour_holds("fox", "fluent", "blue", None)
+    for noun in ("dog", "sunflower", "rocket"):
+        assert not colour_holds(noun, "noto", "yellow", "orange")
 
 
 @pytest.mark.parametrize("name", ["blank", "noise", "smear"])

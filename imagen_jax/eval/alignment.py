@@ -26,7 +26,7 @@ from imagen_jax.eval.template_matching import (
     Decoded,
     DecodedObject,
     decode_all,
-    look_alike,
+    is_like_natural,
 )
 
 ATTRIBUTES = ("background", "object", "colour", "count", "style", "relation", "size", "all_correct")
@@ -109,9 +109,11 @@ def _likeliest_group(thing: DecodedObject, scene: Scene) -> int:
 def _colour_fits(thing: DecodedObject, group: Group) -> bool:
     if thing.noun is None or thing.style is None:
         return False
-    return thing.colour == group.colour or look_alike(
-        thing.noun, thing.style, thing.colour, group.colour
-    )
+    if thing.colour == group.colour:
+        return True
+    # Two named colours are never the same; the art's own colours may be one of them.
+    named = [colour for colour in (thing.colour, group.colour) if colour is not None]
+    return len(named) == 1 and is_like_natural(thing.noun, thing.style, named[0])
 
 
 def _centre(thing: DecodedObject) -> tuple[float, float]:

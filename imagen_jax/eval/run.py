@@ -11,7 +11,7 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
-from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score
+from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.grid import labelled_grid
 
 SPLITS = ("train", "heldout", "unseen")
@@ -66,11 +66,13 @@ def evaluate(
     for name, scenes, prompts in _prompt_sets(level, splits, seed, count):
         samples = cascade.sample_each(prompts, [seed + i for i in range(count)], **overrides)
         scores[name] = alignment_report(scenes, samples.images, level)
+        shown = samples.images[:SHOWN]
+        results = score_all(scenes[:SHOWN], shown, level)
         labels = [
-            f"{'right' if score(scene, image, level)['all_correct'] else 'wrong'}: {prompt}"
-            for scene, image, prompt in zip(scenes, samples.images, prompts, strict=True)
+            f"{'right' if result['all_correct'] else 'wrong'}: {prompt}"
+            for result, prompt in zip(results, prompts[:SHOWN], strict=True)
         ]
-        grid = labelled_grid(samples.images[:SHOWN], labels[:SHOWN], columns=6, scale=2)
+        grid = labelled_grid(shown, labels, columns=6, scale=2)
         grid.save(output / f"{name}.png")
     record = {
         "level": level.name,

@@ -249,15 +249,13 @@ def _sprite_feature(
 
 
 @functools.cache
-def look_alike(noun: str, style: str, one: str | None, other: str | None) -> bool:
-    """Whether two colours of a sprite are nearly one: a natural cat is an orange cat already."""
+def is_like_natural(noun: str, style: str, colour: str) -> bool:
+    """Whether a tint hardly changes the art: the flat fox is an orange fox already."""
     if NOUNS[noun].is_shape:
         return False
-    a, b = (_sprite_feature(noun, style, colour, "gray", 24) for colour in (one, other))
-    if a is None or b is None:
-        return False
-    return bool(np.linalg.norm(a - b) < LOOK_ALIKE)
+    a, b = (_sprite_feature(noun, style, tint, "gray", 24) for tint in (None, colour))
+    return a is not None and b is not None and bool(np.linalg.norm(a - b) < LIKE_NATURAL)
 
 
-LOOK_ALIKE = 0.09
-"""Root mean square distance (values in 0..1) below which two tints count as the same."""
+LIKE_NATURAL = 0.09
+"""Root mean square distance (values in 0..1) below which a tint counts as the art's own colours."""

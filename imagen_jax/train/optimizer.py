@@ -24,16 +24,7 @@ OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] 
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Linear warmup to the peak, then cosine decay to zero at the last step.
-
-    Raises:
-      ValueError: the warmup does not end before training does.
-    """
-    if not 0 <= config.warmup_steps < config.steps:
-        raise ValueError(
-            f"train.warmup_steps is {config.warmup_steps}; it must be in [0, train.steps) with "
-            f"train.steps = {config.steps}"
-        )
+    """Linear warmup from zero to the peak, then cosine decay to zero at the last step."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
