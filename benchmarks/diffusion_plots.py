@@ -71,17 +71,17 @@ def schedules() -> Figure:
 
 
 def weightings() -> Figure:
-    """Weights on the error of eps, alone and times the density of logsnr."""
+    """Weights on the error of v, in which all of them are bounded, alone and times the density."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
-    t = np.linspace(0.001, 0.999, 2001)
+    t = np.linspace(0.0005, 0.9995, 4001)
     logsnr = SCHEDULE.logsnr(t)
     for name in ("eps", "v", "x0", "min_snr", "sigmoid", "edm"):
-        weight = np.asarray(loss_weight(name, logsnr, "eps"))
+        weight = np.asarray(loss_weight(name, logsnr, "v"))
         axes[0].semilogy(logsnr, weight, label=name)
         density = weight / np.asarray(SCHEDULE.rate(t))
         axes[1].plot(logsnr, density / density.max(), label=name)
-    axes[0].set(xlabel="logsnr", ylabel="weight on the error of eps", title="weightings")
-    axes[0].set(xlim=(-10, 10), ylim=(1e-5, 1e5))
+    axes[0].set(xlabel="logsnr", ylabel="weight on the error of v", title="weightings")
+    axes[0].set(xlim=(-10, 10), ylim=(1e-4, 10))
     axes[1].set(xlabel="logsnr", ylabel="relative weight", title="times the density (cosine)")
     axes[1].set_xlim(-10, 10)
     axes[0].legend(fontsize=8)
@@ -114,16 +114,14 @@ def precision() -> Figure:
 
 def grids() -> Figure:
     """Noise levels of the time grids."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    for name, schedule, axis in (
-        ("cosine", SCHEDULE, axes[0]),
-        ("linear", make_schedule("linear"), axes[1]),
-    ):
-        for i, kind in enumerate(("uniform_t", "trailing", "leading", "uniform_logsnr", "karras")):
-            grid = np.asarray(time_grid(schedule, 12, kind))
-            axis.plot(grid[:-1], np.full(12, -i), "o-", ms=4, lw=0.6, label=kind)
-        axis.set(xlabel="logsnr given to the network", yticks=[], title=f"12 steps, {name}")
-    axes[0].legend(fontsize=8, loc="lower right")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True)
+    kinds = ("karras", "uniform_logsnr", "leading", "trailing", "uniform_t")
+    for axis, name in zip(axes, ("cosine", "linear"), strict=True):
+        for i, kind in enumerate(kinds):
+            grid = np.asarray(time_grid(SCHEDULES[name], 12, kind))
+            axis.plot(grid[:-1], np.full(12, i), "o-", ms=4, lw=0.6)
+        axis.set(xlabel="logsnr given to the network", title=f"12 steps, {name}")
+    axes[0].set_yticks(range(len(kinds)), kinds)
     return figure
 
 
@@ -213,7 +211,7 @@ def thresholding() -> Figure:
         pictures[name] = np.asarray(dynamic_threshold(pictures["x0 = 3 x picture"], percentile))
     figure, axes = plt.subplots(2, 4, figsize=(11, 4.8), height_ratios=(3, 1.3))
     for (name, picture), (top, bottom) in zip(pictures.items(), axes.T, strict=True):
-        top.imshow(_shown(picture[0]))
+        top.imshow(_shown(picture[0]), interpolation="nearest")
         top.set(title=name, xticks=[], yticks=[])
         bottom.hist(picture.ravel(), bins=60, range=(-3, 3), color="C0")
         bottom.axvline(-1, color="k", lw=0.6)
@@ -225,10 +223,10 @@ def thresholding() -> Figure:
 def augmentation() -> Figure:
     """One low-resolution picture at several augmentation levels."""
     levels = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0], np.float32)
-    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_picture(64)), levels, SCHEDULE)
+    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_picture(32)), levels, SCHEDULE)
     figure, axes = plt.subplots(1, len(levels), figsize=(12, 2.1))
     for axis, level, picture in zip(axes, levels, sweep, strict=True):
-        axis.imshow(_shown(picture))
+        axis.imshow(_shown(picture), interpolation="nearest")
         axis.set(title=f"aug_level {level:g}", xticks=[], yticks=[])
         axis.title.set_fontsize(9)
     return figure
@@ -290,7 +288,7 @@ def main() -> None:
     for name in arguments.only:
         figure = PLOTS[name]()
         figure.tight_layout()
-        figure.savefig(OUTPUT / f"{name}.png", dpi=110)
+        figure.savefig(OUTPUT / f"{name}.png", dpi=100)
         plt.close(figure)
         print(OUTPUT / f"{name}.png", flush=True)
 

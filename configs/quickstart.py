@@ -1,4 +1,4 @@
-"""A small cascade on built-in scenes, 16 -> 64 pixels: for a CPU.
+"""A small cascade on built-in scenes, 32 -> 64 pixels: for a CPU.
 
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     diffusion = {
         "schedule": "cosine",
-        "parametrization": "v",
-        "weighting": "v",
+        "parametrization": "x0",
+        "weighting": "x0",
         "time_sampling": "stratified",
     }
     train = {
@@ -47,18 +47,17 @@ def get_config() -> ConfigDict:
             "cascade": ("base", "sr"),
             "stages": {
                 "base": {
-                    "resolution": 16,
+                    "resolution": 32,
                     "low_res": 0,
                     "network": {
-                        "kind": "unet",
-                        "channels": 48,
-                        "multipliers": (1, 2, 3),
-                        "blocks": (1, 2, 1),
-                        "attention": (False, True, True),
+                        "kind": "efficient_unet",
+                        "channels": (48, 96, 144),
+                        "blocks": (1, 2, 2),
+                        "self_attention": (False, True, True),
+                        "cross_attention": (False, True, True),
                         "head_channels": 48,
                         "text_channels": 144,
                         "text_layers": 2,
-                        "dropout": 0.0,
                         "dtype": "float32",
                         "image_channels": 3,
                     },
@@ -68,21 +67,21 @@ def get_config() -> ConfigDict:
                 },
                 "sr": {
                     "resolution": 64,
-                    "low_res": 16,
+                    "low_res": 32,
                     "network": {
                         "kind": "efficient_unet",
-                        "channels": (24, 64, 128),
-                        "blocks": (1, 1, 3),
-                        "self_attention": (False, False, True),
+                        "channels": (24, 48, 96),
+                        "blocks": (1, 1, 2),
+                        "self_attention": (False, False, False),
                         "cross_attention": (False, False, True),
                         "head_channels": 32,
-                        "text_channels": 128,
-                        "text_layers": 2,
+                        "text_channels": 96,
+                        "text_layers": 1,
                         "dtype": "float32",
                         "image_channels": 3,
                     },
                     "diffusion": diffusion,
-                    "train": train | {"batch_size": 16},
+                    "train": train | {"batch_size": 16, "steps": 2000},
                     "sample": sample | {"guidance": 1.5},
                 },
             },

@@ -63,10 +63,16 @@ class Cascade:
         source: split -> description of the data that they were trained on.
 
         Raises:
-          ValueError: a stage does not start from what the one before it makes.
+          ValueError: a stage does not start from what the one before it makes, or reads text of
+            another encoder or length than the others.
         """
         resolution = None
         for stage, _ in stages:
+            if stage.text != stages[0][0].text:
+                raise ValueError(
+                    f"the stages read different text: {stage.name!r} {stage.text}, "
+                    f"{stages[0][0].name!r} {stages[0][0].text}"
+                )
             if stage.low_res != resolution:
                 raise ValueError(
                     f"stage {stage.name!r} starts from {stage.low_res} pixels, but what comes "

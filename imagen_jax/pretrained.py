@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from imagen_jax.data.records import differences
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.workdir import read_record, restore_ema, stage_directory
 
@@ -98,10 +99,12 @@ def _load_exported(directory: Path) -> tuple[list[tuple[Stage, Any]], dict[str, 
 
 
 def _check_shapes(stage: Stage, params: Any, path: Path) -> None:
-    wanted = jax.tree.map(lambda x: x.shape, abstract_params(stage))
-    found = jax.tree.map(lambda x: x.shape, params)
-    if wanted != found:
-        raise ValueError(f"the weights in {path} do not fit the network of stage {stage.name!r}")
+    wanted, found = (jax.tree.map(lambda x: x.shape, p) for p in (abstract_params(stage), params))
+    if lines := differences(found, wanted):
+        raise ValueError(
+            f"the weights in {path} do not fit the network of stage {stage.name!r} (there != "
+            f"wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
+        )
 
 
 def abstract_params(stage: Stage) -> Any:

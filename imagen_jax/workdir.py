@@ -9,14 +9,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from imagen_jax.config import to_plain
+from imagen_jax.data.records import differences, write_json
 
 
 def stage_directory(workdir: str | Path, stage: str) -> Path:
@@ -31,7 +30,7 @@ def make_record(config: ConfigDict, stage: str, manifest: dict[str, Any]) -> dic
         "stage": stage,
         "config": plain | {"stages": {stage: plain["stages"][stage]}},
         "encoder": manifest["encoder"],
-        "source": manifest["source"],
+        "source": {"train": manifest["source"]["train"]},
     }
 
 
@@ -59,20 +58,15 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
         difference.
     """
     path = stage_directory(workdir, stage) / "stage.json"
-    record = json.loads(json.dumps(record))
     if path.is_file():
-        differences = list(_differences(json.loads(path.read_text()), record, ""))
-        if differences:
+        if lines := differences(json.loads(path.read_text()), json.loads(json.dumps(record))):
             raise ValueError(
-                f"{path.parent} was started with another config; differences (there -> now): "
-                + "; ".join(differences)
-                + ". Use another --workdir, or the config that it was started with."
+                f"{path.parent} was started with another config or data; use another --workdir, or "
+                "what it was started with (there != now):\n  " + "\n  ".join(lines)
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, record)
 
 
 def restore_ema(directory: str | Path, abstract_params: Any) -> tuple[Any, int]:
@@ -101,11 +95,3 @@ def restore_ema(directory: str | Path, abstract_params: Any) -> tuple[Any, int]:
         f"no checkpoint in {checkpoints}; train this stage first: "
         f"imagen train --stage {Path(directory).name} ..."
     )
-
-
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    elif old != new:
-        yield f"{where}: {old!r} -> {new!r}"

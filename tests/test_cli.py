@@ -314,13 +314,11 @@ def write_tiny_cascade(directory: Path) -> None:
     from imagen_jax.stage import make_stage
     from imagen_jax.text.encoder import load_encoder
 
-    tiny = ["channels=16", "blocks=(1, 1, 1)", "text_channels=32", "text_layers=1"]
+    tiny = ("channels=(8, 16, 16)", "blocks=(1, 1, 1)", "head_channels=8", "text_channels=32",
+            "text_layers=1")  # fmt: skip
     config = load_config(
         "quickstart",
-        [f"stages.base.network.{change}" for change in tiny]
-        + ["stages.sr.network.channels=(8, 16, 16)"]
-        + [f"stages.sr.network.{change}" for change in tiny[1:]]
-        + [f"stages.{stage}.network.head_channels=8" for stage in ("base", "sr")],
+        [f"stages.{stage}.network.{change}" for stage in ("base", "sr") for change in tiny],
     )
     encoder = load_encoder("minilm-random")
     record = {"name": encoder.name, "fingerprint": encoder.fingerprint}

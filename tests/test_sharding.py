@@ -32,16 +32,6 @@ FLAGS = (
     # Compiling is all the time these tests take.
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-# One level is enough, and less to compile.
-BASE = tuple(
-    f"stages.base.network.{change}"
-    for change in ("multipliers=(1,)", "blocks=(1,)", "attention=(True,)", "text_layers=0")
-)
-SR = tuple(
-    f"stages.sr.network.{change}"
-    for change in ("channels=(8,)", "blocks=(1,)", "self_attention=(True,)",
-                   "cross_attention=(True,)")
-)  # fmt: skip
 MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
 
 
@@ -147,12 +137,13 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
 
 def gradients_do_not_depend_on_the_mesh() -> None:
     gradients_of(
-        tiny.stage("base", *BASE),
+        tiny.stage("base", *tiny.ONE_LEVEL),
         [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2},
          {"data": 2, "fsdp": 2, "tensor": 2}],
     )  # fmt: skip
     gradients_of(
-        tiny.stage("sr", *SR), [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
+        tiny.stage("sr", *tiny.ONE_LEVEL),
+        [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
     )
 
 
@@ -162,7 +153,7 @@ def training_goes_on_with_another_mesh() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         data = str(tiny.embed_colours(Path(directory) / "embeddings"))
-        config = tiny.config("cascade=('base',)", "stages.base.train.steps=1", *BASE)
+        config = tiny.config("cascade=('base',)", "stages.base.train.steps=1", *tiny.ONE_LEVEL)
         with pytest.raises(
             ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"
         ):

@@ -57,11 +57,12 @@ def train(
     stage = make_stage(config, stage_name)
     mesh = sharding.make_mesh(mesh_axes)
     batches = _open_batches(stage, data_dir, mesh)
+    optimizer = make_optimizer(stage.train)
+    abstract, shardings = abstract_state(stage, optimizer, mesh)
+    # Claimed after all that can be wrong with a config, which may then still be corrected.
     directory = stage_directory(workdir, stage_name)
     claim_stage(workdir, stage_name, make_record(config, stage_name, batches.manifest))
 
-    optimizer = make_optimizer(stage.train)
-    abstract, shardings = abstract_state(stage, optimizer, mesh)
     checkpointer = Checkpointer(directory, stage.train.keep_checkpoints)
     state = checkpointer.restore(abstract, batches) or create_state(stage, optimizer, mesh)
     start = int(state.step)
@@ -90,14 +91,15 @@ def train(
     )
     logged: list[Any] = []
     since = time.monotonic()
-    with contextlib.closing(writer), progress:
+    with contextlib.closing(checkpointer), contextlib.closing(writer), progress:
         for step in range(start + 1, stage.train.steps + 1):
             batch = _to_device(next(batches), batch_sharding)
             state, metrics = train_step(state, batch)
             logged.append(metrics)
             progress.update()
             last = step == stage.train.steps
-            if step % stage.train.log_every == 0 or last:
+            save = step % stage.train.checkpoint_every == 0 or last
+            if step % stage.train.log_every == 0 or save:
                 scalars = summarise(jax.device_get(logged))
                 now = time.monotonic()
                 scalars["images_per_second"] = (
@@ -109,10 +111,12 @@ def train(
                     loss=f"{scalars['loss']:.4f}",
                     img_s=f"{scalars['images_per_second']:.0f}",
                 )
-                if not np.isfinite(scalars["loss"]):
+                # Before the checkpoint: what is not finite must not replace what still was.
+                if not np.isfinite([scalars["loss"], scalars["grad_norm"]]).all():
                     raise ValueError(
-                        f"{stage_name}: the loss is {scalars['loss']} at step {step}; lower "
-                        f"train.learning_rate (now {stage.train.learning_rate}) and resume"
+                        f"{stage_name}: at step {step} the loss is {scalars['loss']} and the "
+                        f"gradient's norm {scalars['grad_norm']}; start again with a lower "
+                        f"train.learning_rate (now {stage.train.learning_rate})"
                     )
             if step % stage.train.sample_every == 0 or last:
                 # Sampling is timed apart from training.
@@ -120,9 +124,8 @@ def train(
                 picture = grid.write(step, state.ema)
                 writer.write_images(step, {"samples": picture[None]})
                 since += time.monotonic() - paused
-            if step % stage.train.checkpoint_every == 0 or last:
+            if save:
                 checkpointer.save(state, batches)  # before the next batch is taken
-    checkpointer.close()
     return state
 
 
