@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen_jax.cli import data, embed, evaluate, sample, train
+from imagen_jax.cli import data, embed, evaluate, export, sample, train
 from imagen_jax.cli.command import unindent
 
 
@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
               train     shards -> checkpoints of one stage; stages train in any order
               sample    prompts -> pictures; without training, from the cascade that comes along
               evaluate  a cascade -> how often its pictures show what the prompts say
+              export    a trained cascade -> a small directory of its weights, to pass on
               data      look at the built-in pictures, or fetch more of them"""),
         epilog=unindent("""
             examples:
@@ -73,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, when_interrupted="")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (embed, train, sample, evaluate, data):
+    for module in (embed, train, sample, evaluate, export, data):
         module.add_command(commands)
     return parser
 

@@ -26,7 +26,7 @@ from imagen_jax.cli import sample as sample_command
 from imagen_jax.cli.command import LEVELS, SETTINGS
 
 COMMANDS = [
-    [], ["embed"], ["train"], ["sample"], ["evaluate"], ["data"], ["data", "show"],
+    [], ["embed"], ["train"], ["sample"], ["evaluate"], ["export"], ["data"], ["data", "show"],
     ["data", "fetch"],
 ]  # fmt: skip
 
@@ -301,6 +301,12 @@ def test_evaluate_calls_evaluate() -> None:
         "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
         "output_dir": "out", "overrides": {"steps": 3},
     }  # fmt: skip
+
+
+def test_export_calls_export_cascade() -> None:
+    argv = "export --workdir w --output o".split()
+    expected = {"workdir": "w", "output": "o"}
+    assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 
 def write_tiny_cascade(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training: each formula against NumPy, and `train` from its first step to an interrupted resume."""
+"""Training: each formula against NumPy, and `train` from its first step to a resumed run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,20 @@
+"""The pretrained demo cascade: the quickstart's networks, trained longer on more pictures.
+
+Run:       bash launch/demo.sh
+Hardware:  2 CPU cores
+Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
+Result:    docs/demo.md
+"""
+
+from ml_collections import ConfigDict
+
+from imagen_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict(load_config("quickstart"))
+    config.stages.base.train.update(batch_size=32, steps=7_000)
+    config.stages.sr.train.steps = 5_000
+    for stage in config.stages.values():
+        stage.train.ema_decay = 0.9995
+    return config

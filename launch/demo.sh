@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes the pretrained demo cascade in imagen_jax/demo, its scores, and the figures of docs/demo.md.
+set -euo pipefail
+
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+  cat <<'HELP'
+usage: bash launch/demo.sh [WORKDIR]
+
+Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), both stages at once, writes
+its weights to imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes hours on two
+cores. Interrupted, the same command goes on where it stopped.
+HELP
+  exit 0
+fi
+
+workdir=$(realpath -m "${1:-runs/demo}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh --dev
+export PATH="$PWD/.venv/bin:$PATH"
+set -x
+
+imagen embed --scenes quickstart --count 60000 --output "$workdir/embeddings"
+train() {
+  imagen train --config configs/demo.py --stage "$1" \
+    --data "$workdir/embeddings" --workdir "$workdir"
+}
+train sr 2> "$workdir/sr.log" &  # its progress bar, so that there is one on the terminal
+train base
+wait $!
+imagen export --workdir "$workdir" --output imagen_jax/demo
+imagen sample --prompts launch/quickstart_prompts.txt --output "$workdir/samples"
+imagen evaluate --count 256 --output "$workdir/evaluation"
+python -m benchmarks.demo_figures --workdir "$workdir" --output docs/demo
