@@ -1,4 +1,4 @@
-"""A small cascade on built-in scenes, 32 -> 64 pixels: for a CPU.
+"""A small cascade on built-in scenes, 16 -> 64 pixels: for a CPU.
 
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     diffusion = {
         "schedule": "cosine",
-        "parametrization": "x0",
-        "weighting": "x0",
+        "parametrization": "v",
+        "weighting": "v",
         "time_sampling": "stratified",
     }
     train = {
@@ -47,14 +47,14 @@ def get_config() -> ConfigDict:
             "cascade": ("base", "sr"),
             "stages": {
                 "base": {
-                    "resolution": 32,
+                    "resolution": 16,
                     "low_res": 0,
                     "network": {
                         "kind": "unet",
-                        "channels": 16,
-                        "multipliers": (1, 2, 6, 9),
-                        "blocks": (0, 1, 2, 1),
-                        "attention": (False, False, True, True),
+                        "channels": 48,
+                        "multipliers": (1, 2, 3),
+                        "blocks": (1, 2, 1),
+                        "attention": (False, True, True),
                         "head_channels": 48,
                         "text_channels": 144,
                         "text_layers": 2,
@@ -68,12 +68,12 @@ def get_config() -> ConfigDict:
                 },
                 "sr": {
                     "resolution": 64,
-                    "low_res": 32,
+                    "low_res": 16,
                     "network": {
                         "kind": "efficient_unet",
                         "channels": (24, 48, 96),
-                        "blocks": (1, 1, 2),
-                        "self_attention": (False, False, False),
+                        "blocks": (1, 2, 3),
+                        "self_attention": (False, False, True),
                         "cross_attention": (False, False, True),
                         "head_channels": 32,
                         "text_channels": 96,
@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
                         "dtype": "float32",
                         "image_channels": 3,
                     },
-                    "diffusion": diffusion,
+                    "diffusion": diffusion | {"parametrization": "x0", "weighting": "x0"},
                     "train": train | {"steps": 2000},
                     "sample": sample | {"guidance": 1.5},
                 },

@@ -105,6 +105,7 @@ def embed_scenes(
     encoder_name: str,
     output_dir: str | Path,
     num_shards: int = 8,
+    emoji: str | Path | None = None,
 ) -> Manifest:
     """Embeds the training split of the built-in scenes.
 
@@ -116,18 +117,20 @@ def embed_scenes(
       encoder_name: see `load_encoder`.
       output_dir: embedding directory, see `embed`.
       num_shards: files to divide the examples into.
+      emoji: directory of fetched emoji that join the level, see `get_level`.
 
     Raises:
-      ValueError: an unknown level or encoder, count < num_shards, or see `embed`.
-      FileNotFoundError: the encoder's weights are not installed.
+      ValueError: an unknown level or encoder, count < num_shards, emoji with another level than
+        "full", or see `embed`.
+      FileNotFoundError: the encoder's weights are not installed, or no fetched emoji are there.
     """
     from imagen_jax.data.scenes.levels import get_level
 
-    get_level(level)
+    get_level(level, emoji)
     if count < num_shards:
         raise ValueError(f"count must be at least num_shards = {num_shards}, got {count}")
     manifest = embed(
-        SceneSource(level, "train", seed, count, size),
+        SceneSource(level, "train", seed, count, size, emoji),
         load_encoder(encoder_name),
         output_dir,
         split="train",

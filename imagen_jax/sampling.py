@@ -16,7 +16,7 @@ from imagen_jax.diffusion.guidance import DynamicThreshold, guided_denoiser
 from imagen_jax.diffusion.noise import initial_noise
 from imagen_jax.diffusion.samplers import Samples, sample, time_grid
 from imagen_jax.stage import SampleConfig, Stage, upsample_low_res
-from imagen_jax.typing import Conditioning, Image, PRNGKey, TextEmbedding
+from imagen_jax.typing import Conditioning, Denoiser, Image, PRNGKey, TextEmbedding
 
 Progress = Callable[[Any], None]
 
@@ -65,14 +65,47 @@ def sample_stage(
     return _compiled(stage, static, progress, intermediates)(params, text, keys, low_res, guidance)
 
 
+def stage_denoiser(
+    stage: Stage,
+    params: Any,
+    text: TextEmbedding,
+    keys: PRNGKey,
+    low_res: Image | None,
+    settings: SampleConfig,
+    guidance: jax.Array | float | None = None,
+) -> Denoiser:
+    """The guided and thresholded denoiser of a stage, for any sampler, img2img or inpainting.
+
+    Args:
+      stage, params, text, keys, low_res, settings: as for sample_stage; low_res is augmented with
+        noise of settings.aug_level here.
+      guidance: weight in place of settings.guidance, may be traced.
+
+    Returns:
+      (x_t [b, resolution, resolution, 3], logsnr []) -> x0.
+    """
+    conditioning = Conditioning(text)
+    if low_res is not None:
+        aug_level = jnp.full((text.mask.shape[0],), settings.aug_level)
+        picture = upsample_low_res(low_res, stage.resolution)
+        noised = augment_low_res(keys, picture, aug_level, stage.schedule)
+        conditioning = Conditioning(text, noised, aug_level)
+    threshold: Any = settings.threshold
+    if threshold == "dynamic":
+        threshold = DynamicThreshold(settings.percentile)
+    return guided_denoiser(
+        functools.partial(stage.apply, params),
+        conditioning,
+        settings.guidance if guidance is None else guidance,
+        stage.parametrization,
+        threshold,
+    )
+
+
 @functools.cache
 def _compiled(
     stage: Stage, settings: SampleConfig, progress: Progress | None, intermediates: bool
 ) -> Callable[..., Samples]:
-    threshold: Any = settings.threshold
-    if threshold == "dynamic":
-        threshold = DynamicThreshold(settings.percentile)
-
     @jax.jit
     def run(
         params: Any,
@@ -84,19 +117,7 @@ def _compiled(
         b = text.mask.shape[0]
         # Stages of a cascade share a picture's key; their noise must not repeat.
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, stage.resolution)
-        conditioning = Conditioning(text)
-        if low_res is not None:
-            aug_level = jnp.full((b,), settings.aug_level)
-            picture = upsample_low_res(low_res, stage.resolution)
-            noised = augment_low_res(keys, picture, aug_level, stage.schedule)
-            conditioning = Conditioning(text, noised, aug_level)
-        denoise = guided_denoiser(
-            functools.partial(stage.apply, params),
-            conditioning,
-            1 if guidance is None else guidance,
-            stage.parametrization,
-            threshold,
-        )
+        denoise = stage_denoiser(stage, params, text, keys, low_res, settings, guidance)
         noise = initial_noise(keys, b, (stage.resolution, stage.resolution, 3))
         grid = time_grid(stage.schedule, settings.steps, settings.time_grid)
         samples = sample(

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import tiny
 from PIL import Image
 
 from imagen_jax import main as main_lib
@@ -189,6 +190,14 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             ["data", "show", "--scenes", "full", "--emoji", "absent", "--output", "x.png"],
             "imagen data fetch",
         ),
+        (
+            ["embed", "--scenes", "full", "--emoji", "absent", "--count", "8", "--output", "x"],
+            "imagen data fetch",
+        ),
+        (
+            ["embed", "--scenes", "demo", "--emoji", "absent", "--count", "8", "--output", "x"],
+            "fetched emoji belong to level 'full', not to 'demo'",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes(
@@ -266,8 +275,10 @@ def test_embed_calls_embed_scenes() -> None:
     )
     assert arguments == {
         "level": "demo", "count": 10, "size": 32, "seed": 3, "encoder_name": "minilm-random",
-        "output_dir": "out", "num_shards": 2,
+        "output_dir": "out", "num_shards": 2, "emoji": None,
     }  # fmt: skip
+    argv = "embed --scenes full --count 10 --emoji fetched --output out"
+    assert called("imagen_jax.embed.embed_scenes", argv.split())["emoji"] == "fetched"
 
 
 def test_train_calls_train_with_the_overridden_config() -> None:
@@ -304,44 +315,13 @@ def test_evaluate_calls_evaluate() -> None:
 
 
 def test_export_calls_export_cascade() -> None:
-    argv = "export --workdir w --output o".split()
+    argv = ["export", "--workdir", "w", "--output", "o"]
     expected = {"workdir": "w", "output": "o"}
     assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 
-def write_tiny_cascade(directory: Path) -> None:
-    """A cascade of untrained networks in the form that the package ships."""
-    import flax.traverse_util
-    import numpy as np
-    import safetensors.numpy
-
-    from imagen_jax.config import load_config, to_plain
-    from imagen_jax.pretrained import abstract_params
-    from imagen_jax.stage import make_stage
-    from imagen_jax.text.encoder import load_encoder
-
-    tiny = ("channels=(8, 16, 16)", "blocks=(1, 1, 1)", "head_channels=8", "text_channels=32",
-            "text_layers=1")  # fmt: skip
-    config = load_config(
-        "quickstart",
-        [f"stages.{stage}.network.{change}" for stage in ("base", "sr") for change in tiny],
-    )
-    encoder = load_encoder("minilm-random")
-    record = {"name": encoder.name, "fingerprint": encoder.fingerprint}
-    directory.mkdir()
-    (directory / "cascade.json").write_text(
-        json.dumps({"config": to_plain(config), "encoder": record, "source": {}})
-    )
-    for name in config.cascade:
-        # Drawn here, since compiling a network's own initialisation takes long.
-        shapes = flax.traverse_util.flatten_dict(abstract_params(make_stage(config, name)), sep="/")
-        rng = np.random.default_rng(0)
-        half = {key: rng.normal(0, 0.02, x.shape).astype(np.float16) for key, x in shapes.items()}
-        safetensors.numpy.save_file(half, directory / f"{name}.safetensors")
-
-
 def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
-    write_tiny_cascade(tmp_path / "cascade")
+    cascade = tiny.write_cascade(tmp_path / "cascade")
     output = tmp_path / "out"
     argv = [
         "sample",
@@ -354,7 +334,7 @@ def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
         "--seed",
         "5",
     ]
-    argv += ["--workdir", str(tmp_path / "cascade"), "--output", str(output)]
+    argv += ["--workdir", str(cascade), "--output", str(output)]
     blocked = "import sys; sys.modules |= dict.fromkeys(['tensorflow', 'seqio', 'clu'])"
     done = subprocess.run(
         [sys.executable, "-c", f"{blocked}; from imagen_jax.main import main; main({argv!r})"],
@@ -369,6 +349,6 @@ def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
     names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
     assert [file.name for file in files] == names
     picture = Image.open(files[3])
-    assert picture.size == (64, 64)
+    assert picture.size == (tiny.SR, tiny.SR)
     assert (picture.text["prompt"], picture.text["seed"]) == ("two cats", "6")
     assert json.loads(picture.text["settings"])["sr"]["steps"] == 2

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from imagen_jax.data.scenes import (
     vocabulary,
 )
 from imagen_jax.data.scenes.sampling import is_held_out_pair, is_held_out_triple
+from imagen_jax.data.sources import SceneSource, described_level
 from imagen_jax.grid import labelled_grid
 
 VENDORED = sorted(LEVELS)
@@ -253,24 +256,77 @@ def test_fetching_without_npm_says_so(monkeypatch, tmp_path):
         fetch_full_set(tmp_path / "full")
 
 
-def test_a_fetched_set_joins_the_level_full(tmp_path):
+@pytest.fixture
+def fetched(tmp_path: Path) -> Iterator[Path]:
+    """A directory such as `imagen data fetch` fills, with a purse that looks like a dog."""
     nouns = dict(vocabulary.NOUNS)
     icons = {"purse": "dog-face", "hairy-puppy": "dog-face", "blue-car": "dog-face"}
     for style in vocabulary.STYLES:
         pack = json.loads((art.VENDORED / f"{style}.json").read_text())
         pack["icons"] = {name: pack["icons"][icon] for name, icon in icons.items()}
         (tmp_path / f"{style}.json").write_text(json.dumps(pack))
-    try:
-        level = get_level("full", tmp_path)
-        # An unseen word and a colour's name stay out.
-        assert set(level.nouns) - set(nouns) == {"purse"}
-        np.testing.assert_array_equal(
-            sprite("purse", "noto", None, 32), sprite("dog", "noto", None, 32)
-        )
-    finally:
-        del vocabulary.NOUNS["purse"]
+    yield tmp_path
+    for name in vocabulary.NOUNS.keys() - nouns.keys():
+        del vocabulary.NOUNS[name]
+
+
+def test_a_fetched_set_joins_the_level_full(fetched):
+    vendored = set(vocabulary.NOUNS)
+    level = get_level("full", fetched)
+    # An unseen word and a colour's name stay out.
+    assert set(level.nouns) - vendored == {"purse"}
+    np.testing.assert_array_equal(
+        sprite("purse", "noto", None, 32), sprite("dog", "noto", None, 32)
+    )
     with pytest.raises(FileNotFoundError, match="imagen data fetch"):
-        get_level("full", tmp_path / "nothing")
+        get_level("full", fetched / "nothing")
+
+
+def test_a_source_draws_fetched_emoji_and_describes_them(fetched):
+    plain, source = (SceneSource("full", "train", 0, 600, 4, emoji) for emoji in (None, fetched))
+    assert not any("purse" in example.caption for example in plain.examples_of_shard(0, 1))
+    assert any("purse" in example.caption for example in source.examples_of_shard(0, 1))
+    # Scenes without them are described as they were before there were emoji.
+    assert set(plain.describe()) == {"name", "level", "split", "seed", "count", "size"}
+    assert described_level(plain.describe()) == get_level("full")
+    described = json.loads(json.dumps(source.describe()))
+    assert described["emoji"]["directory"] == str(fetched)
+    assert described_level(described) == get_level("full", fetched)
+    path = fetched / "noto.json"
+    path.write_text(path.read_text() + " ")
+    assert source.describe() != described
+    with pytest.raises(ValueError, match=r"not those of the described scenes.*imagen data fetch"):
+        described_level(described)
+    path.unlink()
+    for call in (source.describe, lambda: described_level(described)):
+        with pytest.raises(FileNotFoundError, match=r"noto\.json; run: imagen data fetch"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"width": 1, "height": 1, "icons": {"a": 1}}']
+)
+def test_a_damaged_fetched_set_is_named(fetched, content):
+    (fetched / "fluent.json").write_text(content)
+    with pytest.raises(ValueError, match=r"fluent\.json is not a set of emoji; fetch it again"):
+        get_level("full", fetched)
+
+
+def test_embedding_fetched_emoji_records_them(fetched, tmp_path):
+    from imagen_jax.embed import embed_scenes
+
+    output = tmp_path / "embeddings"
+    arguments = ("full", 4, 8, 0, "minilm-random", output, 1)
+    manifest = embed_scenes(*arguments, emoji=str(fetched))
+    source = SceneSource("full", "train", 0, 4, 8, str(fetched))
+    assert manifest["source"]["train"] == source.describe()
+    with pytest.raises(ValueError, match=r"holds other embeddings(?s:.*)source\.emoji"):
+        embed_scenes(*arguments)
+    with pytest.raises(ValueError, match="belong to level 'full', not to 'demo'"):
+        embed_scenes("demo", *arguments[1:5], tmp_path / "other", emoji=str(fetched))
+    with pytest.raises(FileNotFoundError, match="imagen data fetch"):
+        embed_scenes("full", *arguments[1:5], tmp_path / "other", emoji="absent")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_contact_sheet_has_room_for_its_captions():

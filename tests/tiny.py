@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from imagen_jax.config import load_config
+from imagen_jax.config import load_config, to_plain
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import encoder as encoder_lib
 from imagen_jax.text.encoder import TextEncoder
@@ -138,6 +138,31 @@ def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:
         lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32),
         abstract_params(of),
     )
+
+
+def write_cascade(directory: Path) -> Path:
+    """An untrained cascade in the form that the package ships; reads text with random weights."""
+    import flax.traverse_util
+    import safetensors.numpy
+
+    text_encoder = encoder_lib.load_encoder("minilm-random")  # known outside of the tests, too
+    cascade = config(
+        *ONE_LEVEL,
+        f"text.encoder={text_encoder.name}",
+        f"text.width={text_encoder.width}",
+        "text.max_length=32",
+    )
+    record = {"name": text_encoder.name, "fingerprint": text_encoder.fingerprint}
+    directory.mkdir()
+    (directory / "cascade.json").write_text(
+        json.dumps({"config": to_plain(cascade), "encoder": record, "source": {}})
+    )
+    for name in cascade.cascade:
+        params = random_params(make_stage(cascade, name), scale=0.02)
+        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        half = {key: np.asarray(value, np.float16) for key, value in flat.items()}
+        safetensors.numpy.save_file(half, directory / f"{name}.safetensors")
+    return directory
 
 
 _kept = tempfile.TemporaryDirectory(prefix="imagen-jax-tests-")

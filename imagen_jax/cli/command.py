@@ -58,13 +58,18 @@ def positive(text: str) -> int:
 
 
 def add_scenes(parser: argparse.ArgumentParser) -> None:
-    """Adds --scenes, the level of the built-in scenes."""
+    """Adds --scenes, the level of the built-in scenes, and --emoji, which adds to it."""
     parser.add_argument(
         "--scenes",
         choices=LEVELS,
         required=True,
         help="how rich the pictures are: what minutes on a CPU can learn, what hours can, or all "
         "there is",
+    )
+    parser.add_argument(
+        "--emoji",
+        metavar="DIR",
+        help="with --scenes full: also the emoji that `imagen data fetch` put there",
     )
 
 

@@ -48,11 +48,6 @@ def add_command(commands: Commands) -> None:
         metavar="PIXELS",
         help="side of each picture, at most 256 (default: %(default)s)",
     )
-    show.add_argument(
-        "--emoji",
-        metavar="DIR",
-        help="with --scenes full: also the emoji that `imagen data fetch` put there",
-    )
     add_seed(show, "of the scenes")
     show.set_defaults(run=_show)
     fetch = command(
@@ -64,27 +59,19 @@ def add_command(commands: Commands) -> None:
         of which a small choice comes with this package. Needs npm and a network.""",
         """
         imagen data fetch --output emoji
-        imagen data show --scenes full --emoji emoji --output sheet.png""",
+        imagen data show --scenes full --emoji emoji --output sheet.png
+        imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings""",
     )
     fetch.add_argument("--output", metavar="DIR", required=True, help="where the sets go")
     fetch.set_defaults(run=_fetch)
 
 
 def _show(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from imagen_jax.data.scenes.levels import get_level
-    from imagen_jax.data.scenes.source import scene_examples
-    from imagen_jax.grid import labelled_grid
+    from imagen_jax.data.scenes.sheet import contact_sheet
 
     level = get_level(args.scenes, args.emoji)
-    examples = list(scene_examples(level, args.split, args.seed, args.count, args.size))
-    sheet = labelled_grid(
-        np.stack([example.image for example in examples]),
-        [example.caption for example in examples],
-        columns=min(6, args.count),
-        scale=1,
-    )
+    sheet = contact_sheet(level, args.split, args.seed, args.count, args.size)
     sheet.save(args.output)
     print(f"{args.count} scenes in {args.output}")
 

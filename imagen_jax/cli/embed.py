@@ -22,6 +22,8 @@ def add_command(commands: Commands) -> None:
         """
         imagen embed --scenes quickstart --count 20000 --output runs/quickstart/embeddings
         imagen embed --scenes demo --count 200000 --shards 64 --output runs/demo/embeddings
+        imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings
+            with the emoji of `imagen data fetch --output emoji`
         imagen embed --scenes quickstart --count 20000 --encoder minilm-random --output runs/random
             what the pretraining of the language model buys: the same model with random weights""",
         when_interrupted="; the same command goes on after the last complete shard",
@@ -64,5 +66,6 @@ def run(args: argparse.Namespace) -> None:
         encoder_name=args.encoder,
         output_dir=args.output,
         num_shards=args.shards,
+        emoji=args.emoji,
     )
     print(f"{manifest['splits']['train']['examples']} examples in {args.output}")

@@ -5,12 +5,15 @@ Any object with the methods of `Source` will do; the built-in one is `SceneSourc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from imagen_jax.data.scenes.art import fingerprint
+from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.source import scene_examples
 
 
@@ -57,6 +60,7 @@ class SceneSource:
       seed: names the sequence.
       count: number of scenes.
       size: side of the pictures in pixels.
+      emoji: directory of fetched emoji that join the level "full"; None for the vendored alone.
     """
 
     level: str
@@ -64,17 +68,41 @@ class SceneSource:
     seed: int
     count: int
     size: int
+    emoji: str | Path | None = None
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
         """The scenes of one shard, rendered one by one."""
         start, end = (self.count * edge // num_shards for edge in (shard, shard + 1))
-        return scene_examples(
-            self.level, self.split, self.seed, end - start, self.size, start=start
-        )
+        level = get_level(self.level, self.emoji)
+        return scene_examples(level, self.split, self.seed, end - start, self.size, start=start)
 
     def describe(self) -> dict[str, Any]:
-        """The arguments, and the name of the source."""
-        return {"name": "scenes", **asdict(self)}
+        """The name of the source, the arguments, and what the fetched emoji are."""
+        description = {"name": "scenes", **asdict(self)}
+        del description["emoji"]  # not in the descriptions of scenes without them
+        if self.emoji is not None:
+            emoji = {"directory": str(self.emoji), "sha256": fingerprint(self.emoji)}
+            description["emoji"] = emoji
+        return description
 
     def __len__(self) -> int:
         return self.count
+
+
+def described_level(description: Mapping[str, Any]) -> Level:
+    """The level of the scenes that `SceneSource.describe` has described, fetched emoji included.
+
+    Raises:
+      FileNotFoundError: the fetched emoji are no longer where they were.
+      ValueError: they are other emoji now.
+    """
+    emoji = description.get("emoji")
+    if emoji is None:
+        return get_level(description["level"])
+    level = get_level(description["level"], emoji["directory"])
+    if (found := fingerprint(emoji["directory"])) != emoji["sha256"]:
+        raise ValueError(
+            f"the emoji in {emoji['directory']} are not those of the described scenes: their "
+            f"sha256 is {found}, not {emoji['sha256']}; imagen data fetch gets the pinned versions"
+        )
+    return level

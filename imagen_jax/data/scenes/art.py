@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 import subprocess
@@ -127,6 +128,27 @@ def fetch_full_set(out_dir: str | Path) -> dict[str, int]:
     return {style: len(_read_icons(out_dir / f"{style}.json")) for style in PACKAGES}
 
 
+def _fetched_files(directory: Path) -> dict[str, Path]:
+    """Style -> file of a fetched set; raises FileNotFoundError where there is none."""
+    paths = {style: directory / f"{style}.json" for style in PACKAGES}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"no fetched emoji at {path}; run: imagen data fetch")
+    return paths
+
+
+def fingerprint(directory: str | Path) -> str:
+    """sha256 over the files of a fetched set: the same one has the same drawings and names.
+
+    Raises:
+      FileNotFoundError: the directory holds no fetched set.
+    """
+    digest = hashlib.sha256()
+    for path in _fetched_files(Path(directory)).values():
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 _RESERVED = UNSEEN_WORDS.union(COLOURS, BACKGROUNDS, COUNT_WORDS.values(), *SIZES.values())
 _UNDRAWABLE = ("skin-tone", "flag-", "keycap-", "-button", "-oclock", "-thirty", "-skin")
 
@@ -145,13 +167,16 @@ def add_icons(directory: Path) -> tuple[str, ...]:
 
     Raises:
       FileNotFoundError: the directory holds no fetched set.
+      ValueError: a file of the set is damaged.
     """
     packs = {}
-    for style in PACKAGES:
-        path = directory / f"{style}.json"
-        if not path.exists():
-            raise FileNotFoundError(f"no fetched emoji at {path}; run: imagen data fetch")
-        packs[style] = _read_icons(path)
+    for style, path in _fetched_files(directory).items():
+        try:
+            packs[style] = _read_icons(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a set of emoji; fetch it again: imagen data fetch"
+            ) from error
     known = {noun.icon for noun in NOUNS.values()}
     added = []
     for icon in sorted(set.intersection(*(set(pack) for pack in packs.values()))):

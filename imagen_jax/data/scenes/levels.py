@@ -20,6 +20,8 @@ class Level:
       tinted: share of emoji that have a named colour, 0..1 (shapes always have one).
       counts: share of scenes in which some group holds two or three, 0..1.
       sized: share of one-group scenes whose caption says small or large, 0..1.
+      tidy: every object is as large as fits and lies near the middle of its place; there are far
+        fewer pictures to learn.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Level:
     tinted: float = 0.5
     counts: float = 0.0
     sized: float = 0.0
+    tidy: bool = False
 
 
 QUICKSTART = Level(
@@ -41,6 +44,7 @@ QUICKSTART = Level(
     ),
     colours=("red", "orange", "yellow", "green", "blue", "purple"),
     backgrounds=("white", "blue", "pink", "black"),
+    tidy=True,
 )  # fmt: skip
 
 DEMO = Level(
@@ -69,7 +73,8 @@ def get_level(name: str, fetched: str | Path | None = None) -> Level:
       fetched: only with "full": the directory that `imagen data fetch` filled; its emoji join.
 
     Raises:
-      ValueError: unknown name, or a directory with another level than "full".
+      ValueError: unknown name, or a directory with another level than "full",
+        or its files are damaged.
       FileNotFoundError: the directory holds no fetched set.
     """
     if name not in LEVELS:

@@ -67,8 +67,8 @@ def _cells(scene: Scene) -> list[tuple[int, int, int, int, int]]:
         width, height = extent(group.noun, scene.style, pixels)
         spots = _spots(rng, region, group.count, len(scene.groups) == 1)
         for spot in spots:
-            x = _place(rng, spot.left, spot.width, width)
-            y = _place(rng, spot.top, spot.height, height)
+            x = _place(rng, spot.left, spot.width, width, scene.tidy)
+            y = _place(rng, spot.top, spot.height, height, scene.tidy)
             placed.append((index, x, y, width, height))
     return placed
 
@@ -78,6 +78,8 @@ def _longer_side(rng: np.random.Generator, scene: Scene, group: Group) -> int:
         least, most = {1: _ALONE[scene.size], 2: _HALF, 3: _QUARTER}[group.count]
     else:
         least, most = {1: _HALF, 2: _QUARTER, 3: _THIRD_OF_HALF}[group.count]
+    if scene.tidy:
+        return most
     # Even sizes only: half the number of distinct sprites to cache, and whole pixels at 32.
     return 2 * int(rng.integers(least // 2, most // 2 + 1))
 
@@ -113,11 +115,11 @@ def _spots(rng: np.random.Generator, region: _Region, count: int, alone: bool) -
     return [region._replace(top=a, height=b - a) for a, b in spans]
 
 
-def _place(rng: np.random.Generator, start: int, length: int, size: int) -> int:
+def _place(rng: np.random.Generator, start: int, length: int, size: int, tidy: bool) -> int:
     """Where a sprite of a size starts within a span: near its middle, GAP cells off its ends."""
     slack = max(0, length - 2 * GAP - size)
     # A long spot would let "left of" look like "above"; at most an eighth off its middle.
-    reach = min(slack, GRID // 4)
+    reach = min(slack, GRID // 16 if tidy else GRID // 4)
     first = start + (length - size - reach) // 2
     return first + int(rng.integers(reach + 1))
 

@@ -164,6 +164,7 @@ def _finish(
         relation=relation,
         size=size,
         variation=int(rng.integers(2**31)),
+        tidy=level.tidy,
     )
 
 

@@ -1,0 +1,289 @@
+"""The cascade from end to end: a trained work directory, its export, pictures, files and scores.
+
+Weights are random where pictures are compared: two steps of training leave them all but grey.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+from PIL import Image
+
+from imagen_jax import cascade as cascade_lib
+from imagen_jax.cascade import Cascade, CascadeSamples, save_samples
+from imagen_jax.data.scenes.levels import get_level
+from imagen_jax.eval.run import evaluate
+from imagen_jax.pretrained import export_cascade, load_stages
+from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
+
+PROMPTS = ["a red picture", "one blue picture"]
+SEED = 5
+
+
+def sample(cascade: Cascade, prompts: list[str], seeds: list[int], **kwargs: Any) -> CascadeSamples:
+    return cascade.sample_each(prompts, seeds, show_progress=False, **kwargs)
+
+
+def assert_close(a: np.ndarray, b: np.ndarray, levels: int = 1) -> None:
+    """Of two uint8 pictures, that they differ by rounding alone."""
+    assert np.abs(a.astype(int) - b).max() <= levels
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("exported")
+    export_cascade(tiny.workdir(), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def lively(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported cascade with random weights."""
+    directory = shutil.copytree(exported, tmp_path_factory.mktemp("lively") / "cascade")
+    for stage, _ in load_stages(exported)[0]:
+        flat = flax.traverse_util.flatten_dict(tiny.random_params(stage), sep="/")
+        half = {name: np.asarray(value, np.float16) for name, value in flat.items()}
+        safetensors.numpy.save_file(half, directory / f"{stage.name}.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cascade(lively: Path) -> Cascade:
+    return Cascade.load(lively)
+
+
+@pytest.fixture(scope="module")
+def four(cascade: Cascade) -> CascadeSamples:
+    """Two pictures of each prompt; the other tests ask for four too, which compiles once."""
+    return cascade.sample(PROMPTS, seed=SEED, per_prompt=2, show_progress=False)
+
+
+# weights
+
+
+def test_export_is_the_average_in_half_precision(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "base.safetensors", "cascade.json", "sr.safetensors"
+    ]  # fmt: skip
+    trained, origin = load_stages(tiny.workdir())
+    loaded, same_origin = load_stages(exported)
+    assert same_origin == origin
+    assert origin["encoder"]["fingerprint"] == tiny.encoder().fingerprint
+    assert [stage.name for stage, _ in trained] == ["base", "sr"]
+    for (stage, ema), (same_stage, half) in zip(trained, loaded, strict=True):
+        assert same_stage == stage
+        assert stage == tiny.stage(stage.name, *tiny.ONE_LEVEL)
+        jax.tree.map(
+            lambda e, h: np.testing.assert_array_equal(
+                h, np.float32(np.float16(e)), strict=True
+            ),
+            *jax.device_get((ema, half)),
+        )  # fmt: skip
+
+
+def test_work_directory_and_export_make_the_same_pictures(exported: Path) -> None:
+    made = []
+    for directory in (tiny.workdir(), exported):
+        cascade = Cascade.load(directory)
+        assert cascade.size == tiny.SR
+        assert cascade.encoder.name == "tiny"
+        assert cascade.source == {"train": {"name": "colours"}}
+        made.append(sample(cascade, PROMPTS * 2, [0, 1, 2, 3]))
+    for name in ("base", "sr"):
+        assert_close(*(samples.stages[name] for samples in made), levels=2)
+
+
+# pictures
+
+
+def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
+    assert four.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert four.seeds == [SEED, SEED + 1] * 2
+    assert four.settings == {stage.name: stage.sample for stage, _ in cascade.stages}
+    assert four.intermediates == {}
+    assert four.stages.keys() == {"base", "sr"}
+    for name, size in (("base", tiny.BASE), ("sr", tiny.SR)):
+        assert four.stages[name].shape == (4, size, size, 3)
+        assert four.stages[name].dtype == np.uint8
+        pictures = four.stages[name].reshape(4, -1)
+        assert len(np.unique(pictures, axis=0)) == 4, "seeds and prompts must make a difference"
+        assert np.ptp(pictures) > 100
+    np.testing.assert_array_equal(four.images, four.stages["sr"])
+
+
+def test_same_seed_same_pictures(cascade: Cascade, four: CascadeSamples) -> None:
+    spaced = [f" {prompt}\n" for prompt in PROMPTS]
+    again = cascade.sample(spaced, seed=SEED, per_prompt=2, size=tiny.SR, show_progress=False)
+    assert dataclasses.asdict(again).keys() == dataclasses.asdict(four).keys()
+    assert (again.prompts, again.seeds) == (four.prompts, four.seeds)
+    np.testing.assert_array_equal(again.images, four.images)
+
+
+def test_a_picture_is_its_own_whatever_is_sampled_with_it(
+    cascade: Cascade, four: CascadeSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = ["green", PROMPTS[1], "a black one with stripes", PROMPTS[0]]
+    other = sample(cascade, company, [0, SEED + 1, 9, SEED])
+    np.testing.assert_array_equal(other.images[1], four.images[3])
+    np.testing.assert_array_equal(other.images[3], four.images[0])
+    # Alone, it is computed by a program for one picture, which may round otherwise.
+    alone = cascade.sample(PROMPTS[1], seed=SEED, show_progress=False)
+    assert alone.images.shape == (1, tiny.SR, tiny.SR, 3)
+    assert_close(alone.images[0], four.images[2])
+    # More than fit into a batch, the last of which is padded.
+    monkeypatch.setattr(cascade_lib, "BATCH_SIZES", (2, 4))
+    six = sample(cascade, company + PROMPTS, [0, SEED + 1, 9, SEED, SEED, SEED])
+    assert six.images.shape == (6, tiny.SR, tiny.SR, 3)
+    np.testing.assert_array_equal(six.images[:4], other.images)
+    np.testing.assert_array_equal(six.images[4:], four.images[[0, 2]])
+
+
+def test_each_stage_starts_from_what_the_one_before_makes(
+    cascade: Cascade, four: CascadeSamples
+) -> None:
+    encoded = cascade.encoder.encode(four.prompts)
+    text = jax.tree.map(lambda x: x[:, : cascade.stages[0][0].text.max_length], encoded)
+    picture = None
+    for stage, params in cascade.stages:
+        keys = picture_keys(four.seeds)
+        picture = sample_stage(stage, params, text, keys, picture, stage.sample).x0
+        np.testing.assert_array_equal(to_uint8(picture), four.stages[stage.name])
+
+
+def test_the_estimate_of_the_last_step_is_the_picture(
+    cascade: Cascade, four: CascadeSamples
+) -> None:
+    kept = sample(cascade, four.prompts, four.seeds, intermediates=True, steps={"base": 3})
+    assert {name: steps.shape for name, steps in kept.intermediates.items()} == {
+        "base": (3, 4, tiny.BASE, tiny.BASE, 3), "sr": (2, 4, tiny.SR, tiny.SR, 3)
+    }  # fmt: skip
+    for name, estimates in kept.intermediates.items():
+        assert estimates.dtype == np.uint8
+        np.testing.assert_array_equal(estimates[-1], kept.stages[name])
+        assert (estimates[0] != estimates[-1]).any()
+
+
+# settings
+
+
+def test_settings_hold_for_all_stages_or_for_those_named(cascade: Cascade) -> None:
+    settings = cascade.settings(steps=9, sampler={"sr": "ddim"}, guidance=None, aug_level=1)
+    defaults = {stage.name: stage.sample for stage, _ in cascade.stages}
+    assert settings == {
+        "base": dataclasses.replace(defaults["base"], steps=9, aug_level=1.0),
+        "sr": dataclasses.replace(defaults["sr"], steps=9, aug_level=1.0, sampler="ddim"),
+    }
+    assert cascade.settings() == defaults
+
+
+def test_settings_of_one_stage_leave_the_one_before(cascade: Cascade, four: CascadeSamples) -> None:
+    changed = sample(cascade, four.prompts, four.seeds, guidance={"sr": 9.0})
+    assert changed.settings["sr"] == dataclasses.replace(four.settings["sr"], guidance=9.0)
+    assert changed.settings["base"] == four.settings["base"]
+    np.testing.assert_array_equal(changed.stages["base"], four.stages["base"])
+    assert (changed.stages["sr"] != four.stages["sr"]).any()
+
+
+def test_guidance(cascade: Cascade, four: CascadeSamples) -> None:
+    """Weight 0 is no text at all; 1 is the text alone, for which there is a cheaper program."""
+    seeds = [SEED] * 2 + [SEED + 1] * 2
+    zero = sample(cascade, PROMPTS * 2, seeds, guidance=0.0)
+    for pictures in zero.stages.values():
+        assert_close(pictures[::2], pictures[1::2], levels=0)
+        assert (pictures[0] != pictures[2]).any()
+    one, nearly = (sample(cascade, four.prompts, four.seeds, guidance=w) for w in (1, 1 + 1e-6))
+    for name, pictures in one.stages.items():
+        assert_close(pictures, nearly.stages[name])
+        assert (pictures != four.stages[name]).any()
+
+
+# files
+
+
+def test_saved_pictures_say_how_they_were_made(
+    cascade: Cascade, four: CascadeSamples, tmp_path: Path
+) -> None:
+    prompts = ["a cat, «gemalt» in 東京", *four.prompts[1:]]
+    samples = dataclasses.replace(four, prompts=prompts)
+    grid, *pictures = save_samples(samples, tmp_path / "new" / "folder")
+    assert [path.name for path in pictures] == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    assert sorted(grid.parent.iterdir()) == [*pictures, grid]
+    for i, path in enumerate(pictures):
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), four.images[i])
+            assert isinstance(picture, Image.Image)
+            said: dict[str, Any] = picture.info
+        assert (said["prompt"], said["seed"]) == (prompts[i], str(four.seeds[i]))
+        settings = json.loads(said["settings"])
+        assert settings == {name: dataclasses.asdict(s) for name, s in four.settings.items()}
+        # That is enough to make it again.
+        by_field = {field: {name: of[field] for name, of in settings.items()} for field in
+                    settings["base"]}  # fmt: skip
+        assert cascade.settings(**by_field) == four.settings
+    sheet = np.asarray(Image.open(grid))
+    scale = 192 // tiny.SR
+    assert sheet.shape[1] > 4 * scale * tiny.SR, "all four in one row"
+    for image in four.images:
+        enlarged = image.repeat(scale, 0).repeat(scale, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, enlarged.shape[:2], (0, 1))
+        corner = (windows[..., 0, 0] == enlarged[0, 0]).all(-1)
+        found = [
+            (y, x)
+            for y, x in np.argwhere(corner)
+            if (sheet[y : y + len(enlarged), x : x + len(enlarged)] == enlarged).all()
+        ]
+        assert len(found) == 1
+    assert (sheet[-40:] < 100).any(), "labels below"
+
+
+# scores
+
+
+def test_evaluation(
+    lively: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValueError, match=r"trained on .*colours.*measured on the built-in scenes"):
+        evaluate(lively, 3, ["heldout"], 0, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+    monkeypatch.setattr(tiny, "MAX_TOKENS", 20)  # captions of scenes are longer
+    scenes = shutil.copytree(lively, tmp_path / "scenes")
+    record = json.loads((scenes / "cascade.json").read_text())
+    record["config"]["text"]["max_length"] = 20
+    record["source"] = {"train": {"level": "quickstart"}}
+    (scenes / "cascade.json").write_text(json.dumps(record))
+    output = tmp_path / "scores"
+    result = evaluate(scenes, 3, ["heldout", "unseen"], 4, output, steps=2)
+
+    assert json.loads((output / "scores.json").read_text()) == result
+    assert (result["level"], result["encoder"], result["count"]) == ("quickstart", "tiny", 3)
+    assert (result["seed"], result["overrides"]) == (4, {"steps": 2})
+    sets = ["heldout-one", "heldout-two", "unseen-words"]
+    assert list(result["scores"]) == sets
+    printed = capsys.readouterr().out
+    for name in sets:
+        assert name in printed
+        report = result["scores"][name]
+        assert report["ceiling"]["all_correct"]["accuracy"] == 1
+        assert report["pictures"]["all_correct"]["n"] == 3
+        assert ("relation" in report["pictures"]) == (name == "heldout-two")
+        for part in report.values():
+            for score in part.values():
+                assert 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1
+                assert score["accuracy"] * score["n"] == pytest.approx(score["correct"])
+        with Image.open(output / f"{name}.png") as sheet:
+            assert sheet.width > 3 * 2 * tiny.SR
+    assert get_level("quickstart").name in (output / "scores.json").read_text()
