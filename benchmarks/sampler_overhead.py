@@ -55,50 +55,54 @@ def network_calls(name: str, steps: int) -> int:
     return 2 * steps - 1 if name == "heun" else steps
 
 
-def seconds_of(run: Callable[[], jax.Array], repeats: int = 5) -> float:
-    """Least wall time of several runs after one that compiles."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return min(times)
+def least_seconds(runs: list[Callable[[], jax.Array]], rounds: int = 7) -> list[float]:
+    """Least wall time of each of several programs, run in turn so that noise hits all alike."""
+    for run in runs:
+        jax.block_until_ready(run())  # compiles
+    times = np.empty((rounds, len(runs)))
+    for i in range(rounds):
+        for j, run in enumerate(runs):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[i, j] = time.perf_counter() - start
+    return times.min(axis=0).tolist()
 
 
 def overhead(batch_size: int, size: int, steps: int) -> None:
-    """Prints milliseconds per step with a trivial network."""
+    """Prints microseconds per step with a trivial network."""
     shape = (size, size, 3)
     key = jax.random.key(0)
     x_t = initial_noise(key, batch_size, shape)
     grid = time_grid(SCHEDULE, steps, "karras")
+    limit = DynamicThreshold(percentile=99.5)
 
     def trivial(x: jax.Array, logsnr: jax.Array) -> jax.Array:
         return 0.5 * x
 
-    limit = DynamicThreshold(percentile=99.5)
-
     def thresholded(x: jax.Array, logsnr: jax.Array) -> jax.Array:
         return limit(0.5 * x)
 
-    def milliseconds(name: str, denoise: Denoiser, **options: object) -> float:
+    def program(name: str, denoise: Denoiser, **options: object) -> Callable[[], jax.Array]:
         run = jax.jit(lambda x: sample(name, denoise, x, grid, key, **options).x0)
-        return 1e3 * seconds_of(lambda: run(x_t)) / steps
+        return functools.partial(run, x_t)
 
+    variants: tuple[tuple[Denoiser, dict[str, object]], ...] = (
+        (trivial, {}),
+        (trivial, {"progress": lambda number: None}),
+        (trivial, {"intermediates": True}),
+        (thresholded, {}),
+    )
+    seconds = least_seconds(
+        [program(name, denoise, **options) for name in SAMPLERS for denoise, options in variants]
+    )
     print(
-        f"Milliseconds per step, {batch_size} pictures of {size} x {size}, {steps} steps, "
+        f"Microseconds per step, {batch_size} pictures of {size} x {size}, {steps} steps, "
         f"{jax.devices()[0].platform}\n"
     )
     print("| sampler | bare | with progress | with intermediates | with dynamic thresholding |")
     print("| :--- | ---: | ---: | ---: | ---: |")
-    for name in SAMPLERS:
-        cells = (
-            milliseconds(name, trivial),
-            milliseconds(name, trivial, progress=lambda number: None),
-            milliseconds(name, trivial, intermediates=True),
-            milliseconds(name, thresholded),
-        )
-        print(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |", flush=True)
+    for name, row in zip(SAMPLERS, np.reshape(seconds, (-1, len(variants))), strict=True):
+        print(f"| {name} | " + " | ".join(f"{1e6 * cell / steps:.0f}" for cell in row) + " |")
 
 
 def sliced_distance(first: np.ndarray, second: np.ndarray, directions: int = 16) -> float:
