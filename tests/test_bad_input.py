@@ -1,0 +1,138 @@
+"""What a user can get wrong about a run ends in one clear line, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+import imagen_jax.main as main_lib
+
+TINY = str(Path(__file__).with_name("tiny_config.py"))
+
+
+def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that must fail as a user's mistake does."""
+    capsys.readouterr()
+    assert main_lib.main(argv) == 2
+    error = capsys.readouterr().err
+    (start,) = (i for i, line in enumerate(error.splitlines()) if "imagen: error: " in line)
+    return "\n".join(error.splitlines()[start:])
+
+
+def train(data: Path, workdir: Path, *changes: str, stage: str = "base") -> list[str]:
+    argv = ["train", "--config", TINY, "--stage", stage, "--data", str(data)]
+    argv += ["--workdir", str(workdir)]
+    for change in (*tiny.ONE_LEVEL, *changes):
+        argv += ["--set", change]
+    return argv
+
+
+def files(directory: Path) -> dict[str, int]:
+    """Every file under a directory with the time of its last change."""
+    found = directory.rglob("*")
+    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in found if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_cascade(tmp_path_factory.mktemp("bad_input") / "cascade")
+
+
+def test_no_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "prompts.txt"
+    empty.write_text("\n  \n")
+    message = error_of(["sample", "--prompts", str(empty)], capsys)
+    assert message == (
+        'imagen: error: no prompt: give one or more, as in imagen sample "a red apple"'
+    )
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    message = error_of(["sample", "a cat", "--workdir", str(tmp_path / "empty")], capsys)
+    assert "no trained stage under" in message
+    assert "imagen train makes them" in message
+
+    workdir = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir(), workdir)
+    shutil.rmtree(workdir / "sr" / "checkpoints")
+    message = error_of(["sample", "a cat", "--workdir", str(workdir)], capsys)
+    assert f"no checkpoint in {workdir / 'sr' / 'checkpoints'}" in message
+    assert "imagen train --stage sr" in message
+
+    shutil.rmtree(workdir / "sr")
+    message = error_of(["sample", "a cat", "--workdir", str(workdir)], capsys)
+    assert str(workdir / "sr") in message
+
+
+def test_embeddings_of_another_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.embed_colours(tmp_path / "data", tiny.encoder("other"))
+    message = error_of(train(data, tmp_path / "workdir"), capsys)
+    assert "the config wants text embeddings of encoder 'tiny'" in message
+    assert "were made by 'other'" in message
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_embeddings_of_another_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.embed_colours(tmp_path / "data", tiny.encoder(width=2 * tiny.WIDTH))
+    message = error_of(train(data, tmp_path / "workdir"), capsys)
+    assert str(tiny.WIDTH) in message
+    assert str(2 * tiny.WIDTH) in message
+    assert "wid" in message
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_cascade_of_another_encoder(
+    cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The encoder of the same name has changed since the cascade was trained."""
+    changed = tmp_path / "cascade"
+    shutil.copytree(cascade, changed)
+    record = json.loads((changed / "cascade.json").read_text())
+    record["encoder"]["fingerprint"] = "0123"
+    (changed / "cascade.json").write_text(json.dumps(record))
+    message = error_of(["sample", "a cat", "--workdir", str(changed)], capsys)
+    assert "fingerprint 0123, but the one installed here has" in message
+
+
+def test_unknown_config_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = train(tiny.embeddings(), tmp_path / "workdir", "stages.base.train.learning_rat=1.0")
+    message = error_of(argv, capsys)
+    assert "unknown key 'stages.base.train.learning_rat' (did you mean 'learning_rate'?)" in message
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_work_directory_of_another_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir(), workdir)
+    before = files(workdir)
+    argv = train(tiny.embeddings(), workdir, "stages.base.train.learning_rate=0.123")
+    message = error_of(argv, capsys)
+    assert "was started with another config or data" in message
+    assert "learning_rate" in message
+    assert "0.123" in message
+    assert files(workdir) == before
+
+
+def test_impossible_size(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "pictures"
+    argv = ["sample", "a cat", "--workdir", str(cascade), "--size", "512", "--output", str(output)]
+    message = error_of(argv, capsys)
+    assert f"this cascade makes pictures of {tiny.SR} x {tiny.SR} pixels" in message
+    assert "not 512 x 512" in message
+    assert not output.exists()
+
+
+def test_a_picture_size_that_the_data_cannot_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = train(tiny.embeddings(), tmp_path / "workdir", "stages.base.resolution=3")
+    message = error_of(argv, capsys)
+    assert "3" in message
+    assert not (tmp_path / "workdir").exists()
