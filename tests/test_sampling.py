@@ -58,19 +58,23 @@ def test_inpainting_keeps_the_rest_and_follows_the_stage(setting: Setting) -> No
     assert np.abs(np.asarray(edited - other)[~kept]).max() > 1e-3
 
 
-def test_img2img_at_pure_noise_is_sampling_and_later_keeps_more(setting: Setting) -> None:
+def test_img2img_samples_from_the_noised_picture(setting: Setting) -> None:
     @jax.jit
     def edit(picture: jax.Array, grid: jax.Array) -> jax.Array:
         return img2img("ddim", setting.denoiser(), picture, setting.noise, grid).x0
 
-    sampled = jax.jit(lambda: sample("ddim", setting.denoiser(), setting.noise, setting.grid).x0)()
+    @jax.jit
+    def resume(x_t: jax.Array, grid: jax.Array) -> jax.Array:
+        return sample("ddim", setting.denoiser(), x_t, grid).x0
+
+    # At pure noise the picture is forgotten.
+    sampled = resume(setting.noise, setting.grid)
     np.testing.assert_allclose(edit(setting.picture, setting.grid), sampled, atol=1e-3)
-    late = jnp.asarray(np.linspace(8.0, 20.0, 4), jnp.float32)
-    distance = [
-        float(jnp.abs(edit(setting.picture, grid) - setting.picture).mean())
-        for grid in (setting.grid, late)
-    ]
-    assert distance[1] < 0.5 * distance[0]
+    # Later it is not.
+    late = time_grid(setting.stage.schedule, 3, "uniform_t", t_start=0.5)
+    noised = np.sqrt(0.5) * (setting.picture + setting.noise)  # the cosine schedule at 0.5
+    np.testing.assert_allclose(edit(setting.picture, late), resume(noised, late), atol=1e-4)
+    assert np.abs(edit(setting.picture, late) - edit(-setting.picture, late)).max() > 1e-3
 
 
 def test_low_res_must_be_given_to_the_stage_that_starts_from_it(setting: Setting) -> None:
