@@ -13,8 +13,8 @@ from imagen_jax.config import load_config
 
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
-    config.stages.base.train.update(batch_size=32, steps=9_000)
-    config.stages.sr.train.steps = 5_000
+    config.stages.base.train.update(batch_size=32, steps=6_000)
+    config.stages.sr.train.steps = 3_000
     for stage in config.stages.values():
         stage.train.ema_decay = 0.999
     return config

@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
                     },
                     "diffusion": diffusion,
                     "train": train,
-                    "sample": sample,
+                    "sample": sample | {"guidance": 2.0},
                 },
                 "sr": {
                     "resolution": 64,

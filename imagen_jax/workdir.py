@@ -53,18 +53,25 @@ def read_record(workdir: str | Path, stage: str) -> dict[str, Any]:
 def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None:
     """Writes the record of a new stage, or checks that the existing one says the same.
 
+    The settings that a stage is sampled with do not matter to its training: new ones replace those
+    in the record.
+
     Raises:
       ValueError: the stage was started with another config or on other embeddings; lists every
         difference.
     """
     path = stage_directory(workdir, stage) / "stage.json"
+    record = json.loads(json.dumps(record))
     if path.is_file():
-        if lines := differences(json.loads(path.read_text()), json.loads(json.dumps(record))):
+        found = json.loads(path.read_text())
+        if found == record:
+            return
+        found["config"]["stages"][stage]["sample"] = record["config"]["stages"][stage]["sample"]
+        if lines := differences(found, record):
             raise ValueError(
                 f"{path.parent} was started with another config or data; use another --workdir, or "
                 "what it was started with (there != now):\n  " + "\n  ".join(lines)
             )
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,14 @@ def test_a_finished_run_has_nothing_to_do(run: Run) -> None:
               and path.parent.name != "logs"}  # fmt: skip
     assert_identical(run.train(run.directory.parent), run.state)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_new_sampling_settings_are_recorded(run: Run, tmp_path: Path) -> None:
+    workdir = tmp_path / "workdir"
+    shutil.copytree(run.directory.parent, workdir)
+    assert_identical(run.train(workdir, "stages.base.sample.guidance=7.5"), run.state)
+    section = tiny.record(workdir, "base")["config"]["stages"]["base"]
+    assert section["sample"]["guidance"] == 7.5
 
 
 def test_another_seed_is_another_run(run: Run, tmp_path: Path) -> None:
