@@ -13,7 +13,7 @@ from imagen_jax.config import load_config
 
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
-    config.stages.base.train.update(batch_size=32, steps=6_000)
+    config.stages.base.train.update(batch_size=32, steps=16_000)
     config.stages.sr.train.steps = 3_000
     for stage in config.stages.values():
         stage.train.ema_decay = 0.999

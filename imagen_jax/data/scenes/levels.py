@@ -44,6 +44,7 @@ QUICKSTART = Level(
     ),
     colours=("red", "orange", "yellow", "green", "blue", "purple"),
     backgrounds=("white", "blue", "pink", "black"),
+    two_groups=0.65,
     tidy=True,
 )  # fmt: skip
 
