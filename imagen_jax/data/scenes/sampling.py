@@ -1,8 +1,9 @@
 """Draws scenes: without limit, each a pure function of (level, split, seed, index).
 
-The split is by composition. A (noun, colour, style) triple, and a (noun, relation, noun) pair, is
-held out when a hash of its words says so, at every level alike; no training scene contains one.
-"A left of B" and "B right of A" are the same pair.
+The split is by composition. A (noun, colour, style) triple, and a pair of nouns side by side or one
+above the other, is held out when a hash of its words says so, at every level alike; no training
+scene contains one. A pair is held out in both orders: with only one of them in training, the other
+would contradict what was learned rather than be new.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _T = TypeVar("_T")
 
 SPLITS = ("train", "heldout")
 HELD_OUT_SHARE = 0.1
-_MIRRORED = {"right of": "left of", "below": "above"}
+_AXES = {"left of": "side by side", "right of": "side by side", "above": "stacked",
+         "below": "stacked"}  # fmt: skip
 
 
 def _is_held_out_key(*words: str) -> bool:
@@ -41,10 +43,8 @@ def is_held_out_triple(noun: str, colour: str | None, style: str) -> bool:
 
 @functools.cache
 def is_held_out_pair(first: str, relation: str, second: str) -> bool:
-    """Whether no training scene shows these two nouns in this relation, said either way round."""
-    if relation in _MIRRORED:
-        first, relation, second = second, _MIRRORED[relation], first
-    return _is_held_out_key("pair", first, relation, second)
+    """Whether no training scene shows these two nouns along this axis, in either order."""
+    return _is_held_out_key("pair", _AXES[relation], *sorted((first, second)))
 
 
 def is_held_out(scene: Scene) -> bool:
