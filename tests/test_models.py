@@ -173,8 +173,17 @@ def test_padding_of_text_does_not_matter(network: Network) -> None:
     assert_close(network.with_text(*longer), network.output)
 
 
-def test_order_of_tokens_does_not_matter(network: Network) -> None:
-    """Token states carry their positions already; nothing adds others."""
+def test_order_of_tokens_matters_to_text_layers(network: Network) -> None:
+    states, mask = network.conditioning.text
+    order = jnp.asarray([3, 1, 4, 0, 2])
+    y = network.with_text(states[:, order], mask[:, order])
+    assert float(jnp.abs(y - network.output).max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["base", "sr"])
+def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
+    """As in the paper: token states carry their positions already, and nothing adds others."""
+    network = make_network(name, f"stages.{name}.network.text_layers=0")
     states, mask = network.conditioning.text
     order = jnp.asarray([3, 1, 4, 0, 2])
     assert_close(network.with_text(states[:, order], mask[:, order]), network.output)
@@ -265,7 +274,7 @@ def test_size_that_cannot_be_halved(name: str, size: int, message: str) -> None:
 def test_heads_that_do_not_divide(name: str) -> None:
     with pytest.raises(ValueError, match=r"picture of 16 channels cannot be divided .* heads of 3"):
         init_shape(tiny.stage(name, f"stages.{name}.network.head_channels=3",
-                              f"stages.{name}.network.text_channels=9"))  # fmt: skip
+                              f"stages.{name}.network.text_channels=12"))  # fmt: skip
     with pytest.raises(ValueError, match=r"text of 10 channels cannot be divided .* heads of 4"):
         init_shape(tiny.stage(name, f"stages.{name}.network.text_channels=10"))
 
