@@ -183,7 +183,7 @@ def test_order_of_tokens_matters_to_text_layers(network: Network) -> None:
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
     """As in the paper: token states carry their positions already, and nothing adds others."""
-    network = make_network(name, f"stages.{name}.network.text_layers=0")
+    network = Network(tiny.stage(name, f"stages.{name}.network.text_layers=0"))
     states, mask = network.conditioning.text
     order = jnp.asarray([3, 1, 4, 0, 2])
     assert_close(network.with_text(states[:, order], mask[:, order]), network.output)
