@@ -1,35 +1,38 @@
-"""A small cascade on built-in scenes, 16 -> 64 pixels: for a CPU.
+"""A small cascade on built-in scenes, 32 -> 64 pixels: for a CPU.
 
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
 Result:    not yet run to the end
+
+Where it differs from the paper, for the sake of minutes on a CPU:
+* The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.
+* Networks predict x0, and their errors of x0 count alike at all noise levels: most of the loss then
+  is about what the text decides.
+* The base's noise schedule is shifted: flat colours on a flat background show through noise that
+  hides a photograph, and layout is learned only where they do not.
+* Muon in place of Adam: half as many steps, each a quarter longer.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    diffusion = {
-        "schedule": "cosine",
-        "parametrization": "v",
-        "weighting": "v",
-        "time_sampling": "stratified",
-    }
+    diffusion = {"parametrization": "x0", "weighting": "x0", "time_sampling": "stratified"}
     train = {
-        "batch_size": 16,
-        "steps": 4000,
-        "optimizer": "adam",
-        "learning_rate": 1e-3,
-        "warmup_steps": 200,
+        "batch_size": 32,
+        "steps": 1200,
+        "optimizer": "muon",
+        "learning_rate": 2e-3,
+        "warmup_steps": 100,
         "clip_norm": 1.0,
         "ema_decay": 0.999,
         "text_dropout": 0.1,
         "max_aug_level": 1.0,
         "seed": 0,
         "log_every": 50,
-        "sample_every": 1000,
-        "checkpoint_every": 1000,
+        "sample_every": 600,
+        "checkpoint_every": 600,
         "keep_checkpoints": 2,
     }
     sample = {
@@ -47,33 +50,33 @@ def get_config() -> ConfigDict:
             "cascade": ("base", "sr"),
             "stages": {
                 "base": {
-                    "resolution": 16,
+                    "resolution": 32,
                     "low_res": 0,
                     "network": {
-                        "kind": "unet",
-                        "channels": 48,
-                        "multipliers": (1, 2, 3),
-                        "blocks": (1, 2, 1),
-                        "attention": (False, True, True),
+                        "kind": "efficient_unet",
+                        "channels": (48, 96, 144),
+                        "blocks": (1, 2, 2),
+                        "self_attention": (False, True, True),
+                        "cross_attention": (False, True, True),
                         "head_channels": 48,
                         "text_channels": 144,
                         "text_layers": 2,
-                        "dropout": 0.0,
                         "dtype": "float32",
                         "image_channels": 3,
                     },
+                    "schedule": {"kind": "shifted_cosine", "image_size": 32, "reference_size": 16},
                     "diffusion": diffusion,
                     "train": train,
                     "sample": sample | {"guidance": 2.0},
                 },
                 "sr": {
                     "resolution": 64,
-                    "low_res": 16,
+                    "low_res": 32,
                     "network": {
                         "kind": "efficient_unet",
                         "channels": (24, 48, 96),
-                        "blocks": (1, 2, 3),
-                        "self_attention": (False, False, True),
+                        "blocks": (1, 1, 2),
+                        "self_attention": (False, False, False),
                         "cross_attention": (False, False, True),
                         "head_channels": 32,
                         "text_channels": 96,
@@ -81,8 +84,9 @@ def get_config() -> ConfigDict:
                         "dtype": "float32",
                         "image_channels": 3,
                     },
-                    "diffusion": diffusion | {"parametrization": "x0", "weighting": "x0"},
-                    "train": train | {"steps": 2000},
+                    "schedule": {"kind": "cosine"},
+                    "diffusion": diffusion,
+                    "train": train | {"batch_size": 16, "steps": 600},
                     "sample": sample | {"guidance": 1.5},
                 },
             },

@@ -21,7 +21,7 @@ from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
 from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
 from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
-from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, make_schedule
+from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.typing import Conditioning, TextEmbedding
@@ -58,19 +58,17 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion process and loss; the choices are the keys of imagen_jax.diffusion's tables.
+    """Prediction and loss; the choices are the keys of imagen_jax.diffusion's tables.
 
     Raises:
       ValueError: another choice, as the classes below for values out of range.
     """
 
-    schedule: str
     parametrization: str
     weighting: str
     time_sampling: str
 
     def __post_init__(self) -> None:
-        _check_choice(self, "schedule", SCHEDULES)
         _check_choice(self, "parametrization", PARAMETRIZATIONS)
         _check_choice(self, "weighting", WEIGHTINGS)
         _check_choice(self, "time_sampling", TIME_SAMPLING)
@@ -165,11 +163,13 @@ class StageConfig:
       resolution: pixels per side of what the stage makes.
       low_res: pixels per side of the picture that it starts from; 0 for the base stage.
       network: "kind", a key of NETWORKS, and the fields of that class.
+      schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
     """
 
     resolution: int
     low_res: int
     network: Mapping[str, Any]
+    schedule: Mapping[str, Any]
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
@@ -247,6 +247,14 @@ def upsample_low_res(low_res: jax.Array, resolution: int) -> jax.Array:
     return jax.image.resize(low_res, (b, resolution, resolution, c), "bilinear")
 
 
+def _pop_kind(section: dict[str, Any], classes: Mapping[str, type], where: str) -> type:
+    """The class that a section's "kind" names; the section keeps the fields of that class."""
+    kind = section.pop("kind", None)
+    if kind not in classes:
+        raise ValueError(f"{where}.kind is {kind!r}; choices: {', '.join(classes)}")
+    return classes[kind]
+
+
 def make_stage(config: ConfigDict, name: str) -> Stage:
     """The stage called `name` of a config.
 
@@ -259,9 +267,9 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
     where = f"stages.{name}"
     section = build(StageConfig, config.stages[name], where)
     network = dict(section.network)
-    kind = network.pop("kind", None)
-    if kind not in NETWORKS:
-        raise ValueError(f"{where}.network.kind is {kind!r}; choices: {', '.join(NETWORKS)}")
+    network_class = _pop_kind(network, NETWORKS, f"{where}.network")
+    schedule = dict(section.schedule)
+    schedule_class = _pop_kind(schedule, SCHEDULES, f"{where}.schedule")
     if "has_low_res" in network:
         raise ValueError(f"{where}.network.has_low_res follows from low_res; leave it out")
     low_res = section.low_res or None
@@ -275,8 +283,8 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         resolution=section.resolution,
         low_res=low_res,
         text=build(TextConfig, config.text, "text"),
-        network=build(NETWORKS[kind], network, f"{where}.network"),
-        schedule=make_schedule(section.diffusion.schedule),
+        network=build(network_class, network, f"{where}.network"),
+        schedule=build(schedule_class, schedule, f"{where}.schedule"),
         parametrization=section.diffusion.parametrization,
         diffusion=section.diffusion,
         train=section.train,

@@ -90,7 +90,7 @@ def test_mesh_that_cannot_be_made(axes: dict[str, int], message: str) -> None:
         sharding.make_mesh(axes)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_state_lies_where_its_shardings_say(optimizer: str) -> None:
     stage = tiny.stage("base", f"stages.base.train.optimizer={optimizer}")
     mesh = sharding.make_mesh()

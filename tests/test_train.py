@@ -96,7 +96,7 @@ def test_upsampling_of_low_res() -> None:
             upsample_low_res(jnp.zeros(shape), size)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_steps_and_their_average(optimizer: str) -> None:
     stage = tiny.stage(
         "base", *tiny.ONE_LEVEL, f"stages.base.train.optimizer={optimizer}",

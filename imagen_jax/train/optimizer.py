@@ -1,10 +1,18 @@
-"""Optimisers and the learning-rate schedule (Imagen, appendix F.1)."""
+"""Optimisers and the learning-rate schedule.
+
+The paper uses Adafactor for the base stage and Adam for super-resolution (Imagen, appendix F.1).
+Muon (Jordan et al. 2024; scaled as in Liu et al. 2025, arXiv 2502.16982) orthogonalises the
+momentum of each kernel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from imagen_jax.stage import TrainConfig
 
@@ -17,9 +25,38 @@ def _adafactor(learning_rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adafactor(learning_rate, multiply_by_parameter_scale=False, clipping_threshold=1.0)
 
 
+def hidden_kernels(params: Any) -> Any:
+    """Which parameters Muon orthogonalises, and as what matrix.
+
+    Args:
+      params: of a U-Net, boxed or not.
+
+    Returns:
+      The same tree: for kernels between the first and the last convolution, that all axes but the
+      last are inputs of the matrix; None for all else (vectors, and kernels that read or make
+      pixels), which Adam updates.
+    """
+
+    def dimensions(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if keys[-1] != "kernel" or keys[0] in ("conv_in", "conv_out"):
+            return None
+        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _muon(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    # Updates have the root mean square of Adam's, 0.2: Liu et al. 2025, section 2.2.
+    return optax.contrib.muon(
+        learning_rate, consistent_rms=0.2, muon_weight_dimension_numbers=hidden_kernels
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {
     "adam": _adam,
     "adafactor": _adafactor,
+    "muon": _muon,
 }
 
 
