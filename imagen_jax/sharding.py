@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -90,7 +91,9 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     rules = dict(LOGICAL_AXIS_RULES)
     specs = nn.get_partition_spec(abstract_state)
 
-    def sharding(path: Any, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def sharding(path: Any, spec: PartitionSpec, leaf: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # a parameter that this optimiser leaves to another
+            return leaf
         if not spec or leaf.ndim < len(spec):
             return replicated(mesh)
         unknown = set(spec) - set(rules)
