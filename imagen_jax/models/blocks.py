@@ -40,11 +40,8 @@ class ResBlock(nn.Module):
         elif self.resample == "up":
             x, y = layers.upsample(x), layers.upsample(y)
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
-        film = layers.Dense(2 * self.channels, self.dtype, kernel_init=layers.ZEROS, name="film")(
-            vector
-        ).astype(jnp.float32)
-        scale, shift = jnp.split(film, 2, axis=-1)
-        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y, scale, shift))
+        film = layers.film(vector, self.channels, self.dtype, name="film")
+        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y, *film))
         y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
         if x.shape[-1] != self.channels:

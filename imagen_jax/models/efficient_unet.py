@@ -107,7 +107,9 @@ class EfficientUNet(nn.Module):
             channels = self.channels[max(i - 1, 0)]
             y = layers.upsample(layers.Conv(channels, dtype, name=f"up_{i}_conv")(y))
         y = jnp.concatenate([y, full_resolution * scale], axis=-1)
-        y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y))
+        # How much of its input the network passes on depends on the levels of noise in it.
+        film = layers.film(vector, y.shape[-1], dtype, name="film")
+        y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y, *film))
         y = layers.Conv(
             self.image_channels,
             dtype,

@@ -108,6 +108,18 @@ class GroupNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def film(
+    vector: Float[Array, "b f"], channels: int, dtype: jnp.dtype, name: str
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    """Scale and shift of a GroupNorm from the conditioning vector, both zero at first (FiLM).
+
+    To be called within a compact module, which gets the submodule `name`.
+    """
+    both = Dense(2 * channels, dtype, kernel_init=ZEROS, name=name)(vector).astype(jnp.float32)
+    scale, shift = jnp.split(both, 2, axis=-1)
+    return scale, shift
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation in float32 over the last axis."""
 

@@ -1,0 +1,294 @@
+"""The encoder of T5 in Flax, with the parameter names and the semantics of T5X.
+
+Raffel et al. 2019 (arXiv:1910.10683): pre-norm blocks without biases,
+  h <- h + Attention(norm(h));  h <- h + Mlp(norm(h));  then a last norm,
+with RMS norms, no 1/sqrt(d) in attention (it is in the initialisation), and a learned bias on the
+logits by bucket of relative position. Version 1.0 has an MLP relu(x wi) wo; version 1.1, mT5 and
+ByT5 have gelu(x wi_0) * (x wi_1) with the tanh form of gelu (Shazeer 2020, arXiv:2002.05202).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+
+RELATIVE_BUCKETS = 32
+MAX_DISTANCE = 128
+NORM_EPSILON = 1e-6
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,  # the tanh form
+    "linear": lambda x: x,
+}
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 encoder.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      width: channels of a token state (emb_dim in T5X; 4096 in XXL).
+      heads, head_width: of attention; their product need not be the width.
+      mlp_width: hidden channels of the MLP.
+      layers: number of blocks.
+      mlp_activations: ("relu",) in version 1.0; ("gelu", "linear") in 1.1, mT5 and ByT5.
+      shared_bias: one table of relative position biases for all layers, as everywhere but in the
+        scanned layout of T5X, which has one for each.
+      dtype: of activations; parameters keep their own, norms and softmax are float32.
+    """
+
+    vocab_size: int
+    width: int
+    heads: int
+    head_width: int
+    mlp_width: int
+    layers: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    shared_bias: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def relative_position_bucket(distance: Int[np.ndarray, "q k"]) -> Int[np.ndarray, "q k"]:
+    """Bucket of a signed distance, key minus query, for attention in both directions.
+
+    Half of the buckets are for keys behind the query. In each half the first 8 are exact, the
+    others grow logarithmically up to a distance of 128, beyond which all fall into the last one
+    (Raffel et al. 2019, section 2.1).
+    """
+    half = RELATIVE_BUCKETS // 2
+    exact = half // 2
+    length = np.abs(distance)
+    # float32, as in T5X: a distance on a boundary must fall into the same bucket.
+    log_ratio = np.log(length.astype(np.float32) / exact + np.finfo(np.float32).eps)
+    logarithmic = exact + (log_ratio / math.log(MAX_DISTANCE / exact) * (half - exact)).astype(
+        np.int32
+    )
+    bucket = np.where(length < exact, length, np.minimum(logarithmic, half - 1))
+    return bucket + half * (distance > 0)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square over channels, in float32, and a learned scale."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+        return (y * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+class RelativeBias(nn.Module):
+    """Learned bias on attention logits, by bucket of relative position."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, length: int) -> Float[Array, "h l l"]:
+        table = self.param(
+            "rel_embedding", nn.initializers.normal(1.0), (self.heads, RELATIVE_BUCKETS)
+        )
+        position = np.arange(length)
+        buckets = relative_position_bucket(position[None, :] - position[:, None])
+        return table.astype(jnp.float32)[:, buckets]
+
+
+def _dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    return nn.Dense(
+        features, use_bias=False, dtype=dtype, precision=jax.lax.Precision.HIGHEST, name=name
+    )
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens to the tokens that are not masked."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "h l l"]
+    ) -> Float[Array, "b l d"]:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        b, length, _ = x.shape
+        q, k, v = (
+            _dense(c.heads * c.head_width, dtype, name)(x).reshape(b, length, c.heads, c.head_width)
+            for name in ("query", "key", "value")
+        )
+        precision = jax.lax.Precision.HIGHEST
+        logits = jnp.einsum(
+            "bqhc,bkhc->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
+        )
+        logits = jnp.where(mask[:, None, None, :], logits + bias, -1e10)
+        weights = nn.softmax(logits).astype(dtype)
+        attended = jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision)
+        return _dense(c.width, dtype, "out")(attended.reshape(b, length, -1))
+
+
+class Mlp(nn.Module):
+    """One or, multiplied, two activated projections, and one back."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        hidden = jnp.ones((), dtype)
+        for i, activation in enumerate(c.mlp_activations):
+            name = "wi" if len(c.mlp_activations) == 1 else f"wi_{i}"
+            hidden = hidden * ACTIVATIONS[activation](_dense(c.mlp_width, dtype, name)(x))
+        return _dense(c.width, dtype, "wo")(hidden)
+
+
+class Layer(nn.Module):
+    """One block."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        mask: Bool[Array, "b l"],
+        bias: Float[Array, "h l l"] | None,
+    ) -> Float[Array, "b l d"]:
+        dtype = jnp.dtype(self.config.dtype)
+        if bias is None:
+            bias = RelativeBias(self.config.heads, name="relpos_bias")(x.shape[1])
+        y = RMSNorm(dtype, name="pre_attention_layer_norm")(x)
+        x = x + Attention(self.config, name="attention")(y, mask, bias)
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x)
+        return x + Mlp(self.config, name="mlp")(y)
+
+
+class Blocks(nn.Module):
+    """All blocks and the last norm."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
+        c = self.config
+        bias = None
+        if c.shared_bias:
+            bias = RelativeBias(c.heads, name="relpos_bias")(x.shape[1])
+        for i in range(c.layers):
+            x = Layer(c, name=f"layers_{i}")(x, mask, bias)
+        return RMSNorm(jnp.dtype(c.dtype), name="encoder_norm")(x)
+
+
+class T5Encoder(nn.Module):
+    """T5's encoder: parameters token_embedder and encoder, named as in T5X."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """States of the last layer.
+
+        Args:
+          tokens: [b, l] ids in [0, vocab_size); any id where masked.
+          mask: [b, l] True at real tokens.
+
+        Returns:
+          [b, l, width] states in the config's dtype; meaningless where masked.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        x = nn.Embed(c.vocab_size, c.width, dtype=dtype, name="token_embedder")(tokens)
+        return Blocks(c, name="encoder")(x, mask)
+
+
+def encode(
+    params: Params, config: T5Config, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
+) -> Float[Array, "b l d"]:
+    """Token states of a T5 encoder; jit with `config` static. See T5Encoder.
+
+    Args:
+      params: as load_t5_encoder gives them.
+      config: sizes, and the dtype of activations.
+      tokens: [b, l] int32 ids.
+      mask: [b, l] True at real tokens.
+
+    Raises:
+      ValueError: tokens and mask differ in shape.
+    """
+    if tokens.shape != mask.shape or tokens.ndim != 2:
+        raise ValueError(
+            f"tokens and mask must have one shape [b, l], got {tokens.shape} and {mask.shape}"
+        )
+    return T5Encoder(config).apply({"params": params}, tokens, mask)  # type: ignore[return-value]
+
+
+def config_of(params: Params) -> T5Config:
+    """The sizes that parameters in T5X's names have, read from their shapes.
+
+    Raises:
+      ValueError: a parameter is missing, is not known, or has a shape that does not fit the others;
+        the message names it.
+    """
+    import flax.traverse_util
+
+    shapes = {
+        name: tuple(leaf.shape)
+        for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()
+    }
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in shapes:
+            raise ValueError(f"no parameter {name!r}; this is not a T5 encoder in T5X's names")
+        if len(shapes[name]) != rank:
+            raise ValueError(f"{name} has shape {shapes[name]}; it must have {rank} axes")
+        return shapes[name]
+
+    vocab_size, width = shape("token_embedder/embedding", 2)
+    shared = "encoder/relpos_bias/rel_embedding" in shapes
+    bias = "encoder/relpos_bias" if shared else "encoder/layers_0/relpos_bias"
+    heads = shape(f"{bias}/rel_embedding", 2)[0]
+    joined = shape("encoder/layers_0/attention/query/kernel", 2)[1]
+    if joined % heads:
+        raise ValueError(
+            f"queries of {joined} channels cannot be divided into the {heads} heads of {bias}"
+        )
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
+    mlp_width = shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel", 2)[1]
+    layers = len({name.split("/")[1] for name in shapes if name.startswith("encoder/layers_")})
+    config = T5Config(
+        vocab_size, width, heads, joined // heads, mlp_width, layers,
+        ("gelu", "linear") if gated else ("relu",), shared,
+    )  # fmt: skip
+    expected = {
+        name: tuple(leaf.shape)
+        for name, leaf in flax.traverse_util.flatten_dict(abstract_params(config), sep="/").items()
+    }
+    for name in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(name) != expected.get(name):
+            raise ValueError(
+                f"parameter {name} has shape {shapes.get(name, 'none: it is missing')}; a T5 "
+                f"encoder of this size has {expected.get(name, 'no such parameter')}"
+            )
+    return config
+
+
+def abstract_params(config: T5Config) -> Params:
+    """ShapeDtypeStructs of the parameters of a config."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+    return jax.eval_shape(T5Encoder(config).init, jax.random.key(0), tokens, mask)["params"]  # type: ignore[return-value]
