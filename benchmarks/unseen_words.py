@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minilm", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--random", type=Path, default=Path("runs/quickstart-random"))
-    parser.add_argument("--count", type=int, default=256, help="prompts (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=128, help="prompts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/unseen_words"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

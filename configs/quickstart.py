@@ -11,6 +11,10 @@ Where it differs from the paper, for the sake of minutes on a CPU:
   decides. Networks predict v, which leaves least for them to do where there is little noise.
 * The base's noise schedule is shifted: flat colours on a flat background show through noise that
   hides a photograph, and layout is learned only where they do not.
+* Text is dropped for 5% of the examples, not 10%: without text the error is many times larger, and
+  its gradients drown those of what the text says.
+* Estimates are clipped to [-1, 1] (static thresholding). Colours here lie near both ends of that
+  range, and dynamic thresholding, made for high guidance weights, turns black and white to grey.
 * Muon in place of Adam: it needs fewer steps to the same loss (docs/demo.md).
 """
 
@@ -27,7 +31,7 @@ def get_config() -> ConfigDict:
         "warmup_steps": 100,
         "clip_norm": 1.0,
         "ema_decay": 0.999,
-        "text_dropout": 0.1,
+        "text_dropout": 0.05,
         "max_aug_level": 1.0,
         "seed": 0,
         "log_every": 50,
@@ -40,7 +44,7 @@ def get_config() -> ConfigDict:
         "steps": 24,
         "time_grid": "uniform_t",
         "guidance": 3.0,
-        "threshold": "dynamic",
+        "threshold": "static",
         "percentile": 99.5,
         "aug_level": 0.1,
     }
@@ -87,7 +91,7 @@ def get_config() -> ConfigDict:
                     "schedule": {"kind": "cosine"},
                     "diffusion": diffusion,
                     "train": train | {"batch_size": 16, "steps": 600},
-                    "sample": sample | {"guidance": 1.5},
+                    "sample": sample | {"guidance": 1.0, "steps": 12},
                 },
             },
         }

@@ -6,9 +6,9 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 usage: bash launch/demo.sh [WORKDIR]
 
-Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), both stages at once, writes
-its weights to imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes hours on two
-cores. Interrupted, the same command goes on where it stopped.
+Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), writes its weights to
+imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes an hour on two cores.
+Interrupted, the same command goes on where it stopped.
 HELP
   exit 0
 fi
@@ -20,13 +20,10 @@ export PATH="$PWD/.venv/bin:$PATH"
 set -x
 
 imagen embed --scenes quickstart --count 60000 --output "$workdir/embeddings"
-train() {
-  imagen train --config configs/demo.py --stage "$1" \
+for stage in base sr; do
+  imagen train --config configs/demo.py --stage "$stage" \
     --data "$workdir/embeddings" --workdir "$workdir"
-}
-train sr 2> "$workdir/sr.log" &  # its progress bar, so that there is one on the terminal
-train base
-wait $!
+done
 imagen export --workdir "$workdir" --output imagen_jax/demo
 imagen sample --prompts launch/quickstart_prompts.txt --output "$workdir/samples"
 imagen evaluate --count 256 --output "$workdir/evaluation"

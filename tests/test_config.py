@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import tiny
 from ml_collections import ConfigDict
 
 from imagen_jax import config as config_lib
@@ -189,3 +190,16 @@ def test_fingerprint_depends_on_values_alone(config_file: Path) -> None:
 def test_fingerprint_refuses_what_has_no_lasting_form() -> None:
     with pytest.raises(TypeError, match=r"config\.stage\.f must be a number"):
         config_lib.fingerprint({"stage": {"f": print}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["kind=cosin"], "stages.base.schedule.kind is 'cosin'; choices: cosine, linear, shifted"),
+        (["kind=cosine"], "unknown key 'stages.base.schedule.image_size'"),
+        (["reference_size=0"], r"stages.base.schedule: image_size and .* got .*reference_size=0"),
+    ],
+)
+def test_schedule_of_a_stage(changes: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.stage("base", *(f"stages.base.schedule.{change}" for change in changes))

@@ -220,7 +220,7 @@ def test_equals_transformers(tmp_path: Path) -> None:
         model = transformers.T5EncoderModel(sizes).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
         model.save_pretrained(tmp_path / kind, safe_serialization=True)
         tokens = np.random.default_rng(0).integers(1, 100, (4, 40)).astype(np.int32)
         mask = np.arange(40)[None] < np.array([[3], [17], [33], [40]])

@@ -18,7 +18,7 @@ from imagen_jax.diffusion.parametrization import diffuse
 from imagen_jax.stage import upsample_low_res
 from imagen_jax.train import loop
 from imagen_jax.train.metrics import LOGSNR_EDGES, SampleGrid, summarise
-from imagen_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from imagen_jax.train.optimizer import hidden_kernels, learning_rate_schedule, make_optimizer
 from imagen_jax.train.state import TrainState, count_parameters
 from imagen_jax.train.step import batch_conditioning, drop_text, ema_decay, make_train_step
 from imagen_jax.typing import TextEmbedding
@@ -130,6 +130,36 @@ def test_steps_and_their_average(optimizer: str) -> None:
         )
         jax.tree.map(lambda e, a: np.testing.assert_allclose(e, a, rtol=1e-4, atol=1e-6),
                      jax.device_get(state.ema), average)  # fmt: skip
+
+
+def test_muon_orthogonalises_hidden_kernels_alone() -> None:
+    """The first update of a matrix has equal singular values, up to Newton and Schulz's steps."""
+    stage = tiny.stage("base", *tiny.ONE_LEVEL, "stages.base.train.optimizer=muon")
+    params = tiny.random_params(stage)
+    transform = make_optimizer(stage.train)
+    updates = jax.jit(lambda grads: transform.update(grads, transform.init(params), params)[0])(
+        jax.tree.map(lambda p: p + 0.01, params)
+    )
+    is_leaf = lambda leaf: leaf is None or hasattr(leaf, "reduction_axis")  # noqa: E731
+    chosen, _ = jax.tree_util.tree_flatten_with_path(hidden_kernels(params), is_leaf=is_leaf)
+    rate = float(learning_rate_schedule(stage.train)(0))
+    assert rate > 0
+    hidden = 0
+    for path, dimensions in chosen:
+        name = jax.tree_util.keystr(path)
+        update = updates
+        for key in path:
+            update = update[key.key]
+        is_hidden = name.endswith("['kernel']") and not name.startswith(("['conv_in", "['conv_out"))
+        assert (dimensions is not None) == is_hidden, name
+        if is_hidden:
+            hidden += 1
+            matrix = np.asarray(update, np.float64).reshape(-1, update.shape[-1]) / rate
+            scale = 0.2 * np.sqrt(max(matrix.shape))
+            assert np.linalg.norm(matrix, 2) <= 1.3 * scale, name
+            rms = np.sqrt(np.mean(matrix**2))
+            assert 0.1 <= rms <= 0.26, name
+    assert hidden > 10
 
 
 def test_gradients_are_clipped_together() -> None:

@@ -42,7 +42,7 @@ class Scene:
       style: a key of vocabulary.STYLES, of the whole picture.
       size: "small" or "large" if the caption says so; only with one group.
       variation: chooses wording, exact sizes and positions among all that fit the rest.
-      tidy: every object is as large as fits and lies near the middle of its place.
+      tidy: every object is as large as fits and lies in the middle of its place.
     """
 
     groups: tuple[Group, ...]

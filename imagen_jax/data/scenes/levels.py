@@ -20,7 +20,7 @@ class Level:
       tinted: share of emoji that have a named colour, 0..1 (shapes always have one).
       counts: share of scenes in which some group holds two or three, 0..1.
       sized: share of one-group scenes whose caption says small or large, 0..1.
-      tidy: every object is as large as fits and lies near the middle of its place; there are far
+      tidy: every object is as large as fits and lies in the middle of its place; there are far
         fewer pictures to learn.
     """
 

@@ -116,10 +116,10 @@ def _spots(rng: np.random.Generator, region: _Region, count: int, alone: bool) -
 
 
 def _place(rng: np.random.Generator, start: int, length: int, size: int, tidy: bool) -> int:
-    """Where a sprite of a size starts within a span: near its middle, GAP cells off its ends."""
+    """Where a sprite starts within a span: near its middle, or there if tidy, GAP off the ends."""
     slack = max(0, length - 2 * GAP - size)
     # A long spot would let "left of" look like "above"; at most an eighth off its middle.
-    reach = min(slack, GRID // 16 if tidy else GRID // 4)
+    reach = 0 if tidy else min(slack, GRID // 4)
     first = start + (length - size - reach) // 2
     return first + int(rng.integers(reach + 1))
 
