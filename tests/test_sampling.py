@@ -72,7 +72,8 @@ def test_img2img_samples_from_the_noised_picture(setting: Setting) -> None:
     np.testing.assert_allclose(edit(setting.picture, setting.grid), sampled, atol=1e-3)
     # Later it is not.
     late = time_grid(setting.stage.schedule, 3, "uniform_t", t_start=0.5)
-    noised = np.sqrt(0.5) * (setting.picture + setting.noise)  # the cosine schedule at 0.5
+    alpha, sigma = setting.stage.schedule.alpha_sigma(0.5)
+    noised = alpha * setting.picture + sigma * setting.noise
     np.testing.assert_allclose(edit(setting.picture, late), resume(noised, late), atol=1e-4)
     assert np.abs(edit(setting.picture, late) - edit(-setting.picture, late)).max() > 1e-3
 

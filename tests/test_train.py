@@ -163,7 +163,10 @@ def test_muon_orthogonalises_hidden_kernels_alone() -> None:
 
 
 def test_gradients_are_clipped_together() -> None:
-    transform = make_optimizer(tiny.stage("base", "stages.base.train.clip_norm=0.5").train)
+    stage = tiny.stage(
+        "base", "stages.base.train.optimizer=adam", "stages.base.train.clip_norm=0.5"
+    )
+    transform = make_optimizer(stage.train)
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     for size, norm in ((100.0, 0.5), (0.01, 0.01 * np.sqrt(7))):
         grads = jax.tree.map(lambda p, size=size: jnp.full(p.shape, size), params)
@@ -270,7 +273,7 @@ def test_what_training_writes(run: Run) -> None:
 
 def test_loss_falls(run: Run) -> None:
     metrics = metrics_of(run.directory)
-    assert metrics[60]["loss"] < 0.5 * metrics[10]["loss"]
+    assert metrics[60]["loss"] < 0.6 * metrics[10]["loss"]
 
 
 def test_average_follows_the_parameters(run: Run) -> None:
