@@ -6,7 +6,7 @@ Two cascades of one config, trained on the same pictures and captions, differ in
 MiniLM with its pretrained weights, and the same network with random ones (minilm-random). Both are
 given one-object prompts in which the noun or the colour is replaced by a synonym that no training
 caption contains, and the same prompts in the words of training. Counts how often the attribute that
-the word names is right, word by word. docs/unseen_words.md shows the result.
+the word names is right, word by word. Not yet run.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the quickstart cascade once more on random text embeddings, and compares: docs/unseen_words.md.
+# Trains the quickstart cascade once more on random text embeddings, and compares.
 set -euo pipefail
 
 if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then

@@ -28,7 +28,7 @@ def add_command(commands: Commands) -> None:
         and settings in its metadata. Without --workdir the pretrained demo cascade is used. What is
         not said here is taken from the config of the cascade.""",
         """
-        imagen sample "two red apples left of a dog on a blue background"
+        imagen sample "a drawing of a red apple left of a dog on a blue background"
         imagen sample "a drawing of a rocket above a sunflower" --per-prompt 4 --seed 7
         imagen sample --workdir runs/quickstart --prompts prompts.txt --output pictures
         imagen sample "a green star" --guidance 8 --threshold static --steps 64
