@@ -13,8 +13,8 @@ from imagen_jax.config import load_config
 
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
-    config.stages.base.train.steps = 2_200
-    config.stages.sr.train.steps = 800
+    config.stages.base.train.steps = 4_000
+    config.stages.sr.train.steps = 1_500
     for stage in config.stages.values():
-        stage.train.update(sample_every=1_100, checkpoint_every=500)
+        stage.train.update(sample_every=1_000, checkpoint_every=500)
     return config

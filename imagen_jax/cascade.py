@@ -84,12 +84,19 @@ class Cascade:
         self.source = source
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> Cascade:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        encoder_weights: str | None = None,
+        vocabulary: str | None = None,
+    ) -> Cascade:
         """Loads a cascade.
 
         Args:
           path: a work directory of `imagen train`, or a directory written by
             `pretrained.export_cascade`; None is the small cascade that comes with the package.
+          encoder_weights, vocabulary: files of the text encoder, see `load_encoder`; needed by
+            cascades that were trained with T5.
 
         Raises:
           FileNotFoundError: no cascade is there, or a stage has no checkpoint yet.
@@ -98,12 +105,12 @@ class Cascade:
         """
         stages, origin = pretrained.load_stages(path)
         recorded = origin["encoder"]
-        encoder = load_encoder(recorded["name"])
+        encoder = load_encoder(recorded["name"], encoder_weights, vocabulary)
         if encoder.fingerprint != recorded["fingerprint"]:
             raise ValueError(
                 f"the cascade was trained with embeddings of encoder {recorded['name']!r} with "
-                f"fingerprint {recorded['fingerprint']}, but the one installed here has "
-                f"{encoder.fingerprint}; install the version it was trained with"
+                f"fingerprint {recorded['fingerprint']}, but the one here has "
+                f"{encoder.fingerprint}; use the weights and vocabulary that it was trained with"
             )
         return cls(stages, encoder, origin["source"])
 

@@ -106,6 +106,8 @@ def embed_scenes(
     output_dir: str | Path,
     num_shards: int = 8,
     emoji: str | Path | None = None,
+    weights: str | None = None,
+    vocabulary: str | None = None,
 ) -> Manifest:
     """Embeds the training split of the built-in scenes.
 
@@ -118,6 +120,7 @@ def embed_scenes(
       output_dir: embedding directory, see `embed`.
       num_shards: files to divide the examples into.
       emoji: directory of fetched emoji that join the level, see `get_level`.
+      weights, vocabulary: files of the encoder, see `load_encoder`.
 
     Raises:
       ValueError: an unknown level or encoder, count < num_shards, emoji with another level than
@@ -131,7 +134,7 @@ def embed_scenes(
         raise ValueError(f"count must be at least num_shards = {num_shards}, got {count}")
     manifest = embed(
         SceneSource(level, "train", seed, count, size, emoji),
-        load_encoder(encoder_name),
+        load_encoder(encoder_name, weights, vocabulary),
         output_dir,
         split="train",
         image_size=size,

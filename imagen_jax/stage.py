@@ -277,6 +277,11 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         raise ValueError(
             f"{where}: resolution {section.resolution} is not a multiple of low_res {low_res}"
         )
+    if schedule.get("image_size", section.resolution) != section.resolution:
+        raise ValueError(
+            f"{where}.schedule.image_size is {schedule['image_size']}, but the stage's resolution "
+            f"is {section.resolution}; they must be equal"
+        )
     network["has_low_res"] = low_res is not None
     return Stage(
         name=name,

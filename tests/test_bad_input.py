@@ -96,7 +96,7 @@ def test_a_cascade_of_another_encoder(
     record["encoder"]["fingerprint"] = "0123"
     (changed / "cascade.json").write_text(json.dumps(record))
     message = error_of(["sample", "a cat", "--workdir", str(changed)], capsys)
-    assert "fingerprint 0123, but the one installed here has" in message
+    assert "fingerprint 0123, but the one here has" in message
 
 
 def test_unknown_config_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +132,8 @@ def test_impossible_size(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_picture_size_that_the_data_cannot_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = train(tiny.embeddings(), tmp_path / "workdir", "stages.base.resolution=3")
+    argv = train(tiny.embeddings(), tmp_path / "workdir",
+                 "stages.base.resolution=3", "stages.base.schedule.image_size=3")  # fmt: skip
     message = error_of(argv, capsys)
     assert "3" in message
     assert not (tmp_path / "workdir").exists()

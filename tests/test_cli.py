@@ -275,8 +275,17 @@ def test_embed_calls_embed_scenes() -> None:
     )
     assert arguments == {
         "level": "demo", "count": 10, "size": 32, "seed": 3, "encoder_name": "minilm-random",
-        "output_dir": "out", "num_shards": 2, "emoji": None,
+        "output_dir": "out", "num_shards": 2, "emoji": None, "weights": None, "vocabulary": None,
     }  # fmt: skip
+    argv = (
+        "embed --scenes demo --count 10 --encoder t5 --encoder-weights w --vocabulary v --output o"
+    )
+    arguments = called("imagen_jax.embed.embed_scenes", argv.split())
+    assert [arguments[name] for name in ("encoder_name", "weights", "vocabulary")] == [
+        "t5",
+        "w",
+        "v",
+    ]
     argv = "embed --scenes full --count 10 --emoji fetched --output out"
     assert called("imagen_jax.embed.embed_scenes", argv.split())["emoji"] == "fetched"
 
@@ -299,7 +308,7 @@ def test_sample_passes_on_only_what_is_said() -> None:
     ):  # fmt: skip
         argv = ["sample", "a cat", "--workdir", "w", "--guidance", "2", "--steps", "4"]
         assert main_lib.main(argv) == 0
-    load.assert_called_once_with("w")
+    load.assert_called_once_with("w", None, None)
     (call,) = load.return_value.sample.call_args_list
     assert call.args == (["a cat"],)
     said = {name: value for name, value in call.kwargs.items() if value is not None}
@@ -310,7 +319,8 @@ def test_evaluate_calls_evaluate() -> None:
     argv = "evaluate --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
     assert called("imagen_jax.eval.run.evaluate", argv.split()) == {
         "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
-        "output_dir": "out", "overrides": {"steps": 3},
+        "output_dir": "out", "encoder_weights": None, "vocabulary": None,
+        "overrides": {"steps": 3},
     }  # fmt: skip
 
 

@@ -197,6 +197,7 @@ def test_fingerprint_refuses_what_has_no_lasting_form() -> None:
     [
         (["kind=cosin"], "stages.base.schedule.kind is 'cosin'; choices: cosine, linear, shifted"),
         (["kind=cosine"], "unknown key 'stages.base.schedule.image_size'"),
+        (["image_size=8"], r"base.schedule.image_size is 8, but .* resolution is 4; .* be equal"),
         (["reference_size=0"], r"stages.base.schedule: image_size and .* got .*reference_size=0"),
     ],
 )

@@ -15,7 +15,12 @@ import pytest
 import tiny
 
 from imagen_jax.models import layers
-from imagen_jax.models.attention import AttentionPool, ImageAttention, TextBlock
+from imagen_jax.models.attention import (
+    AttentionPool,
+    ImageAttention,
+    TextBlock,
+    rotate_by_position,
+)
 from imagen_jax.models.conditioning import sinusoidal_embedding
 from imagen_jax.stage import Stage
 from imagen_jax.typing import Conditioning, TextEmbedding
@@ -173,11 +178,35 @@ def test_padding_of_text_does_not_matter(network: Network) -> None:
     assert_close(network.with_text(*longer), network.output)
 
 
-def test_order_of_tokens_matters_to_text_layers(network: Network) -> None:
-    states, mask = network.conditioning.text
+def test_order_of_tokens_matters_to_text_layers() -> None:
+    block = TextBlock(4, jnp.float32)
+    states = jax.random.normal(jax.random.key(2), (1, 5, 8))
+    mask = jnp.ones((1, 5), bool)
+    params = block.init(jax.random.key(3), states, mask)
     order = jnp.asarray([3, 1, 4, 0, 2])
-    y = network.with_text(states[:, order], mask[:, order])
-    assert float(jnp.abs(y - network.output).max()) > 1e-3
+    y, reordered = (block.apply(params, s, mask) for s in (states, states[:, order]))
+    assert float(jnp.abs(y[:, order] - reordered).max()) > 1e-2
+
+
+def test_rotated_products_depend_on_distance_alone() -> None:
+    """RoFormer, equation 16; and a rotation keeps lengths."""
+    q, k = jax.random.normal(jax.random.key(1), (2, 6))
+    positions = rotate_by_position(jnp.broadcast_to(jnp.stack([q, k]), (1, 9, 2, 6)))[0]
+    products = positions[:, 0] @ positions[:, 1].T
+    for distance in range(-8, 9):
+        diagonal = jnp.diagonal(products, distance)
+        assert_close(diagonal, jnp.full_like(diagonal, diagonal[0]))
+    assert float(jnp.abs(products[0] - products[0, 0]).max()) > 1e-2
+    assert_close(jnp.linalg.norm(positions[:, 0], axis=-1), jnp.full(9, jnp.linalg.norm(q)))
+    # The slowest pair of six channels turns by 100^(-2/3) radian a token.
+    pair = rotate_by_position(jnp.ones((1, 2, 1, 6)))[0, 1, 0, jnp.asarray([2, 5])]
+    angle = 100.0 ** (-2 / 3)
+    assert_close(pair, jnp.asarray([np.cos(angle) - np.sin(angle), np.sin(angle) + np.cos(angle)]))
+
+
+def test_odd_heads_cannot_be_rotated() -> None:
+    with pytest.raises(ValueError, match=r"heads of 3 channels .* head_channels must be even"):
+        rotate_by_position(jnp.zeros((1, 2, 1, 3)))
 
 
 @pytest.mark.parametrize("name", ["base", "sr"])
@@ -272,8 +301,8 @@ def test_size_that_cannot_be_halved(name: str, size: int, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_heads_that_do_not_divide(name: str) -> None:
-    with pytest.raises(ValueError, match=r"picture of 16 channels cannot be divided .* heads of 3"):
-        init_shape(tiny.stage(name, f"stages.{name}.network.head_channels=3",
+    with pytest.raises(ValueError, match=r"picture of 16 channels cannot be divided .* heads of 6"):
+        init_shape(tiny.stage(name, f"stages.{name}.network.head_channels=6",
                               f"stages.{name}.network.text_channels=12"))  # fmt: skip
     with pytest.raises(ValueError, match=r"text of 10 channels cannot be divided .* heads of 4"):
         init_shape(tiny.stage(name, f"stages.{name}.network.text_channels=10"))

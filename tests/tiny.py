@@ -65,7 +65,7 @@ def encoder(name: str = "tiny", width: int = WIDTH) -> TextEncoder:
     return TextEncoder(name, width, MAX_TOKENS, fingerprint, tokenize, network, table)
 
 
-encoder_lib.ENCODERS["tiny"] = lambda weights: encoder()  # type: ignore[index]
+encoder_lib.ENCODERS["tiny"] = lambda weights, vocabulary: encoder()  # type: ignore[index]
 
 
 class Example(NamedTuple):
@@ -140,12 +140,15 @@ def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:
     )
 
 
-def write_cascade(directory: Path) -> Path:
-    """An untrained cascade in the form that the package ships; reads text with random weights."""
+def write_cascade(directory: Path, text_encoder: TextEncoder | None = None) -> Path:
+    """An untrained cascade in the form that the package ships.
+
+    Its default encoder, with random weights, is known outside of the tests, too.
+    """
     import flax.traverse_util
     import safetensors.numpy
 
-    text_encoder = encoder_lib.load_encoder("minilm-random")  # known outside of the tests, too
+    text_encoder = text_encoder or encoder_lib.load_encoder("minilm-random")
     cascade = config(
         *ONE_LEVEL,
         f"text.encoder={text_encoder.name}",

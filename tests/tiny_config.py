@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     )
     config.text.update(encoder="tiny", width=8, max_length=5)
     config.stages.base.resolution = config.stages.sr.low_res = 4
+    config.stages.base.schedule.image_size = 4
     config.stages.sr.resolution = 8
     for stage in config.stages.values():
         stage.sample.steps = 2

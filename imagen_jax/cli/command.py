@@ -78,13 +78,30 @@ def add_seed(parser: argparse.ArgumentParser, of_what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"{of_what} (default: %(default)s)")
 
 
+def add_encoder_files(parser: argparse.ArgumentParser) -> None:
+    """Adds --encoder-weights and --vocabulary, the files of a text encoder."""
+    parser.add_argument(
+        "--encoder-weights",
+        metavar="PATH",
+        help="of T5: the directory of a T5X checkpoint or of Hugging Face safetensors (default: "
+        "MiniLM's, from its installed package)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="of T5: its SentencePiece model, or 'bytes' for ByT5 (default: the spiece.model "
+        "beside the weights)",
+    )
+
+
 def add_workdir(parser: argparse.ArgumentParser) -> None:
-    """Adds --workdir of a trained cascade."""
+    """Adds --workdir of a trained cascade, and the files of its text encoder."""
     parser.add_argument(
         "--workdir",
         metavar="DIR",
         help="of `imagen train`, with all stages trained (default: the pretrained demo cascade)",
     )
+    add_encoder_files(parser)
 
 
 SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_level")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, add_scenes, add_seed, command, positive
+from imagen_jax.cli.command import (
+    Commands,
+    add_encoder_files,
+    add_scenes,
+    add_seed,
+    command,
+    positive,
+)
 
-ENCODERS = ("minilm", "minilm-random")
+ENCODERS = ("minilm", "minilm-random", "t5")
 
 
 def add_command(commands: Commands) -> None:
@@ -25,7 +32,10 @@ def add_command(commands: Commands) -> None:
         imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings
             with the emoji of `imagen data fetch --output emoji`
         imagen embed --scenes quickstart --count 20000 --encoder minilm-random --output runs/random
-            what the pretraining of the language model buys: the same model with random weights""",
+            what the pretraining of the language model buys: the same model with random weights
+        imagen embed --scenes demo --count 200000 --output runs/t5/embeddings --encoder t5 \\
+            --encoder-weights t5_1_1_xl/checkpoint_1000000 --vocabulary sentencepiece.model
+            by T5, to be trained with --set text.encoder=t5 text.width=2048""",
         when_interrupted="; the same command goes on after the last complete shard",
     )
     add_scenes(parser)
@@ -44,6 +54,7 @@ def add_command(commands: Commands) -> None:
         default="minilm",
         help="frozen language model (default: %(default)s)",
     )
+    add_encoder_files(parser)
     add_seed(parser, "of the scenes; the same seed gives the same pictures")
     parser.add_argument(
         "--shards",
@@ -67,5 +78,7 @@ def run(args: argparse.Namespace) -> None:
         output_dir=args.output,
         num_shards=args.shards,
         emoji=args.emoji,
+        weights=args.encoder_weights,
+        vocabulary=args.vocabulary,
     )
     print(f"{manifest['splits']['train']['examples']} examples in {args.output}")

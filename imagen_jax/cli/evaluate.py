@@ -70,5 +70,7 @@ def run(args: argparse.Namespace) -> None:
         splits=tuple(args.splits),
         seed=args.seed,
         output_dir=args.output,
+        encoder_weights=args.encoder_weights,
+        vocabulary=args.vocabulary,
         **settings(args),
     )

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompt, args.prompts)
     from imagen_jax.cascade import Cascade, save_samples
 
-    cascade = Cascade.load(args.workdir)
+    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
     samples = cascade.sample(
         prompts,
         seed=args.seed,

@@ -25,6 +25,8 @@ def evaluate(
     splits: Sequence[str],
     seed: int,
     output_dir: str | Path,
+    encoder_weights: str | None = None,
+    vocabulary: str | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Measures how often the pictures of a cascade are what their prompts say.
@@ -33,7 +35,7 @@ def evaluate(
     scores.json and a labelled grid for each, and prints a table.
 
     Args:
-      workdir: what Cascade.load takes.
+      workdir, encoder_weights, vocabulary: what Cascade.load takes.
       count: pictures of each split and number of groups.
       splits: some of SPLITS.
       seed: of the prompts; picture i has the noise of seed + i.
@@ -52,7 +54,7 @@ def evaluate(
         raise ValueError(f"unknown splits {sorted(unknown)}; choices: {', '.join(SPLITS)}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    cascade = Cascade.load(workdir)
+    cascade = Cascade.load(workdir, encoder_weights, vocabulary)
     source = cascade.source.get("train", {})
     if "level" not in source:
         raise ValueError(

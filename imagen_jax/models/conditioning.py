@@ -33,9 +33,9 @@ class ConditioningEncoder(nn.Module):
     Attributes:
       features: channels of the conditioning vector.
       text_channels: channels of the tokens that attention layers see.
-      text_layers: trainable transformer layers over the frozen states and their positions; 0 in the
-        paper, useful with small sentence encoders, which bind attributes to nouns weakly and hardly
-        remember the order of words.
+      text_layers: trainable transformer layers, with rotary positions, over the frozen states; 0 in
+        the paper, useful with small sentence encoders, which bind attributes to nouns weakly and
+        hardly remember the order of words.
       has_low_res: the network is conditioned on a low-resolution picture and its aug_level.
     """
 
@@ -55,9 +55,6 @@ class ConditioningEncoder(nn.Module):
         text = jnp.where(mask[..., None], text, 0)
         tokens = layers.LayerNorm(self.dtype, name="text_norm")(text)
         tokens = layers.Dense(self.text_channels, self.dtype, name="text_in")(tokens)
-        if self.text_layers:
-            positions = jnp.arange(text.shape[1])
-            tokens += sinusoidal_embedding(positions, self.text_channels).astype(self.dtype)
         for i in range(self.text_layers):
             tokens = TextBlock(self.head_channels, self.dtype, name=f"text_{i}")(tokens, mask)
 

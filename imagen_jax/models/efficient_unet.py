@@ -23,6 +23,8 @@ class EfficientUNet(nn.Module):
     Differs from the base U-Net in topology: every DBlock halves the resolution before its residual
     blocks and every UBlock doubles it after them, so that residual blocks never run at the full
     resolution; there are more blocks where the resolution is low; skips are scaled by 1/sqrt(2).
+    Not in the paper: the conditioning vector also modulates the last norm (FiLM), so that the
+    network can tell how much of its input to pass on.
     Fully convolutional but for attention: it may be trained on crops and sampled at full size.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from imagen_jax.text import minilm
-from imagen_jax.text.tokenizer import WordPiece
+from imagen_jax.text import minilm, t5
+from imagen_jax.text.tokenizer import Bytes, SentencePiece, WordPiece
 from imagen_jax.typing import TextEmbedding
 
 LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
@@ -24,8 +25,11 @@ BATCH_BUCKETS = (8, 64)
 RESULT_LENGTHS = (8, 16, 32, 64, 128)
 """Lengths that `encode` pads to: coarse steps, so that few programs are compiled downstream."""
 
-MINILM_MAX_LENGTH = 128
+MAX_LENGTH = 128
+"""Most tokens of a caption, for all encoders; Imagen's T5 reads as many."""
 RANDOM_SEED = 0
+T5_VOCABULARY_FILE = "spiece.model"
+BYTES = "bytes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,21 +118,28 @@ class TextEncoder:
         return np.asarray(self.network(self.params, ids, mask))[: len(rows)]
 
 
-def load_encoder(name: str, weights: str | Path | None = None) -> TextEncoder:
+def load_encoder(
+    name: str, weights: str | Path | None = None, vocabulary: str | None = None
+) -> TextEncoder:
     """Loads a frozen text encoder.
 
     Args:
-      name: "minilm" (pretrained), or "minilm-random": the same architecture and tokenizer with
-        weights as drawn before training, the baseline for what pretraining buys.
-      weights: directory of the weights and the tokenizer; None looks for the installed package.
+      name: "minilm" (pretrained), "minilm-random": the same architecture and tokenizer with
+        weights as drawn before training, the baseline for what pretraining buys; or "t5": any
+        T5 encoder, its sizes read from the weights.
+      weights: of MiniLM, a directory with the weights and the tokenizer, None for the installed
+        package; of T5, a checkpoint as load_t5_encoder reads it.
+      vocabulary: of T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None for
+        the spiece.model beside the weights (as Hugging Face lays them out).
 
     Raises:
-      ValueError: unknown name.
-      FileNotFoundError: the weights are not there; says how to install them.
+      ValueError: unknown name, T5 without weights, MiniLM with a vocabulary, a vocabulary with
+        more tokens than the weights embed, or files that are damaged.
+      FileNotFoundError: the weights or the vocabulary are not there; says what to do.
     """
     if name not in ENCODERS:
-        raise ValueError(f"unknown text encoder {name!r}; choose one of {sorted(ENCODERS)}")
-    return ENCODERS[name](None if weights is None else Path(weights))
+        raise ValueError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
+    return ENCODERS[name](weights, vocabulary)
 
 
 def fingerprint(params: Any, *files: Path) -> str:
@@ -143,8 +154,15 @@ def fingerprint(params: Any, *files: Path) -> str:
     return digest.hexdigest()
 
 
-def _minilm(name: str, weights: Path | None, read: Callable[[Path], minilm.Params]) -> TextEncoder:
-    directory = minilm.find_weights() if weights is None else weights
+def _minilm(
+    name: str,
+    read: Callable[[Path], minilm.Params],
+    weights: str | Path | None,
+    vocabulary: str | None,
+) -> TextEncoder:
+    if vocabulary is not None:
+        raise ValueError(f"encoder {name!r} brings its own vocabulary; give none")
+    directory = minilm.find_weights() if weights is None else Path(weights)
     for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
         if not (directory / file).is_file():
             raise FileNotFoundError(f"no {file} in {directory}; it is needed for encoder {name!r}")
@@ -153,11 +171,50 @@ def _minilm(name: str, weights: Path | None, read: Callable[[Path], minilm.Param
     return TextEncoder(
         name=name,
         width=minilm.MINILM_L6.width,
-        max_length=MINILM_MAX_LENGTH,
+        max_length=MAX_LENGTH,
         fingerprint=fingerprint(params, directory / minilm.TOKENIZER_FILE),
-        tokenize=WordPiece(directory / minilm.TOKENIZER_FILE, MINILM_MAX_LENGTH),
+        tokenize=WordPiece(directory / minilm.TOKENIZER_FILE, MAX_LENGTH),
         network=jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask)),
         params=jax.device_put(params),
+    )
+
+
+def _t5(weights: str | Path | None, vocabulary: str | None) -> TextEncoder:
+    # Imported here: its libraries would slow down the start of all that reads no checkpoint.
+    from imagen_jax.text.t5_checkpoint import load_t5_encoder
+
+    if weights is None:
+        raise ValueError(
+            "encoder 't5' needs its weights: the directory of a T5X checkpoint "
+            "(.../checkpoint_1000000) or of Hugging Face safetensors"
+        )
+    files: list[Path] = []
+    tokenize: Bytes | SentencePiece
+    if vocabulary == BYTES:
+        tokenize = Bytes(MAX_LENGTH)
+    else:
+        beside = Path(weights) / T5_VOCABULARY_FILE
+        files = [beside if vocabulary is None else Path(vocabulary)]
+        if not files[0].is_file():
+            raise FileNotFoundError(
+                f"no vocabulary at {files[0]}; give the SentencePiece model that the weights were "
+                f"trained with, or {BYTES!r} for ByT5"
+            )
+        tokenize = SentencePiece(files[0], MAX_LENGTH)
+    config, params = load_t5_encoder(weights, t5.shardings(jax.local_devices()))
+    if tokenize.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {tokenize.vocab_size} tokens, but the weights in {weights} embed "
+            f"only {config.vocab_size}; they do not belong together"
+        )
+    return TextEncoder(
+        name="t5",
+        width=config.width,
+        max_length=MAX_LENGTH,
+        fingerprint=fingerprint(params, *files),
+        tokenize=tokenize,
+        network=jax.jit(lambda params, ids, mask: t5.encode(params, config, ids, mask)),
+        params=params,
     )
 
 
@@ -166,9 +223,10 @@ def _bucket(size: int, buckets: tuple[int, ...]) -> int:
     return next(bucket for bucket in buckets if bucket >= size)
 
 
-ENCODERS: Mapping[str, Callable[[Path | None], TextEncoder]] = {
-    "minilm": lambda weights: _minilm("minilm", weights, minilm.read_params),
-    "minilm-random": lambda weights: _minilm(
-        "minilm-random", weights, lambda _: minilm.random_params(RANDOM_SEED)
+ENCODERS: Mapping[str, Callable[[str | Path | None, str | None], TextEncoder]] = {
+    "minilm": functools.partial(_minilm, "minilm", minilm.read_params),
+    "minilm-random": functools.partial(
+        _minilm, "minilm-random", lambda _: minilm.random_params(RANDOM_SEED)
     ),
+    "t5": _t5,
 }

@@ -10,7 +10,7 @@ ByT5 have gelu(x wi_0) * (x wi_1) with the tanh form of gelu (Shazeer 2020, arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 Params = dict[str, Any]
@@ -285,6 +286,30 @@ def config_of(params: Params) -> T5Config:
                 f"encoder of this size has {expected.get(name, 'no such parameter')}"
             )
     return config
+
+
+def shardings(
+    devices: Sequence[jax.Device],
+) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """Where parameters go so that no device holds the whole encoder (XXL is 18 GB in float32).
+
+    Heads and hidden channels of the MLP are divided over the devices, and the channels of the
+    embedding. What they do not divide, norms and position biases are on every device.
+
+    Returns:
+      The argument `shardings` of load_t5_encoder.
+    """
+    mesh = Mesh(np.asarray(devices), ("model",))
+
+    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        part = name.split("/")[-2]
+        axis = {"out": 0, "wo": 0}.get(part, 1)
+        is_matrix = len(shape) == 2 and not name.endswith("rel_embedding")
+        if not is_matrix or shape[axis] % len(devices):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*(["model"] if axis == 0 else [None, "model"])))
+
+    return sharding
 
 
 def abstract_params(config: T5Config) -> Params:

@@ -42,14 +42,78 @@ class WordPiece:
           TypeError: captions is a single string.
           ValueError: a caption is too long; the message names it and its token count.
         """
-        if isinstance(captions, str):
-            raise TypeError(f"captions must be a list of strings, got the string {captions!r}")
-        encodings = self._tokenizer.encode_batch(list(captions))
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-        for caption, tokens in zip(captions, ids, strict=True):
-            if len(tokens) > self.max_length:
-                raise CaptionTooLongError(caption, len(tokens), self.max_length)
-        return ids
+        captions = _list_of(captions)
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(captions)]
+        return _arrays(captions, ids, self.max_length)
+
+
+class SentencePiece:
+    """The tokenizer of T5 and mT5 (Kudo & Richardson 2018), read from its model file.
+
+    Ids are those of seqio.SentencePieceVocabulary, with the end-of-sentence token appended as in
+    training. TensorFlow is not imported.
+    """
+
+    def __init__(self, path: str | Path, max_length: int) -> None:
+        """Reads the file.
+
+        Args:
+          path: the model, `sentencepiece.model` or `spiece.model`.
+          max_length: most tokens a caption may have, the end of the sentence included.
+
+        Raises:
+          ValueError: the file is no SentencePiece model, or one without an end of sentence.
+        """
+        from sentencepiece import SentencePieceProcessor
+
+        self.max_length = max_length
+        try:
+            self._processor = SentencePieceProcessor(model_proto=Path(path).read_bytes())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+        self.vocab_size = self._processor.vocab_size()
+        self._end = self._processor.eos_id()
+        if self._end < 0:
+            raise ValueError(f"{path} has no end-of-sentence token; it is not a vocabulary of T5")
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Tokenises captions: n int32 arrays [l_i], 1 <= l_i <= max_length; see WordPiece."""
+        captions = _list_of(captions)
+        ids = [[*row, self._end] for row in self._processor.encode(captions)]
+        return _arrays(captions, ids, self.max_length)
+
+
+class Bytes:
+    """The tokenizer of ByT5 (Xue et al. 2021): UTF-8 bytes, moved up by its 3 special tokens."""
+
+    SPECIAL = 3
+    END = 1
+
+    def __init__(self, max_length: int) -> None:
+        """Args:
+        max_length: most bytes a caption may have, plus 1 for the end of the sentence.
+        """
+        self.max_length = max_length
+        self.vocab_size = 256 + self.SPECIAL
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Tokenises captions: n int32 arrays [l_i], 1 <= l_i <= max_length; see WordPiece."""
+        captions = _list_of(captions)
+        ids = [[*(b + self.SPECIAL for b in c.encode()), self.END] for c in captions]
+        return _arrays(captions, ids, self.max_length)
+
+
+def _list_of(captions: Sequence[str]) -> list[str]:
+    if isinstance(captions, str):
+        raise TypeError(f"captions must be a list of strings, got the string {captions!r}")
+    return list(captions)
+
+
+def _arrays(captions: list[str], ids: list[list[int]], max_length: int) -> list[np.ndarray]:
+    for caption, tokens in zip(captions, ids, strict=True):
+        if len(tokens) > max_length:
+            raise CaptionTooLongError(caption, len(tokens), max_length)
+    return [np.asarray(tokens, np.int32) for tokens in ids]
 
 
 class CaptionTooLongError(ValueError):
@@ -58,7 +122,7 @@ class CaptionTooLongError(ValueError):
     def __init__(self, caption: str, tokens: int, max_length: int) -> None:
         shown = caption if len(caption) <= 200 else caption[:200] + "..."
         super().__init__(
-            f"caption has {tokens} tokens ([CLS] and [SEP] included), the encoder takes at most "
+            f"caption has {tokens} tokens (special tokens included), the encoder takes at most "
             f"{max_length}; shorten it: {shown!r}"
         )
         self.tokens = tokens
