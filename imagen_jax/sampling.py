@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.augment import augment_low_res
@@ -61,7 +62,7 @@ def sample_stage(
     # The weight is traced, so that a sweep over it compiles once; 1 is static and skips the
     # unconditional half of every network call.
     static = dataclasses.replace(settings, guidance=1.0)
-    guidance = None if settings.guidance == 1 else jnp.float32(settings.guidance)
+    guidance = None if settings.guidance == 1 else np.float32(settings.guidance)
     return _compiled(stage, static, progress, intermediates)(params, text, keys, low_res, guidance)
 
 
@@ -112,7 +113,7 @@ def _compiled(
         text: TextEmbedding,
         keys: PRNGKey,
         low_res: Image | None,
-        guidance: jax.Array | None,
+        guidance: jax.Array | np.float32 | None,
     ) -> Samples:
         b = text.mask.shape[0]
         # Stages of a cascade share a picture's key; their noise must not repeat.

@@ -7,6 +7,7 @@ live. A new way of sharding is an edit of LOGICAL_AXIS_RULES, never of a network
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +28,29 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 # fsdp before data: XLA's partitioner (jaxlib 0.10.2) computes wrong gradients for the other order
 # where the axes fsdp and tensor are equally long and data is longer than 1. A test tells.
 BATCH_SPEC = PartitionSpec(("fsdp", "data"))
+
+
+def join_hosts(where: str) -> None:
+    """Makes this process one of several that run the same program; call it before anything else.
+
+    Args:
+      where: "auto" where the processes find one another (TPU pods, GKE, Slurm), else
+        "ID/COUNT@HOST:PORT": which process this is of how many, from 0, and where the first one can
+        be reached by all.
+
+    Raises:
+      ValueError: another form, or nothing to find the other processes by.
+    """
+    if where == "auto":
+        jax.distributed.initialize()
+        return
+    match = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", where)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ValueError(
+            f"multi-host is {where!r}; it must be 'auto', or ID/COUNT@HOST:PORT with ID from 0 to "
+            "COUNT - 1, such as 0/2@10.0.0.1:9911"
+        )
+    jax.distributed.initialize(match[3], int(match[2]), int(match[1]))
 
 
 def make_mesh(axes: dict[str, int] | None = None) -> Mesh:

@@ -25,6 +25,9 @@ def add_command(commands: Commands) -> None:
         imagen train --config quickstart --stage base \\
             --data runs/quickstart/embeddings --workdir runs/short \\
             --set stages.base.train.steps=200 stages.base.train.batch_size=16
+        imagen train --config quickstart --stage base --multi-host \\
+            --data /bucket/embeddings --workdir /bucket/run
+            on every host of a TPU pod, a GKE job or a Slurm job; the folders are shared by all
         tensorboard --logdir runs/quickstart
             follow the loss and the pictures in a browser""",
         when_interrupted="; the same command goes on from the last checkpoint",
@@ -51,6 +54,15 @@ def add_command(commands: Commands) -> None:
         dest="overrides",
         help="other values for keys of the config, by their full path: seed=1",
     )
+    parser.add_argument(
+        "--multi-host",
+        metavar="ID/COUNT@HOST:PORT",
+        nargs="?",
+        const="auto",
+        help="train on several hosts that all run this command; without a value they find one "
+        "another (TPU pods, GKE, Slurm), else: which this is, from 0, of how many, and the "
+        "address of the first",
+    )
     parser.set_defaults(run=run)
 
 
@@ -59,6 +71,10 @@ def run(args: argparse.Namespace) -> None:
     from imagen_jax.config import load_config
 
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
+    if args.multi_host is not None:
+        from imagen_jax.sharding import join_hosts
+
+        join_hosts(args.multi_host)
     from imagen_jax.train.loop import train
 
     train(config, args.stage, args.data, args.workdir)

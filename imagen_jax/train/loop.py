@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from clu import metric_writers
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -61,33 +62,42 @@ def train(
     abstract, shardings = abstract_state(stage, optimizer, mesh)
     # Claimed after all that can be wrong with a config, which may then still be corrected.
     directory = stage_directory(workdir, stage_name)
-    claim_stage(workdir, stage_name, make_record(config, stage_name, batches.manifest))
+    record = make_record(config, stage_name, batches.manifest)
+    if jax.process_index() == 0:
+        claim_stage(workdir, stage_name, record)
+    multihost_utils.sync_global_devices("stage claimed")
+    claim_stage(workdir, stage_name, record)  # every host sees the same work directory
 
     checkpointer = Checkpointer(directory, stage.train.keep_checkpoints)
     state = checkpointer.restore(abstract, batches) or create_state(stage, optimizer, mesh)
     start = int(state.step)
-    tqdm.write(
-        f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
-        f"{stage.resolution} px, batch {stage.train.batch_size}, "
-        f"steps {start} -> {stage.train.steps} on {mesh.size} {jax.devices()[0].platform} device(s)"
-    )
+    first_host = jax.process_index() == 0
+    if first_host:
+        tqdm.write(
+            f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
+            f"{stage.resolution} px, batch {stage.train.batch_size}, "
+            f"steps {start} -> {stage.train.steps} on {mesh.size} {jax.devices()[0].platform} "
+            f"device(s) of {jax.process_count()} host(s)"
+        )
     batch_sharding = sharding.batch_sharding(mesh)
     train_step = jax.jit(
         make_train_step(stage, optimizer),
         in_shardings=(shardings, batch_sharding),
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, sharding.replicated(mesh)),  # every host reads the metrics
         donate_argnums=0,
     )
     writer = metric_writers.create_default_writer(
-        str(directory / "logs"), just_logging=jax.process_index() > 0, asynchronous=True
+        str(directory / "logs"), just_logging=not first_host, asynchronous=True
     )
-    grid = SampleGrid(stage, directory / "samples", _first_records(data_dir, batches.manifest))
+    grid = SampleGrid(
+        stage, directory / "samples", _first_records(data_dir, batches.manifest), mesh
+    )
     progress = tqdm(
         total=stage.train.steps,
         initial=start,
         desc=stage_name,
         unit="step",
-        disable=jax.process_index() > 0,
+        disable=not first_host,
     )
     logged: list[Any] = []
     since = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from PIL import Image as PILImage
 
+from imagen_jax import sharding
 from imagen_jax.data.records import Record
 from imagen_jax.diffusion.loss import loss_by_logsnr_bin
 from imagen_jax.grid import labelled_grid
@@ -54,35 +58,41 @@ class SampleGrid:
     the true low-resolution pictures.
     """
 
-    def __init__(self, stage: Stage, directory: Path, records: Sequence[Record]):
+    def __init__(self, stage: Stage, directory: Path, records: Sequence[Record], mesh: Mesh):
         """Args:
         stage: what is trained.
         directory: where <step>.png are written.
-        records: what to sample: captions with their token states, and pictures.
+        records: what to sample: captions with their token states, and pictures; the same on every
+          host.
+        mesh: devices that the weights lie on.
         """
         self._stage = stage
         self._directory = directory
         self._captions = [record.caption for record in records]
-        self._keys = picture_keys(np.arange(len(records)))
+        # Through jit, which makes arrays of all hosts of what each of them has.
+        everywhere = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+        self._keys = everywhere(picture_keys)(np.arange(len(records)))
         states = np.zeros((len(records), stage.text.max_length, stage.text.width), np.float32)
         mask = np.zeros(states.shape[:2], bool)
         for i, record in enumerate(records):
             states[i, : len(record.states)] = record.states
             mask[i, : len(record.states)] = True
-        self._text = TextEmbedding(jnp.asarray(states), jnp.asarray(mask))
+        self._text = everywhere(TextEmbedding)(states, mask)
         self._low_res = None
         if stage.low_res is not None:
             pictures = [np.asarray(PILImage.open(io.BytesIO(record.png))) for record in records]
-            images = jnp.asarray(np.stack(pictures), jnp.float32) / 127.5 - 1
-            self._low_res = downsample(images, images.shape[1] // stage.low_res)
+            factor = pictures[0].shape[0] // stage.low_res
+            images = np.stack(pictures).astype(np.float32) / 127.5 - 1
+            self._low_res = everywhere(functools.partial(downsample, factor=factor))(images)
 
     def write(self, step: int, params: Any) -> np.ndarray:
         """Samples with `params`, writes <directory>/<step>.png, returns it as [h, w, 3] uint8."""
         samples = sample_stage(
             self._stage, params, self._text, self._keys, self._low_res, self._stage.sample
         )
+        images = to_uint8(multihost_utils.process_allgather(samples.x0, tiled=True))
         scale = max(1, 128 // self._stage.resolution)
-        picture = labelled_grid(to_uint8(samples.x0), self._captions, columns=4, scale=scale)
+        picture = labelled_grid(images, self._captions, columns=4, scale=scale)
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             picture.save(self._directory / f"{step:07d}.png")

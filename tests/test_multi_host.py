@@ -1,0 +1,88 @@
+"""Several processes that train together compute what one does on the same batches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from imagen_jax import sharding
+from imagen_jax.data.iterator import train_batches
+from imagen_jax.main import main
+from imagen_jax.pretrained import abstract_params
+from imagen_jax.train.optimizer import make_optimizer
+from imagen_jax.train.state import create_state
+from imagen_jax.train.step import make_train_step
+from imagen_jax.workdir import restore_ema
+
+CONFIG = str(Path(__file__).with_name("tiny_config.py"))
+HOSTS, STEPS = 2, 2
+
+
+def train_together(data: Path, workdir: Path, *overrides: str) -> list[str]:
+    """Runs `imagen train` for the sr stage in two processes; returns what they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "imagen_jax.main", "train", "--config", CONFIG]
+    command += ["--stage", "sr", "--data", str(data), "--workdir", str(workdir)]
+    command += ["--set", *tiny.ONE_LEVEL, *overrides]
+    processes = [
+        subprocess.Popen(
+            [*command, "--multi-host", f"{i}/{HOSTS}@{address}"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"XLA_FLAGS": ""},
+        )
+        for i in range(HOSTS)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * HOSTS, printed
+    return printed
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    stage = tiny.stage("sr", *tiny.ONE_LEVEL)
+    data, workdir = tiny.embeddings(), tmp_path / "workdir"
+    first, second = train_together(data, workdir)
+    assert "2 cpu device(s) of 2 host(s)" in first
+    assert "device(s)" not in second  # one of them reports
+    losses = {step: scalars["loss"] for step, scalars in tiny.metrics_of(workdir / "sr").items()}
+
+    batches = [
+        train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
+                      stage.train.batch_size // HOSTS, stage.train.seed, host, HOSTS)
+        for host in range(HOSTS)
+    ]  # fmt: skip
+    optimizer = make_optimizer(stage.train)
+    state = create_state(stage, optimizer, sharding.make_mesh())
+    step = jax.jit(make_train_step(stage, optimizer))
+    for n in range(1, STEPS + 1):
+        shares = [next(host) for host in batches]
+        batch = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+        state, metrics = step(state, batch)
+        assert losses[n] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    ema, at = restore_ema(workdir / "sr", abstract_params(stage))
+    assert at == STEPS
+    for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=1e-5)
+    assert (workdir / "sr" / "samples" / "0000002.png").exists()
+
+    again, _ = train_together(data, workdir)
+    assert "steps 2 -> 2" in again  # the position of both in the data is restored
+
+
+@pytest.mark.parametrize("where", ["2/2@localhost:1", "0/2", "0/2@localhost", "one/2@localhost:1"])
+def test_how_hosts_cannot_be_joined(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "--config", CONFIG, "--stage", "sr", "--data", "d", "--workdir", "w"]
+    assert main([*argv, "--multi-host", where]) != 0
+    assert f"multi-host is '{where}'; it must be 'auto', or ID/COUNT@HOST:PORT" in (
+        capsys.readouterr().err
+    )
