@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -22,38 +19,28 @@ from imagen_jax.train.state import create_state
 from imagen_jax.train.step import make_train_step
 from imagen_jax.workdir import restore_ema
 
-CONFIG = str(Path(__file__).with_name("tiny_config.py"))
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "launch" / "processes.sh"
+CONFIG = str(ROOT / "tests" / "tiny_config.py")
 HOSTS, STEPS = 2, 2
 
 
-def train_together(data: Path, workdir: Path, *overrides: str) -> list[str]:
-    """Runs `imagen train` for the sr stage in two processes; returns what they print."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "imagen_jax.main", "train", "--config", CONFIG]
-    command += ["--stage", "sr", "--data", str(data), "--workdir", str(workdir)]
-    command += ["--set", *tiny.ONE_LEVEL, *overrides]
-    processes = [
-        subprocess.Popen(
-            [*command, "--multi-host", f"{i}/{HOSTS}@{address}"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"XLA_FLAGS": ""},
-        )
-        for i in range(HOSTS)
-    ]  # fmt: skip
-    printed = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * HOSTS, printed
-    return printed
+def train_together(data: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
+    """Trains the sr stage in two processes."""
+    argv = ["bash", SCRIPT, str(HOSTS), "--config", CONFIG, "--stage", "sr", "--data", str(data)]
+    argv += ["--workdir", str(workdir), "--set", *tiny.ONE_LEVEL]
+    return subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     stage = tiny.stage("sr", *tiny.ONE_LEVEL)
     data, workdir = tiny.embeddings(), tmp_path / "workdir"
-    first, second = train_together(data, workdir)
-    assert "2 cpu device(s) of 2 host(s)" in first
-    assert "device(s)" not in second  # one of them reports
+    done = train_together(data, workdir)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("2 cpu device(s) of 2 host(s)") == 1  # one of them reports
     losses = {step: scalars["loss"] for step, scalars in tiny.metrics_of(workdir / "sr").items()}
 
     batches = [
@@ -75,8 +62,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(leaf, expected, atol=1e-5)
     assert (workdir / "sr" / "samples" / "0000002.png").exists()
 
-    again, _ = train_together(data, workdir)
-    assert "steps 2 -> 2" in again  # the position of both in the data is restored
+    # The position of both in the data is restored.
+    assert "steps 2 -> 2" in train_together(data, workdir).stdout
+
+
+def test_when_one_fails_all_end(tmp_path: Path) -> None:
+    done = train_together(tmp_path / "absent", tmp_path / "workdir")
+    assert done.returncode != 0
+    assert "imagen: error" in done.stdout
+    assert "absent" in done.stdout
 
 
 @pytest.mark.parametrize("where", ["2/2@localhost:1", "0/2", "0/2@localhost", "one/2@localhost:1"])
