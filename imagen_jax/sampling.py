@@ -113,7 +113,7 @@ def _compiled(
         text: TextEmbedding,
         keys: PRNGKey,
         low_res: Image | None,
-        guidance: jax.Array | np.float32 | None,
+        guidance: jax.Array | None,
     ) -> Samples:
         b = text.mask.shape[0]
         # Stages of a cascade share a picture's key; their noise must not repeat.
