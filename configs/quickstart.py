@@ -9,8 +9,9 @@ Where it differs from the paper, for the sake of minutes on a CPU:
 * The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.
 * Errors of x0 count alike at all noise levels, so that most of the loss is about what the text
   decides. Networks predict v, which leaves least for them to do where there is little noise.
-* The base's noise schedule is shifted: flat colours on a flat background show through noise that
-  hides a photograph, and layout is learned only where they do not.
+* The base's noise schedule is shifted far: flat colours on a flat background show through noise
+  that hides a photograph, and which object lies on which side is learned only where they do not (at
+  logsnr below about -6, which is 12% of the examples with reference_size 8 and 64% with 1).
 * Text is dropped for 5% of the examples, not 10%: without text the error is many times larger, and
   its gradients drown those of what the text says.
 * Estimates are clipped to [-1, 1] (static thresholding). Colours here lie near both ends of that
@@ -70,7 +71,7 @@ def get_config() -> ConfigDict:
                         "dtype": "float32",
                         "image_channels": 3,
                     },
-                    "schedule": {"kind": "shifted_cosine", "image_size": 32, "reference_size": 8},
+                    "schedule": {"kind": "shifted_cosine", "image_size": 32, "reference_size": 1},
                     "diffusion": diffusion,
                     "train": train,
                     "sample": sample | {"guidance": 2.0},

@@ -76,6 +76,37 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
     write_json(path, record)
 
 
+def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Checks that a stage can start from the weights that another work directory has of it.
+
+    Args:
+      workdir: the other work directory.
+      stage: name of the stage in both.
+      record: of the stage that is to start.
+
+    Returns:
+      What to keep of where it starts: the other's config of the stage.
+
+    Raises:
+      FileNotFoundError: the other work directory has no such stage.
+      ValueError: its network, the size of its pictures or its text encoder differs; lists how.
+    """
+    other = read_record(workdir, stage)
+
+    def interface(of: dict[str, Any]) -> dict[str, Any]:
+        section = of["config"]["stages"][stage]
+        kept = {key: section[key] for key in ("network", "resolution", "low_res")}
+        kept["parametrization"] = section["diffusion"]["parametrization"]
+        return kept | {"text": of["config"]["text"], "encoder": of["encoder"]}
+
+    if lines := differences(*(interface(json.loads(json.dumps(r))) for r in (other, record))):
+        raise ValueError(
+            f"the weights in {workdir} are of another network, or for other text (there != "
+            "now):\n  " + "\n  ".join(lines)
+        )
+    return other["config"]["stages"][stage]
+
+
 def restore_ema(directory: str | Path, abstract_params: Any) -> tuple[Any, int]:
     """The newest averaged weights of a stage, and their step.
 

@@ -278,14 +278,11 @@ def test_embed_calls_embed_scenes() -> None:
         "output_dir": "out", "num_shards": 2, "emoji": None, "weights": None, "vocabulary": None,
     }  # fmt: skip
     argv = (
-        "embed --scenes demo --count 10 --encoder t5 --encoder-weights w --vocabulary v --output o"
+        "embed --scenes demo --count 9 --encoder t5 --encoder-weights w --vocabulary v --output o"
     )
     arguments = called("imagen_jax.embed.embed_scenes", argv.split())
-    assert [arguments[name] for name in ("encoder_name", "weights", "vocabulary")] == [
-        "t5",
-        "w",
-        "v",
-    ]
+    of_encoder = {"encoder_name": "t5", "weights": "w", "vocabulary": "v"}
+    assert arguments == arguments | of_encoder
     argv = "embed --scenes full --count 10 --emoji fetched --output out"
     assert called("imagen_jax.embed.embed_scenes", argv.split())["emoji"] == "fetched"
 
@@ -299,7 +296,7 @@ def test_train_calls_train_with_the_overridden_config() -> None:
     config = arguments.pop("config")
     assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (7, 1)
     assert config.stages.base.train.steps != 7
-    assert arguments == {"stage_name": "sr", "data_dir": "d", "workdir": "w"}
+    assert arguments == {"stage_name": "sr", "data_dir": "d", "workdir": "w", "init_from": None}
 
 
 def test_sample_passes_on_only_what_is_said() -> None:

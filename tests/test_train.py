@@ -217,9 +217,11 @@ class Run:
         self.directory = directory / "base"
         self.state = self.train(directory)
 
-    def train(self, workdir: Path, *overrides: str) -> TrainState:
-        data = str(tiny.embeddings())
-        return loop.train(tiny.config(*RUN, *overrides), "base", data, str(workdir))
+    def train(self, workdir: Path, *overrides: str, init_from: Path | None = None) -> TrainState:
+        return loop.train(
+            tiny.config(*RUN, *overrides), "base", str(tiny.embeddings()), str(workdir),
+            init_from=None if init_from is None else str(init_from),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +323,29 @@ def test_another_seed_is_another_run(run: Run, tmp_path: Path) -> None:
     other = run.train(tmp_path, "stages.base.train.seed=1", "stages.base.train.steps=1")
     same = jax.tree.map(lambda a, b: bool((a == b).all()), other.params, run.state.params)
     assert not all(jax.tree.leaves(same))
+
+
+def test_fine_tuning_starts_from_the_average(run: Run, tmp_path: Path) -> None:
+    still = ("stages.base.train.steps=1", "stages.base.train.learning_rate=0")
+    state = run.train(tmp_path, *still, init_from=run.directory.parent)
+    assert int(state.step) == 1
+    assert_identical(state.params, run.state.ema)
+    assert_identical(state.ema, run.state.ema)
+    assert tiny.record(tmp_path, "base")["init_from"]["train"]["steps"] == 60
+    with pytest.raises(ValueError, match=r"started with another config or data.*\n *init_from"):
+        run.train(tmp_path, *still)
+
+
+def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
+    for change, message in {
+        "stages.base.network.text_channels=12": r"\n *network.text_channels: 8 != 12",
+        "stages.base.diffusion.parametrization=v": r"\n *parametrization: 'x0' != 'v'",
+    }.items():
+        with pytest.raises(ValueError, match="of another network.*" + message):
+            run.train(tmp_path / "workdir", change, init_from=run.directory.parent)
+    with pytest.raises(FileNotFoundError, match="no stage 'base' under"):
+        run.train(tmp_path / "workdir", init_from=tmp_path / "absent")
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_divergence_stops_before_the_checkpoint(run: Run, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def add_command(commands: Commands) -> None:
         imagen train --config quickstart --stage base --multi-host \\
             --data /bucket/embeddings --workdir /bucket/run
             on every host of a TPU pod, a GKE job or a Slurm job; the folders are shared by all
+        imagen train --config quickstart --stage base --init-from runs/quickstart \\
+            --data runs/mine/embeddings --workdir runs/mine
+            fine-tune on other pictures
         tensorboard --logdir runs/quickstart
             follow the loss and the pictures in a browser""",
         when_interrupted="; the same command goes on from the last checkpoint",
@@ -55,6 +58,12 @@ def add_command(commands: Commands) -> None:
         help="other values for keys of the config, by their full path: seed=1",
     )
     parser.add_argument(
+        "--init-from",
+        metavar="DIR",
+        help="fine-tune: start from the averaged weights that this other work directory has of the "
+        "stage",
+    )
+    parser.add_argument(
         "--multi-host",
         metavar="ID/COUNT@HOST:PORT",
         nargs="?",
@@ -77,4 +86,4 @@ def run(args: argparse.Namespace) -> None:
         join_hosts(args.multi_host)
     from imagen_jax.train.loop import train
 
-    train(config, args.stage, args.data, args.workdir)
+    train(config, args.stage, args.data, args.workdir, init_from=args.init_from)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import metric_writers
 from jax.experimental import multihost_utils
@@ -24,7 +25,13 @@ from imagen_jax.train.metrics import SampleGrid, summarise
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
 from imagen_jax.train.step import make_train_step
-from imagen_jax.workdir import claim_stage, make_record, stage_directory
+from imagen_jax.workdir import (
+    check_init,
+    claim_stage,
+    make_record,
+    restore_ema,
+    stage_directory,
+)
 
 GRID_EXAMPLES = 16
 
@@ -35,6 +42,7 @@ def train(
     data_dir: str,
     workdir: str,
     mesh_axes: dict[str, int] | None = None,
+    init_from: str | None = None,
 ) -> TrainState:
     """Trains one stage, from its newest checkpoint if there is one.
 
@@ -46,14 +54,17 @@ def train(
       data_dir: embeddings written by `imagen embed`.
       workdir: everything is written to <workdir>/<stage_name>/.
       mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None is data parallel.
+      init_from: work directory whose averaged weights of the same stage are where a new stage
+        starts, with step 0 and a fresh optimiser: fine-tuning. None starts from random weights.
 
     Returns:
       The final state.
 
     Raises:
-      ValueError: a config that does not hold together, embeddings of another encoder or width, or a
-        work directory that was started with another config.
-      FileNotFoundError: missing embeddings.
+      ValueError: a config that does not hold together, embeddings of another encoder or width, a
+        work directory that was started with another config, or weights to start from that were
+        trained with another network or text encoder.
+      FileNotFoundError: missing embeddings, or no weights to start from.
     """
     stage = make_stage(config, stage_name)
     mesh = sharding.make_mesh(mesh_axes)
@@ -63,13 +74,20 @@ def train(
     # Claimed after all that can be wrong with a config, which may then still be corrected.
     directory = stage_directory(workdir, stage_name)
     record = make_record(config, stage_name, batches.manifest)
+    if init_from is not None:
+        record["init_from"] = check_init(init_from, stage_name, record)
     if jax.process_index() == 0:
         claim_stage(workdir, stage_name, record)
     multihost_utils.sync_global_devices("stage claimed")
     claim_stage(workdir, stage_name, record)  # every host sees the same work directory
 
     checkpointer = Checkpointer(directory, stage.train.keep_checkpoints)
-    state = checkpointer.restore(abstract, batches) or create_state(stage, optimizer, mesh)
+    state = checkpointer.restore(abstract, batches)
+    if state is None:
+        state = create_state(stage, optimizer, mesh)
+        if init_from is not None:
+            params, _ = restore_ema(stage_directory(init_from, stage_name), abstract.params)
+            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     start = int(state.step)
     first_host = jax.process_index() == 0
     if first_host:
