@@ -18,7 +18,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-STAGES = ("base", "sr")
+RUNS = {"base, first phase": "first/base", "base": "base", "super-resolution": "sr"}
 BARS = ("pictures", "ceiling", "floor")
 TITLES = {
     "seen-one": "seen, one object",
@@ -43,14 +43,32 @@ def read_scalar(logs: Path, name: str) -> np.ndarray:
 
 
 def plot_losses(workdir: Path, output: Path) -> None:
-    """Loss of each stage over its steps."""
-    figure, axes = plt.subplots(1, len(STAGES), figsize=(9, 3.2), layout="constrained")
-    for axis, stage in zip(axes, STAGES, strict=True):
-        steps, loss = read_scalar(workdir / stage / "logs", "loss").T
+    """Loss of each run over its steps."""
+    figure, axes = plt.subplots(1, len(RUNS), figsize=(9, 3.2), layout="constrained")
+    for axis, (title, directory) in zip(axes, RUNS.items(), strict=True):
+        steps, loss = read_scalar(workdir / directory / "logs", "loss").T
         axis.plot(steps, loss, linewidth=1)
-        axis.set(title=stage, xlabel="step", ylabel="training loss", yscale="log")
+        axis.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
         axis.grid(alpha=0.3, which="both")
     figure.savefig(output / "loss.png", dpi=110)
+
+
+def table(scores: dict) -> str:
+    """All scores in percent, as a table in Markdown."""
+    columns = ("object", "colour", "count", "style", "relation")
+    titles = ("prompts", "all correct (95%)", *columns, "real pictures", "shuffled captions")
+    lines = [f"| {' | '.join(titles)} |", "| :--- |" + " ---: |" * (len(titles) - 1)]
+    for name, report in scores.items():
+        right = report["pictures"]["all_correct"]
+        cells = [
+            f"{100 * right['accuracy']:.1f} ({100 * right['low']:.0f}-{100 * right['high']:.0f})"
+        ]
+        for column in columns:
+            found = report["pictures"].get(column)
+            cells.append("-" if found is None else f"{100 * found['accuracy']:.0f}")
+        cells += [f"{100 * report[bar]['all_correct']['accuracy']:.0f}" for bar in BARS[1:]]
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def plot_alignment(scores: dict, output: Path) -> None:
@@ -72,7 +90,7 @@ def plot_alignment(scores: dict, output: Path) -> None:
 
 
 def main() -> None:
-    """Writes all figures."""
+    """Writes all figures, and prints the table of scores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--output", type=Path, default=Path("docs/demo"))
@@ -82,6 +100,7 @@ def main() -> None:
     record = json.loads((evaluation / "scores.json").read_text())
     plot_losses(args.workdir, args.output)
     plot_alignment(record["scores"], args.output)
+    print(table(record["scores"]))
     for name in record["scores"]:
         shutil.copy(evaluation / f"{name}.png", args.output / f"{name}.png")
     shutil.copy(evaluation / "scores.json", args.output / "scores.json")

@@ -99,7 +99,7 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
         kept["parametrization"] = section["diffusion"]["parametrization"]
         return kept | {"text": of["config"]["text"], "encoder": of["encoder"]}
 
-    if lines := differences(*(interface(json.loads(json.dumps(r))) for r in (other, record))):
+    if lines := differences(interface(other), interface(json.loads(json.dumps(record)))):
         raise ValueError(
             f"the weights in {workdir} are of another network, or for other text (there != "
             "now):\n  " + "\n  ".join(lines)

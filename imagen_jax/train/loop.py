@@ -87,7 +87,8 @@ def train(
         state = create_state(stage, optimizer, mesh)
         if init_from is not None:
             params, _ = restore_ema(stage_directory(init_from, stage_name), abstract.params)
-            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+            average = jax.tree.map(jnp.copy, params)
+            state = TrainState(state.step, params, average, state.opt_state)
     start = int(state.step)
     first_host = jax.process_index() == 0
     if first_host:
