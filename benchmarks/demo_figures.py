@@ -18,7 +18,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-RUNS = {"base, first phase": "first/base", "base": "base", "super-resolution": "sr"}
+STAGES = ("base", "sr")
 BARS = ("pictures", "ceiling", "floor")
 TITLES = {
     "seen-one": "seen, one object",
@@ -43,12 +43,12 @@ def read_scalar(logs: Path, name: str) -> np.ndarray:
 
 
 def plot_losses(workdir: Path, output: Path) -> None:
-    """Loss of each run over its steps."""
-    figure, axes = plt.subplots(1, len(RUNS), figsize=(9, 3.2), layout="constrained")
-    for axis, (title, directory) in zip(axes, RUNS.items(), strict=True):
-        steps, loss = read_scalar(workdir / directory / "logs", "loss").T
+    """Loss of each stage over its steps."""
+    figure, axes = plt.subplots(1, len(STAGES), figsize=(9, 3.2), layout="constrained")
+    for axis, stage in zip(axes, STAGES, strict=True):
+        steps, loss = read_scalar(workdir / stage / "logs", "loss").T
         axis.plot(steps, loss, linewidth=1)
-        axis.set(title=title, xlabel="step", ylabel="training loss", yscale="log")
+        axis.set(title=stage, xlabel="step", ylabel="training loss", yscale="log")
         axis.grid(alpha=0.3, which="both")
     figure.savefig(output / "loss.png", dpi=110)
 

@@ -4,9 +4,6 @@ Run:       bash launch/demo.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
 Result:    docs/demo.md
-
-The base stage is trained in two phases: 4,000 steps with a schedule that is shifted less
-(launch/demo.sh sets it), and from there 1,000 steps by this config, mostly at high noise.
 """
 
 from ml_collections import ConfigDict
@@ -16,9 +13,11 @@ from imagen_jax.config import load_config
 
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
-    config.stages.base.schedule.reference_size = 2
-    config.stages.base.train.update(steps=1_000, learning_rate=1e-3, sample_every=500)
-    config.stages.sr.train.update(steps=1_500, sample_every=1_000)
+    network = config.stages.base.network
+    network.self_attention, network.attention_positions = network.cross_attention, False
+    config.stages.base.schedule.reference_size = 8
+    config.stages.base.train.steps = 4_000
+    config.stages.sr.train.steps = 1_500
     for stage in config.stages.values():
-        stage.train.checkpoint_every = 500
+        stage.train.update(sample_every=1_000, checkpoint_every=500)
     return config

@@ -7,7 +7,7 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 usage: bash launch/demo.sh [WORKDIR]
 
 Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), writes its weights to
-imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes an hour and a half on two cores.
+imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes an hour on two cores.
 Interrupted, the same command goes on where it stopped.
 HELP
   exit 0
@@ -20,11 +20,10 @@ export PATH="$PWD/.venv/bin:$PATH"
 set -x
 
 imagen embed --scenes quickstart --count 60000 --output "$workdir/embeddings"
-train() { imagen train --config configs/demo.py --data "$workdir/embeddings" "$@"; }
-train --stage base --workdir "$workdir/first" --set stages.base.schedule.reference_size=8 \
-  stages.base.train.{steps=4000,learning_rate=2e-3,sample_every=1000}
-train --stage base --workdir "$workdir" --init-from "$workdir/first"
-train --stage sr --workdir "$workdir"
+for stage in base sr; do
+  imagen train --config configs/demo.py --stage "$stage" \
+    --data "$workdir/embeddings" --workdir "$workdir"
+done
 imagen export --workdir "$workdir" --output imagen_jax/demo
 imagen sample --prompts launch/quickstart_prompts.txt --output "$workdir/samples"
 imagen evaluate --count 256 --output "$workdir/evaluation"

@@ -188,6 +188,20 @@ def test_order_of_tokens_matters_to_text_layers() -> None:
     assert float(jnp.abs(y[:, order] - reordered).max()) > 1e-2
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_attention_is_told_where_it_is(positions: bool) -> None:
+    layer = ImageAttention(4, True, True, jnp.float32, positions)
+    x, text = jnp.ones((1, 4, 6, 8)), jax.random.normal(jax.random.key(4), (1, 3, 8))
+    mask = jnp.ones((1, 3), bool)
+    y, _ = layer.init_with_output(jax.random.key(5), x, text, mask)
+    places = y.reshape(24, 8)
+    distance = jnp.abs(places[:, None] - places[None]).max(-1)[~np.eye(24, dtype=bool)]
+    if positions:
+        assert float(distance.min()) > 1e-4  # no two places are alike
+    else:
+        assert float(distance.max()) < 1e-5
+
+
 def test_rotated_products_depend_on_distance_alone() -> None:
     """RoFormer, equation 16; and a rotation keeps lengths."""
     q, k = jax.random.normal(jax.random.key(1), (2, 6))

@@ -54,23 +54,38 @@ class TextContext(nn.Module):
         return k.reshape(shape), v.reshape(shape), visible
 
 
+def coordinates(height: int, width: int) -> Float[Array, "n 16"]:
+    """Sines and cosines of where each of n = height * width positions lies in the picture.
+
+    Along each side the angle grows to pi/2, pi, 2 pi and 4 pi, whatever the resolution.
+    """
+    y, x = jnp.meshgrid(
+        *((jnp.arange(n) + 0.5) / n for n in (height, width)), indexing="ij"
+    )  # centres of pixels, in [0, 1]
+    angles = jnp.stack([y, x], axis=-1).reshape(-1, 2, 1) * (jnp.pi / 2) * 2.0 ** jnp.arange(4)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, 16)
+
+
 class ImageAttention(nn.Module):
     """Residual attention of an image's positions to themselves and to text.
 
     With both, text keys and values are concatenated to those of the image and one softmax runs over
     all of them (Imagen, section 2.3 and appendix B.1). Without `to_image` this is cross-attention
-    only, as in the 1024 stage. The output projection starts at zero.
+    only, as in the 1024 stage.
 
     Attributes:
       head_channels: channels of a head; the input's channels must be a multiple.
       to_image: attend to the image's own positions.
       to_text: attend to text tokens.
+      positions: tell each position where in the picture it lies. Not in the paper: networks learn
+        it from the borders of convolutions, which takes long where noise hides all else.
     """
 
     head_channels: int
     to_image: bool
     to_text: bool
     dtype: jnp.dtype
+    positions: bool = False
 
     @nn.compact
     def __call__(
@@ -82,6 +97,9 @@ class ImageAttention(nn.Module):
         b, h, w, c = x.shape
         heads = num_heads(c, self.head_channels, "a picture")
         tokens = layers.GroupNorm(self.dtype, name="norm")(x).reshape(b, h * w, c)
+        if self.positions:
+            where = coordinates(h, w).astype(self.dtype)
+            tokens += layers.Dense(c, self.dtype, use_bias=False, name="positions")(where)
         shape = (b, -1, heads, self.head_channels)
         q = layers.Dense(c, self.dtype, use_bias=False, name="q")(tokens).reshape(shape)
         keys, values, visible = [], [], []
@@ -103,9 +121,7 @@ class ImageAttention(nn.Module):
             jnp.concatenate(values, axis=1),
             mask=jnp.concatenate(visible, axis=1)[:, None, None, :] if self.to_text else None,
         )
-        out = layers.Dense(c, self.dtype, use_bias=False, kernel_init=layers.ZEROS, name="out")(
-            out.reshape(b, h * w, c)
-        )
+        out = layers.Dense(c, self.dtype, use_bias=False, name="out")(out.reshape(b, h * w, c))
         return x + out.reshape(b, h, w, c)
 
 

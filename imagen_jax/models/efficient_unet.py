@@ -37,6 +37,7 @@ class EfficientUNet(nn.Module):
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
       dtype: dtype of activations; parameters, norms and the output are float32.
+      attention_positions: see ImageAttention.positions; False in the paper.
     """
 
     channels: tuple[int, ...]
@@ -48,6 +49,7 @@ class EfficientUNet(nn.Module):
     text_layers: int
     dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
+    attention_positions: bool = False
     has_low_res: bool = True
 
     @nn.compact
@@ -89,6 +91,7 @@ class EfficientUNet(nn.Module):
                     self.self_attention[i],
                     self.cross_attention[i],
                     dtype,
+                    self.attention_positions,
                     name=f"{way}_{i}_attention",
                 )(y, tokens, mask)
             return y

@@ -38,6 +38,7 @@ class UNet(nn.Module):
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
       dropout: dropout rate inside residual blocks.
       dtype: dtype of activations; parameters, norms and the output are float32.
+      attention_positions: see ImageAttention.positions; False in the paper.
     """
 
     channels: int
@@ -50,6 +51,7 @@ class UNet(nn.Module):
     dropout: float
     dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
+    attention_positions: bool = False
     has_low_res: bool = False
 
     @nn.compact
@@ -83,7 +85,10 @@ class UNet(nn.Module):
             return block(x, vector, train)
 
         def attend(x, name):
-            return ImageAttention(self.head_channels, True, True, dtype, name=name)(x, tokens, mask)
+            attention = ImageAttention(
+                self.head_channels, True, True, dtype, self.attention_positions, name=name
+            )
+            return attention(x, tokens, mask)
 
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
         y = jnp.concatenate(inputs, axis=-1).astype(dtype)
