@@ -4,6 +4,8 @@ Run:       bash launch/demo.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
 Result:    docs/demo.md
+
+The base stage starts from the weights of the quickstart's.
 """
 
 from ml_collections import ConfigDict
@@ -13,10 +15,7 @@ from imagen_jax.config import load_config
 
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
-    network = config.stages.base.network
-    network.self_attention, network.attention_positions = network.cross_attention, False
-    config.stages.base.schedule.reference_size = 8
-    config.stages.base.train.steps = 4_000
+    config.stages.base.train.update(steps=800, learning_rate=1e-3)
     config.stages.sr.train.steps = 1_500
     for stage in config.stages.values():
         stage.train.update(sample_every=1_000, checkpoint_every=500)

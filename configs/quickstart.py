@@ -3,7 +3,8 @@
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    not yet run to the end
+Result:    18 min 42 s of training and sampling; all correct in 73% of held-out prompts with one
+           object (95%: 62-83) and 34% with two (24-47), of 64 each; aims were 60% and 40%
 
 Where it differs from the paper, for the sake of minutes on a CPU:
 * The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.
@@ -12,6 +13,8 @@ Where it differs from the paper, for the sake of minutes on a CPU:
 * The base's noise schedule is shifted far: flat colours on a flat background show through noise
   that hides a photograph, and which object lies on which side is learned only where they do not (at
   logsnr below about -6, which is 12% of the examples with reference_size 8 and 64% with 1).
+* The base attends to text alone, not to itself, and its positions are told where they lie. (With
+  self-attention, no positions and reference_size 8, sides were left to chance after 4,000 steps.)
 * Text is dropped for 5% of the examples, not 10%: without text the error is many times larger, and
   its gradients drown those of what the text says.
 * Estimates are clipped to [-1, 1] (static thresholding). Colours here lie near both ends of that

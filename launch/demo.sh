@@ -7,7 +7,8 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 usage: bash launch/demo.sh [WORKDIR]
 
 Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), writes its weights to
-imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes an hour on two cores.
+imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes half an hour on two cores,
+after the quickstart, whose base stage it goes on from: bash launch/quickstart.sh comes first.
 Interrupted, the same command goes on where it stopped.
 HELP
   exit 0
@@ -20,11 +21,10 @@ export PATH="$PWD/.venv/bin:$PATH"
 set -x
 
 imagen embed --scenes quickstart --count 60000 --output "$workdir/embeddings"
-for stage in base sr; do
-  imagen train --config configs/demo.py --stage "$stage" \
-    --data "$workdir/embeddings" --workdir "$workdir"
-done
+train() { imagen train --config configs/demo.py --data "$workdir/embeddings" "$@"; }
+train --workdir "$workdir" --stage base --init-from runs/quickstart
+train --workdir "$workdir" --stage sr
 imagen export --workdir "$workdir" --output imagen_jax/demo
 imagen sample --prompts launch/quickstart_prompts.txt --output "$workdir/samples"
-imagen evaluate --count 256 --output "$workdir/evaluation"
+imagen evaluate --count 128 --output "$workdir/evaluation"
 python -m benchmarks.demo_figures --workdir "$workdir" --output docs/demo

@@ -56,7 +56,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         batch = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
         state, metrics = step(state, batch)
         assert losses[n] == pytest.approx(float(metrics["loss"]), rel=1e-5)
-    ema, at = restore_ema(workdir / "sr", abstract_params(stage))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        abstract_params(stage),
+    )
+    ema, at = restore_ema(workdir / "sr", targets)
     assert at == STEPS
     for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
         np.testing.assert_allclose(leaf, expected, atol=1e-5)

@@ -229,20 +229,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("run"))
 
 
-def metrics_of(stage_directory: Path) -> dict[int, dict[str, float]]:
-    """Scalars that a stage has logged, by step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    events = EventAccumulator(str(stage_directory / "logs"))
-    events.Reload()
-    found: dict[int, dict[str, float]] = {}
-    for tag in set(events.Tags()["tensors"]) - {"samples"}:
-        for event in events.Tensors(tag):
-            found.setdefault(event.step, {})[tag] = float(make_ndarray(event.tensor_proto))
-    return found
-
-
 def checkpoints(stage_directory: Path) -> list[int]:
     return sorted(int(path.name) for path in (stage_directory / "checkpoints").iterdir())
 
@@ -258,7 +244,7 @@ def test_what_training_writes(run: Run) -> None:
     width, height = Image.open(samples[0]).size
     assert width >= 4 * 128
     assert height >= 2 * 128  # the first shard's eight examples, four in a row
-    metrics = metrics_of(run.directory)
+    metrics = tiny.metrics_of(run.directory)
     assert {10, 20, 30, 40, 50, 60} <= metrics.keys()
     rate = learning_rate_schedule(tiny.stage("base", *RUN).train)
     for step in (10, 60):
@@ -274,7 +260,7 @@ def test_what_training_writes(run: Run) -> None:
 
 
 def test_loss_falls(run: Run) -> None:
-    metrics = metrics_of(run.directory)
+    metrics = tiny.metrics_of(run.directory)
     assert metrics[60]["loss"] < 0.6 * metrics[10]["loss"]
 
 
@@ -297,7 +283,7 @@ def test_resumed_equals_uninterrupted(
     assert checkpoints(tmp_path / "base") == [20]
     resumed = run.train(tmp_path)
     assert_identical(resumed, run.state)
-    there, here = (metrics_of(path) for path in (run.directory, tmp_path / "base"))
+    there, here = (tiny.metrics_of(path) for path in (run.directory, tmp_path / "base"))
     for step in (30, 40, 50, 60):
         assert here[step]["loss"] == there[step]["loss"]
     for path in (run.directory / "samples").iterdir():

@@ -191,15 +191,14 @@ def workdir() -> Path:
 def metrics_of(directory: Path) -> dict[int, dict[str, float]]:
     """Scalars that a stage has logged, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(directory / "logs"))
     events.Reload()
     found: dict[int, dict[str, float]] = {}
-    for tag in events.Tags()["tensors"]:
+    for tag in set(events.Tags()["tensors"]) - {"samples"}:
         for event in events.Tensors(tag):
-            proto = event.tensor_proto
-            if proto.float_val:
-                found.setdefault(event.step, {})[tag] = proto.float_val[0]
+            found.setdefault(event.step, {})[tag] = float(make_ndarray(event.tensor_proto))
     return found
 
 
