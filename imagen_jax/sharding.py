@@ -39,10 +39,16 @@ def join_hosts(where: str) -> None:
         be reached by all.
 
     Raises:
-      ValueError: another form, or nothing to find the other processes by.
+      ValueError: another form, or the other processes cannot be found.
     """
     if where == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the other hosts cannot be found or joined ({error}); where this is no TPU pod, "
+                "GKE or Slurm job, say which host this is: ID/COUNT@HOST:PORT"
+            ) from error
         return
     match = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", where)
     if match is None or not int(match[1]) < int(match[2]):

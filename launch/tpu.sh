@@ -79,27 +79,37 @@ run() {
   fi
 }
 
-state() {  # of the queued resource; empty if there is none
-  "${tpus[@]}" queued-resources describe "$name" --zone="$zone" \
-    --format='value(state.state)' 2> /dev/null || true
+state() {  # of the queued resource; empty if there is none, UNKNOWN if gcloud cannot tell
+  local found
+  if found=$("${tpus[@]}" queued-resources describe "$name" --zone="$zone" \
+    --format='value(state.state)' 2> "$scratch/error"); then
+    echo "${found:-UNKNOWN}"
+  elif ! grep -q NOT_FOUND "$scratch/error"; then
+    echo UNKNOWN
+  fi
 }
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # What costs nothing is checked before anything that does.
 if ! $dry; then
   command -v gcloud > /dev/null || fail "needs the program gcloud: https://cloud.google.com/sdk"
-  project=$(gcloud config get-value project 2> /dev/null)
+  project=$(gcloud config get-value project 2> /dev/null || true)
   [[ -n "$project" && "$project" != "(unset)" ]] ||
     fail "gcloud has no project; set it: gcloud config set project PROJECT"
   gcloud storage ls "gs://$bucket" > /dev/null 2>&1 ||
     fail "cannot list gs://$bucket; does it exist, and may you read it?"
   [[ -z "$(git status --porcelain --untracked-files=no)" ]] ||
     fail "there are changes that are not committed; what is trained is the last commit"
-  [[ -z "$(state)" ]] ||
-    fail "$name exists in $zone already; choose another --name, or delete it yourself"
+  case "$(state)" in
+    '') ;;
+    UNKNOWN) fail "cannot look up $name in $zone: $(cat "$scratch/error")" ;;
+    *) fail "$name exists in $zone already; choose another --name, or delete it yourself" ;;
+  esac
 fi
 
 created=false
-scratch=$(mktemp -d)
 
 delete() {
   $created || return 0
@@ -113,7 +123,6 @@ delete() {
 finish() {
   local status=$?
   trap - EXIT
-  rm -rf "$scratch"
   if $created && $keep; then
     say "$name is left running and is paid for until you delete it:"
     echo "  ${tpus[*]} queued-resources delete $name --zone=$zone --force"
@@ -122,6 +131,7 @@ finish() {
     echo "  ${tpus[*]} queued-resources delete $name --zone=$zone --force" >&2
     ((status)) || status=1
   fi
+  rm -rf "$scratch"
   exit "$status"
 }
 trap finish EXIT
@@ -131,10 +141,12 @@ trap 'exit 143' TERM
 on_all_hosts() { run "${tpus[@]}" tpu-vm ssh "$name" --zone="$zone" --worker=all --quiet --command="$1"; }
 
 create() {
-  created=true  # before the command: one that fails half-way may have created it
-  run "${tpus[@]}" queued-resources create "$name" --node-id="$name" --zone="$zone" \
-    --accelerator-type="$type" --runtime-version="$runtime" "${spot[@]}" --quiet ||
-    fail "gcloud could not ask for $name"
+  created=true  # before the command, which may be interrupted
+  if ! run "${tpus[@]}" queued-resources create "$name" --node-id="$name" --zone="$zone" \
+    --accelerator-type="$type" --runtime-version="$runtime" "${spot[@]}" --quiet; then
+    created=false  # the name may be that of someone else's by now
+    fail "gcloud refused to create $name; its state is '$(state)' (empty: there is none)"
+  fi
   local now last=
   until $dry; do
     now=$(state)
@@ -182,7 +194,7 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     say "done"
     exit 0
   fi
-  preempted || fail "stopped; $name is $(state), and what it printed is above and in $name.log"
+  preempted || fail "stopped; the state of $name is '$(state)', and what it printed is above and in $name.log"
   say "$name was preempted; creating another"
   delete || exit 1
 done

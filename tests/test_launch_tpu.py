@@ -23,8 +23,15 @@ case "$*" in
   "storage ls"*) exit "$(cat bucket)" ;;
   *"queued-resources create"*)
     [[ ! -e quota ]] || exit 1
-    next born > state ;;
-  *"queued-resources describe"*) cat state ;;
+    next born > state
+    [[ "$(cat state)" != gone ]] || rm state ;;
+  *"queued-resources describe"*)
+    if [[ -s outage ]]; then
+      sed -i 1d outage
+      echo "connection refused" >&2
+      exit 1
+    fi
+    cat state 2> /dev/null || { echo "NOT_FOUND: no such thing" >&2; exit 1; } ;;
   *"queued-resources delete"*) rm state ;;
   *"imagen train"*)
     case "$(next runs)" in
@@ -132,16 +139,16 @@ def test_an_error_of_training_is_not_tried_again(world: World) -> None:
     status, printed = world.run()
     assert status == 2
     assert world.asked() == ONCE
-    assert "stopped; base is ACTIVE" in printed
+    assert "stopped; the state of base is 'ACTIVE'" in printed
 
 
-@pytest.mark.parametrize("born", ["FAILED", ""])
+@pytest.mark.parametrize("born", ["FAILED", "gone"])
 def test_a_tpu_that_does_not_come(world: World, born: str) -> None:
     world.write("born", born)
     status, printed = world.run()
     assert status == 2
-    assert world.asked() == ["create", "delete"] if born else ["create"]
-    assert "stopped; base is" in printed
+    assert world.asked() == (["create", "delete"] if born == "FAILED" else ["create"])
+    assert f"stopped; the state of base is '{born if born == 'FAILED' else ''}'" in printed
 
 
 def test_a_request_that_is_refused(world: World) -> None:
@@ -149,7 +156,33 @@ def test_a_request_that_is_refused(world: World) -> None:
     status, printed = world.run()
     assert status == 2
     assert world.asked() == ["create"]
-    assert "gcloud could not ask for base" in printed
+    assert "gcloud refused to create base" in printed
+
+
+def test_what_someone_else_created_meanwhile_stays(world: World) -> None:
+    world.write("quota", "none")
+    gcloud = world.root / "gcloud"
+    gcloud.write_text(
+        gcloud.read_text().replace("exit 1\n    next", "{ echo ACTIVE > state; exit 1; }\n    next")
+    )
+    status, printed = world.run()
+    assert status == 2
+    assert world.asked() == ["create"]
+    assert "its state is 'ACTIVE'" in printed
+
+
+def test_an_outage_of_gcloud_is_not_the_end_of_a_tpu(world: World) -> None:
+    world.write("outage", "")
+    gcloud = world.root / "gcloud"
+    gcloud.write_text(
+        gcloud.read_text().replace(
+            "    next born > state", "    next born > state; printf '1\\n2\\n' > outage"
+        )
+    )
+    status, printed = world.run()
+    assert status == 0, printed
+    assert "base is UNKNOWN" in printed
+    assert world.asked() == ONCE
 
 
 def test_interruption_deletes_what_was_created(world: World) -> None:
@@ -177,6 +210,7 @@ def test_keep_leaves_it_running(world: World) -> None:
         (("state", "ACTIVE"), "base exists in us-central2-b already"),
         (("project", "(unset)"), "gcloud has no project"),
         (("bucket", "1"), "cannot list gs://b"),
+        (("outage", "1"), "cannot look up base in us-central2-b: connection refused"),
         (("repository/.gitignore", "*.log", "more"), "changes that are not committed"),
     ],
 )
