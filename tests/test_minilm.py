@@ -11,7 +11,7 @@ from make_minilm_reference import CAPTIONS, STORED_CHANNELS, reference_states
 
 from imagen_jax.text import minilm
 from imagen_jax.text.encoder import (
-    MINILM_MAX_LENGTH,
+    MAX_LENGTH,
     RESULT_LENGTHS,
     TextEncoder,
     load_encoder,
@@ -86,7 +86,7 @@ def test_empty_caption_is_two_special_tokens(encoder):
 
 
 def test_longest_caption_passes_and_one_more_token_is_refused(encoder):
-    longest = " ".join(["dog"] * (MINILM_MAX_LENGTH - 2))
+    longest = " ".join(["dog"] * (MAX_LENGTH - 2))
     assert encoder.encode([longest]).mask.all()
     with pytest.raises(ValueError, match=r"129 tokens .* at most 128.*'dog dog"):
         encoder.encode(["a red circle", longest + " dog"])
