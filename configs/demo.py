@@ -16,7 +16,8 @@ from imagen_jax.config import load_config
 def get_config() -> ConfigDict:
     config = ConfigDict(load_config("quickstart"))
     config.stages.base.train.update(steps=800, learning_rate=1e-3)
-    config.stages.sr.train.steps = 1_500
+    config.stages.sr.train.update(steps=1_500, batch_size=16)
+    config.stages.sr.sample.aug_level = 0.05
     for stage in config.stages.values():
         stage.train.update(sample_every=1_000, checkpoint_every=500)
     return config

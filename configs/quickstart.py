@@ -21,6 +21,8 @@ Where it differs from the paper, for the sake of minutes on a CPU:
   range, and dynamic thresholding, made for high guidance weights, turns black and white to grey.
 * The low-resolution picture is noised up to 0.3, not up to 1: a small network spends its few steps
   near the level that it is sampled at.
+* Super-resolution takes small batches: 1,200 steps of 8 pictures leave less noise in its pictures
+  than 600 of 16, in the same time.
 * Muon in place of Adam: fewer steps to the same loss (benchmarks/learning_curve.py compares).
 """
 
@@ -97,8 +99,8 @@ def get_config() -> ConfigDict:
                     },
                     "schedule": {"kind": "cosine"},
                     "diffusion": diffusion,
-                    "train": train | {"batch_size": 16, "steps": 600, "max_aug_level": 0.3},
-                    "sample": sample | {"guidance": 1.0, "steps": 12, "aug_level": 0.05},
+                    "train": train | {"batch_size": 8, "max_aug_level": 0.3},
+                    "sample": sample | {"guidance": 1.0, "steps": 12, "aug_level": 0.02},
                 },
             },
         }
