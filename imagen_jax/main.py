@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen_jax.cli import data, embed, evaluate, export, sample, train
+from imagen_jax.cli import data, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import unindent
 
 
@@ -25,14 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      The exit status: 0 done; 2 a mistake in the arguments or the files that they name, told in one
-      line; 130 interrupted. Any other error is a defect and keeps its traceback.
+      The exit status: 0 done; 1 done, and the answer is no (`imagen plan`: it does not fit); 2 a
+      mistake in the arguments or the files that they name, told in one line; 130 interrupted. Any
+      other error is a defect and keeps its traceback.
     """
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     try:
-        args.run(args)
+        status = args.run(args)
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
               sample    prompts -> pictures; without training, from the cascade that comes along
               evaluate  a cascade -> how often its pictures show what the prompts say
               export    a trained cascade -> a small directory of its weights, to pass on
+              plan      a config -> its memory and time on machines one does not have yet
               data      look at the built-in pictures, or fetch more of them"""),
         epilog=unindent("""
             examples:
@@ -74,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, when_interrupted="")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (embed, train, sample, evaluate, export, data):
+    for module in (embed, train, sample, evaluate, export, plan, data):
         module.add_command(commands)
     return parser
 

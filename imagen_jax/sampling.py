@@ -63,7 +63,8 @@ def sample_stage(
     # unconditional half of every network call.
     static = dataclasses.replace(settings, guidance=1.0)
     guidance = None if settings.guidance == 1 else np.float32(settings.guidance)
-    return _compiled(stage, static, progress, intermediates)(params, text, keys, low_res, guidance)
+    sampler = compiled_sampler(stage, static, progress, intermediates)
+    return sampler(params, text, keys, low_res, guidance)
 
 
 def stage_denoiser(
@@ -100,13 +101,20 @@ def stage_denoiser(
         settings.guidance if guidance is None else guidance,
         stage.parametrization,
         threshold,
+        prepare=functools.partial(stage.cache_text, params),
     )
 
 
 @functools.cache
-def _compiled(
-    stage: Stage, settings: SampleConfig, progress: Progress | None, intermediates: bool
-) -> Callable[..., Samples]:
+def compiled_sampler(
+    stage: Stage,
+    settings: SampleConfig,
+    progress: Progress | None = None,
+    intermediates: bool = False,
+) -> Any:
+    """The jitted function behind sample_stage: (params, text, keys, low_res, guidance) -> Samples,
+    where guidance is None for a weight of 1."""
+
     @jax.jit
     def run(
         params: Any,

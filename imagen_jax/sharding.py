@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("slice", "data", "fsdp", "spatial", "tensor")
+"""slice: TPU slices joined by the data-centre network, each with a copy of the parameters.
+data: examples are divided, parameters copied. fsdp: examples and parameters are divided; each layer
+gathers its own (ZeRO, stage 3). spatial: the height of pictures is divided; convolutions exchange
+their borders. tensor: output channels of kernels are divided."""
 
 LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("in", "fsdp"),  # input channels of every kernel
@@ -23,11 +29,15 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("pixel", None),  # colour channels: 3 or 6, never divided
     ("window", None),  # height and width of a convolution
     ("vector", None),  # scales, biases, learned tokens
+    ("stack", None),  # blocks of one shape that run as a loop
 )
 
 # fsdp before data: XLA's partitioner (jaxlib 0.10.2) computes wrong gradients for the other order
 # where the axes fsdp and tensor are equally long and data is longer than 1. A test tells.
-BATCH_SPEC = PartitionSpec(("fsdp", "data"))
+BATCH_SPEC = PartitionSpec(("fsdp", "data", "slice"))
+PICTURE_SPEC = PartitionSpec(BATCH_SPEC[0], "spatial")
+PICTURES = ("image", "low_res")
+"""Entries of a training batch that are pictures [b, h, w, 3]."""
 
 
 def join_hosts(where: str) -> None:
@@ -59,21 +69,20 @@ def join_hosts(where: str) -> None:
     jax.distributed.initialize(match[3], int(match[2]), int(match[1]))
 
 
-def make_mesh(axes: dict[str, int] | None = None) -> Mesh:
-    """A mesh over all devices of all hosts.
+def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Size of every axis of MESH_AXES on so many devices.
 
     Args:
-      axes: size of each axis of MESH_AXES; missing axes have size 1 and one axis may be -1, which
-        takes all remaining devices. None means {"data": -1}.
+      axes: sizes; missing axes have size 1, and one may be -1, which takes all remaining devices.
+      devices: that the mesh must use exactly.
 
     Raises:
       ValueError: an unknown axis, or sizes whose product is not the number of devices.
     """
-    sizes = dict.fromkeys(MESH_AXES, 1) | ({"data": -1} if axes is None else dict(axes))
-    unknown = set(sizes) - set(MESH_AXES)
+    unknown = set(axes) - set(MESH_AXES)
     if unknown:
         raise ValueError(f"unknown mesh axes {sorted(unknown)}; choices: {MESH_AXES}")
-    devices = jax.device_count()
+    sizes = dict.fromkeys(MESH_AXES, 1) | dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ValueError(f"only one mesh axis may be -1, got {free}")
@@ -81,16 +90,47 @@ def make_mesh(axes: dict[str, int] | None = None) -> Mesh:
         sizes[free[0]] = devices // max(1, math.prod(s for s in sizes.values() if s != -1))
     if math.prod(sizes.values()) != devices:
         raise ValueError(f"mesh {sizes} does not use the {devices} devices exactly")
-    return jax.make_mesh(
-        tuple(sizes[name] for name in MESH_AXES),
-        MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-    )
+    return sizes
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples are divided over the data and fsdp axes; everything else is replicated."""
-    return NamedSharding(mesh, BATCH_SPEC)
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over devices, neighbours on it being neighbours in the machine.
+
+    Args:
+      axes: sizes of axes, see mesh_sizes; None means {"data": -1}.
+      devices: all devices of all hosts by default; or those of a topology that is compiled for.
+
+    Raises:
+      ValueError: axes that do not fit the devices, or a number of slices that is not theirs.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes({"data": -1} if axes is None else axes, len(devices))
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if slices > 1 and sizes["slice"] != slices:
+        raise ValueError(
+            f"the devices are in {slices} slices, but the mesh axis 'slice' has {sizes['slice']}"
+        )
+    shape = tuple(sizes.values())
+    if slices > 1:
+        across = tuple(slices if name == "slice" else 1 for name in MESH_AXES)
+        within = tuple(1 if name == "slice" else sizes[name] for name in MESH_AXES)
+        arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    else:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
+
+
+def batch_shardings(mesh: Mesh, names: Iterable[str]) -> dict[str, NamedSharding]:
+    """Shardings of a training batch: examples are divided over slice, data and fsdp, pictures also
+    by height over spatial.
+
+    Args:
+      names: the entries of the batch.
+    """
+    return {
+        name: NamedSharding(mesh, PICTURE_SPEC if name in PICTURES else BATCH_SPEC)
+        for name in names
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -100,7 +140,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_divisor(mesh: Mesh) -> int:
     """Number of devices that a batch is divided over."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:

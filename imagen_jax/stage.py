@@ -23,6 +23,7 @@ from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
 from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.layers import TEXT_CACHE
 from imagen_jax.models.unet import UNet
 from imagen_jax.typing import Conditioning, TextEmbedding
 
@@ -112,6 +113,8 @@ class TrainConfig:
 
     Attributes:
       batch_size: examples per step, over all hosts.
+      accumulation: parts that each step's batch is taken in, one after another, their gradients
+        averaged: less memory for activations, the same step.
       steps: optimiser steps.
       optimizer: key of train.optimizer.OPTIMIZERS.
       learning_rate: peak; linear warmup over `warmup_steps`, then cosine decay to zero at `steps`.
@@ -138,21 +141,43 @@ class TrainConfig:
     sample_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "steps", "log_every", "sample_every", "checkpoint_every",
-                      "keep_checkpoints"):  # fmt: skip
+        for field in ("batch_size", "accumulation", "steps", "log_every", "sample_every",
+                      "checkpoint_every", "keep_checkpoints"):  # fmt: skip
             _check_range(self, field, 1)
         for field in ("ema_decay", "text_dropout", "max_aug_level"):
             _check_range(self, field, 0, 1)
         for field in ("learning_rate", "clip_norm"):
             _check_range(self, field, 0)
         _check_range(self, "seed", 0, 2**31 - 2)
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be taken in {self.accumulation} parts "
+                "(accumulation)"
+            )
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
                 f"{self.steps}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the axes of the device mesh that the stage trains on; one may be -1, which takes all
+    remaining devices. See sharding.MESH_AXES for what each divides."""
+
+    slice: int = 1
+    data: int = 1
+    fsdp: int = 1
+    spatial: int = 1
+    tensor: int = 1
+
+    def axes(self) -> dict[str, int]:
+        """As sharding.make_mesh takes them."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +189,8 @@ class StageConfig:
       low_res: pixels per side of the picture that it starts from; 0 for the base stage.
       network: "kind", a key of NETWORKS, and the fields of that class.
       schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
+      mesh: what it trains on; may change when training goes on.
+      crop: pixels per side of the random crops that it is trained on; 0 for whole pictures.
     """
 
     resolution: int
@@ -173,6 +200,8 @@ class StageConfig:
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
+    mesh: MeshConfig = MeshConfig(data=-1)
+    crop: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +212,7 @@ class Stage:
       name: key in config.stages and the directory under the work directory.
       resolution: pixels per side of what the stage makes.
       low_res: pixels per side of the picture that it starts from; None for the base stage.
+      crop: pixels per side of the random crops that it is trained on; None for whole pictures.
       network: (x_t, logsnr, conditioning, train) -> prediction.
       schedule: noise schedule of training, and of noise conditioning augmentation.
       parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
@@ -191,6 +221,7 @@ class Stage:
     name: str
     resolution: int
     low_res: int | None
+    crop: int | None
     text: TextConfig
     network: nn.Module
     schedule: NoiseSchedule
@@ -198,6 +229,25 @@ class Stage:
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
+    mesh: MeshConfig
+
+    @property
+    def train_resolution(self) -> int:
+        """Pixels per side of the pictures that it is trained on."""
+        return self.crop or self.resolution
+
+    @property
+    def train_low_res(self) -> int | None:
+        """Pixels per side of the low-resolution pictures that it is trained on."""
+        if self.low_res is None:
+            return None
+        return self.train_resolution * self.low_res // self.resolution
+
+    @property
+    def batch_names(self) -> tuple[str, ...]:
+        """Entries of a training batch."""
+        names = ("image", "text_emb", "text_mask")
+        return names if self.low_res is None else (*names, "low_res")
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, boxed with the names of their logical axes."""
@@ -215,12 +265,27 @@ class Stage:
         """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b]."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         variables = {"params": params}
+        if conditioning.text_cache is not None:
+            variables[TEXT_CACHE] = conditioning.text_cache
         output: Any = self.network.apply(variables, x, logsnr, conditioning, train, rngs=rngs)
         return output
 
+    def cache_text(self, params: Any, conditioning: Conditioning) -> Conditioning:
+        """Conditioning with all that the network computes of the text alone: its keys and values in
+        every attention layer, and its pooled vector.
+
+        To be called under jit, where what the network computes of the zeros given as pictures here
+        is never run.
+        """
+        x, logsnr, _ = self.dummy_inputs(conditioning.text.mask.shape[0])
+        _, cache = self.network.apply(
+            {"params": params}, x, logsnr, conditioning, mutable=[TEXT_CACHE]
+        )
+        return conditioning._replace(text_cache=cache[TEXT_CACHE])
+
     def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:
-        """Inputs of the right shapes, all zero."""
-        picture = jnp.zeros((batch_size, self.resolution, self.resolution, 3))
+        """Inputs of the right shapes for training, all zero."""
+        picture = jnp.zeros((batch_size, self.train_resolution, self.train_resolution, 3))
         scalars = jnp.zeros(batch_size)
         text = TextEmbedding(
             jnp.zeros((batch_size, self.text.max_length, self.text.width)),
@@ -255,13 +320,17 @@ def _pop_kind(section: dict[str, Any], classes: Mapping[str, type], where: str) 
     return classes[kind]
 
 
-def make_stage(config: ConfigDict, name: str) -> Stage:
-    """The stage called `name` of a config.
+def make_stage(config: ConfigDict, name: str | None) -> Stage:
+    """The stage called `name` of a config; None for its only one.
 
     Raises:
       ValueError: an unknown stage, a misspelt or missing key, or values that do not fit together;
         the message names the key and the choices.
     """
+    if name is None:
+        if len(config.stages) > 1:
+            raise ValueError(f"which stage? This config has {', '.join(sorted(config.stages))}")
+        (name,) = config.stages
     if name not in config.stages:
         raise ValueError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
     where = f"stages.{name}"
@@ -277,6 +346,11 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         raise ValueError(
             f"{where}: resolution {section.resolution} is not a multiple of low_res {low_res}"
         )
+    if section.crop and low_res and section.crop * low_res % section.resolution:
+        raise ValueError(
+            f"{where}: a crop of {section.crop} of {section.resolution} pixels is no whole number "
+            f"of the {low_res} pixels of low resolution"
+        )
     if schedule.get("image_size", section.resolution) != section.resolution:
         raise ValueError(
             f"{where}.schedule.image_size is {schedule['image_size']}, but the stage's resolution "
@@ -287,6 +361,7 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         name=name,
         resolution=section.resolution,
         low_res=low_res,
+        crop=section.crop or None,
         text=build(TextConfig, config.text, "text"),
         network=build(network_class, network, f"{where}.network"),
         schedule=build(schedule_class, schedule, f"{where}.schedule"),
@@ -294,4 +369,5 @@ def make_stage(config: ConfigDict, name: str) -> Stage:
         diffusion=section.diffusion,
         train=section.train,
         sample=section.sample,
+        mesh=section.mesh,
     )

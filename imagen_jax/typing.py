@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, UInt8
@@ -36,11 +36,14 @@ class Conditioning(NamedTuple):
       low_res: [b, h, w, 3] low-resolution picture, already upsampled to the network's resolution
         and corrupted by noise conditioning augmentation; None for the base stage.
       aug_level: [b] amount of that corruption in [0, 1]; None for the base stage.
+      text_cache: what the network computed of the text before, so that the steps of a sampler need
+        not; None where it is to be computed.
     """
 
     text: TextEmbedding
     low_res: Image | None = None
     aug_level: Float[Array, " b"] | None = None
+    text_cache: Any = None
 
 
 Network = Callable[[Image, LogSNR, Conditioning], Image]

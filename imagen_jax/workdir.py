@@ -53,8 +53,8 @@ def read_record(workdir: str | Path, stage: str) -> dict[str, Any]:
 def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None:
     """Writes the record of a new stage, or checks that the existing one says the same.
 
-    The settings that a stage is sampled with do not matter to its training: new ones replace those
-    in the record.
+    The settings that a stage is sampled with, and the mesh of devices, do not matter to its
+    training: new ones replace those in the record.
 
     Raises:
       ValueError: the stage was started with another config or on other embeddings; lists every
@@ -66,7 +66,12 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
         found = json.loads(path.read_text())
         if found == record:
             return
-        found["config"]["stages"][stage]["sample"] = record["config"]["stages"][stage]["sample"]
+        for section in ("sample", "mesh"):
+            found["config"]["stages"][stage].pop(section, None)
+            if section in record["config"]["stages"][stage]:
+                found["config"]["stages"][stage][section] = record["config"]["stages"][stage][
+                    section
+                ]
         if lines := differences(found, record):
             raise ValueError(
                 f"{path.parent} was started with another config or data; use another --workdir, or "

@@ -20,6 +20,7 @@ FLOORS = {
     "stage": ("stage",),
     "join": ("sampling", "workdir", "pretrained"),
     "jobs": ("train", "embed", "cascade", "eval"),
+    "plan": ("plan",),
     "commands": ("cli",),
     "door": ("main",),
 }

@@ -32,7 +32,7 @@ FLAGS = (
     # Compiling is all the time these tests take.
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-MESH = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
+MESH = AbstractMesh((1, 2, 2, 1, 2), sharding.MESH_AXES)
 
 
 def boxed(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
         _, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
         sharded = jax.jit(
             jax.value_and_grad(loss),
-            in_shardings=(shardings.params, sharding.batch_sharding(mesh)),
+            in_shardings=(shardings.params, sharding.batch_shardings(mesh, batch)),
             out_shardings=(sharding.replicated(mesh), shardings.params),
         )(params, batch)
         divided = any(not g.sharding.is_fully_replicated for g in jax.tree.leaves(sharded[1]))
@@ -139,12 +139,13 @@ def gradients_do_not_depend_on_the_mesh() -> None:
     gradients_of(
         tiny.stage("base", *tiny.ONE_LEVEL),
         [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2},
-         {"data": 2, "fsdp": 2, "tensor": 2}],
+         {"data": 2, "fsdp": 2, "tensor": 2}, {"slice": 2, "fsdp": 4}],
     )  # fmt: skip
     gradients_of(
         tiny.stage("sr", *tiny.ONE_LEVEL),
-        [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
-    )
+        [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2},
+         {"fsdp": 2, "spatial": 2, "tensor": 2}],
+    )  # fmt: skip
 
 
 def training_goes_on_with_another_mesh() -> None:
@@ -163,7 +164,7 @@ def training_goes_on_with_another_mesh() -> None:
         assert kernel.sharding.spec == PartitionSpec(None, None, "fsdp", "tensor")
         restored = train(config, "base", data, directory, {"data": 4, "tensor": 2})
         kernel = restored.params["middle_0"]["conv_in"]["conv"]["kernel"]
-        assert kernel.sharding.mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
+        assert kernel.sharding.mesh.shape == sharding.mesh_sizes({"data": 4, "tensor": 2}, 8)
         jax.tree.map(np.testing.assert_array_equal, *jax.device_get((trained, restored)))
         ((_, ema),), _ = load_stages(directory)
         jax.tree.map(np.testing.assert_array_equal, *jax.device_get((ema, trained.ema)))

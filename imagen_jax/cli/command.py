@@ -57,6 +57,30 @@ def positive(text: str) -> int:
     return number
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config, --stage and --set."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="file with get_config(), or the name of one in configs/",
+    )
+    parser.add_argument(
+        "--stage",
+        help="key of config.stages, such as base (32 pixels) or sr (64); needed where there are "
+        "several",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="other values for keys of the config, by their full path: seed=1",
+    )
+
+
 def add_scenes(parser: argparse.ArgumentParser) -> None:
     """Adds --scenes, the level of the built-in scenes, and --emoji, which adds to it."""
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.command import Commands, add_config, command
 
 
 def add_command(commands: Commands) -> None:
@@ -35,27 +35,10 @@ def add_command(commands: Commands) -> None:
             follow the loss and the pictures in a browser""",
         when_interrupted="; the same command goes on from the last checkpoint",
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        required=True,
-        help="file with get_config(), or the name of one in configs/",
-    )
-    parser.add_argument(
-        "--stage", required=True, help="key of config.stages, such as base (32 pixels) or sr (64)"
-    )
+    add_config(parser)
     parser.add_argument("--data", metavar="DIR", required=True, help="what `imagen embed` wrote")
     parser.add_argument(
         "--workdir", metavar="DIR", required=True, help="holds one folder for each stage"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="other values for keys of the config, by their full path: seed=1",
     )
     parser.add_argument(
         "--init-from",

@@ -214,6 +214,7 @@ def guided_denoiser(
     parametrization: str,
     threshold: str | Callable[[Image], Image],
     negative: TextEmbedding | None = None,
+    prepare: Callable[[Conditioning], Conditioning] | None = None,
 ) -> Denoiser:
     """The guided, thresholded estimate of x0 as a function of (x_t, logsnr).
 
@@ -230,6 +231,7 @@ def guided_denoiser(
       threshold: one of THRESHOLDS ("dynamic" has the percentile 99.5), or a function of x0 such as
         DynamicThreshold(percentile=99.0, cap=4.0).
       negative: text to be guided away from, in place of no text.
+      prepare: adds to the conditioning of both halves what can be computed once for all steps.
 
     Returns:
       (x_t [b, h, w, c], logsnr [] or [b]) -> x0 [b, h, w, c] in x_t's dtype.
@@ -245,6 +247,8 @@ def guided_denoiser(
     limit = threshold
     unguided = isinstance(guidance, (int, float)) and guidance == 1
     conditioning = conditional if unguided else stack_conditioning(conditional, negative)
+    if prepare is not None:
+        conditioning = prepare(conditioning)
 
     def denoise(x_t: Image, logsnr: LogSNR) -> Image:
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, x_t.dtype), x_t.shape[:1])

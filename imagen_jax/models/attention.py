@@ -29,16 +29,28 @@ class TextContext(nn.Module):
 
     A learned null token, always visible, stands in front: with the text dropped (mask all False)
     attention to text stays defined, and the null token is what it sees.
+
+    Attributes:
+      qk_norm: see ImageAttention.
     """
 
     heads: int
     head_channels: int
     dtype: jnp.dtype
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
         self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
     ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"], Bool[Array, "b m"]]:
+        keys, values = layers.cached(self, "keys_values", lambda: self.keys_values(text))
+        visible = jnp.concatenate([jnp.ones((text.shape[0], 1), bool), mask], axis=1)
+        return keys, values, visible
+
+    def keys_values(
+        self, text: Float[Array, "b l d"]
+    ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"]]:
+        """Of the null token and all tokens; to be called within the compact method."""
         b = text.shape[0]
         width = self.heads * self.head_channels
         tokens = layers.LayerNorm(self.dtype, name="norm")(text)
@@ -48,10 +60,11 @@ class TextContext(nn.Module):
         )
         null = jnp.broadcast_to(null.astype(self.dtype), (b, 1, 2 * width))
         keys_values = jnp.concatenate([null, keys_values], axis=1)
-        k, v = jnp.split(keys_values, 2, axis=-1)
-        shape = (b, -1, self.heads, self.head_channels)
-        visible = jnp.concatenate([jnp.ones((b, 1), bool), mask], axis=1)
-        return k.reshape(shape), v.reshape(shape), visible
+        k, v = (
+            x.reshape(b, -1, self.heads, self.head_channels)
+            for x in jnp.split(keys_values, 2, axis=-1)
+        )
+        return layers.RMSNorm(self.dtype, name="k_norm")(k) if self.qk_norm else k, v
 
 
 def coordinates(height: int, width: int) -> Float[Array, "n 16"]:
@@ -79,6 +92,8 @@ class ImageAttention(nn.Module):
       to_text: attend to text tokens.
       positions: tell each position where in the picture it lies. Not in the paper: networks learn
         it from the borders of convolutions, which takes long where noise hides all else.
+      qk_norm: root-mean-square norm of every head's queries and keys, which bounds the logits
+        (Dehghani et al. 2023, arXiv:2302.05442). Not in the paper.
     """
 
     head_channels: int
@@ -86,6 +101,7 @@ class ImageAttention(nn.Module):
     to_text: bool
     dtype: jnp.dtype
     positions: bool = False
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -102,15 +118,17 @@ class ImageAttention(nn.Module):
             tokens += layers.Dense(c, self.dtype, use_bias=False, name="positions")(where)
         shape = (b, -1, heads, self.head_channels)
         q = layers.Dense(c, self.dtype, use_bias=False, name="q")(tokens).reshape(shape)
+        if self.qk_norm:
+            q = layers.RMSNorm(self.dtype, name="q_norm")(q)
         keys, values, visible = [], [], []
         if self.to_image:
             kv = layers.Dense(2 * c, self.dtype, use_bias=False, name="kv")(tokens)
-            k, v = jnp.split(kv, 2, axis=-1)
-            keys.append(k.reshape(shape))
-            values.append(v.reshape(shape))
+            k, v = (x.reshape(shape) for x in jnp.split(kv, 2, axis=-1))
+            keys.append(layers.RMSNorm(self.dtype, name="k_norm")(k) if self.qk_norm else k)
+            values.append(v)
             visible.append(jnp.ones((b, h * w), bool))
         if self.to_text:
-            context = TextContext(heads, self.head_channels, self.dtype, name="text")
+            context = TextContext(heads, self.head_channels, self.dtype, self.qk_norm, name="text")
             k, v, seen = context(text, mask)
             keys.append(k)
             values.append(v)

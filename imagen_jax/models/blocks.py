@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from imagen_jax.models import layers
+from imagen_jax.models.attention import ImageAttention
+from imagen_jax.models.stack import Context
 
 Resample = Literal["none", "down", "up"]
 
@@ -49,23 +52,65 @@ class ResBlock(nn.Module):
         return x + y
 
 
-class EfficientResBlock(nn.Module):
-    """Residual block of the Efficient U-Net (Imagen, figure A.27).
+class UNetBlock(nn.Module):
+    """Residual block of the base U-Net, with attention behind it where the level has attention.
 
-    GroupNorm, swish, 3x3 convolution, twice, beside a shortcut that is always a 1x1 convolution.
-    The conditioning vector enters once per DBlock or UBlock (CombineEmbedding), not here.
+    Attributes:
+      channels: output channels.
+      attention: None, or the fields of ImageAttention.
+      train: dropout is on.
     """
 
     channels: int
     dtype: jnp.dtype
+    dropout: float
+    train: bool
+    attention: FrozenDict[str, Any] | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    def __call__(
+        self, y: Float[Array, "b h w c"], skip: Float[Array, "b h w s"] | None, context: Context
+    ) -> Float[Array, "b h w d"]:
+        vector, tokens, mask = context
+        if skip is not None:
+            y = jnp.concatenate([y, skip], axis=-1)
+        y = ResBlock(self.channels, self.dtype, self.dropout, name="residual")(
+            y, vector, self.train
+        )
+        if self.attention is not None:
+            y = ImageAttention(**self.attention, name="attention")(y, tokens, mask)
+        return y
+
+
+class EfficientBlock(nn.Module):
+    """Residual block of the Efficient U-Net (Imagen, figure A.27), and attention if it has its own.
+
+    GroupNorm, swish, 3x3 convolution, twice, beside a shortcut that is always a 1x1 convolution.
+    The conditioning vector enters once per DBlock or UBlock (CombineEmbedding), not here.
+
+    Attributes:
+      channels: output channels.
+      attention: fields of the ImageAttention layers that follow.
+    """
+
+    channels: int
+    dtype: jnp.dtype
+    attention: tuple[FrozenDict[str, Any], ...] = ()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], skip: None, context: Context
+    ) -> Float[Array, "b h w d"]:
+        del skip  # comes to the whole UBlock
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_in")(x))
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y))
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
-        return y + layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
+        y += layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
+        _, tokens, mask = context
+        for i, fields in enumerate(self.attention):
+            y = ImageAttention(**fields, name=f"attention_{i}")(y, tokens, mask)
+        return y
 
 
 class CombineEmbedding(nn.Module):

@@ -59,9 +59,8 @@ class ConditioningEncoder(nn.Module):
             tokens = TextBlock(self.head_channels, self.dtype, name=f"text_{i}")(tokens, mask)
 
         vector = self.embed_scalar(logsnr * 25.0, "logsnr")
-        vector += AttentionPool(self.head_channels, self.features, self.dtype, name="pool")(
-            tokens, mask
-        )
+        pool = AttentionPool(self.head_channels, self.features, self.dtype, name="pool")
+        vector += layers.cached(self, "pooled", lambda: pool(tokens, mask))
         if self.has_low_res:
             if conditioning.low_res is None or conditioning.aug_level is None:
                 raise ValueError(

@@ -7,12 +7,14 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention
-from imagen_jax.models.blocks import CombineEmbedding, EfficientResBlock
+from imagen_jax.models.blocks import CombineEmbedding, EfficientBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
+from imagen_jax.models.stack import Remat, rematerialised, repeat
 from imagen_jax.models.unet import check_divisible
 from imagen_jax.typing import Conditioning
 
@@ -32,12 +34,15 @@ class EfficientUNet(nn.Module):
         paper's sr256).
       blocks: residual blocks of each DBlock and of the UBlock opposite (2, 4, 8, 8 in sr256).
       self_attention: for each DBlock, whether its positions attend to one another.
-      cross_attention: for each DBlock, whether they attend to text.
+      cross_attention: for each DBlock, whether they attend to text (after that).
       head_channels: channels of an attention head.
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
       dtype: dtype of activations; parameters, norms and the output are float32.
+      attend: after every residual block of a DBlock, "block", or once after all of them, "level".
       attention_positions: see ImageAttention.positions; False in the paper.
+      qk_norm: see ImageAttention.qk_norm; False in the paper.
+      remat: what is computed again in the backward pass, see stack.REMAT.
     """
 
     channels: tuple[int, ...]
@@ -49,7 +54,10 @@ class EfficientUNet(nn.Module):
     text_layers: int
     dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
+    attend: Literal["block", "level"] = "level"
     attention_positions: bool = False
+    qk_norm: bool = False
+    remat: Remat = "none"
     has_low_res: bool = True
 
     @nn.compact
@@ -80,20 +88,38 @@ class EfficientUNet(nn.Module):
             name="conditioning",
         )(logsnr, conditioning)
 
+        context = (vector, tokens, mask)
+
+        def attention(i):
+            """Fields of the attention layers of a DBlock: to itself, then to text."""
+            shared = {
+                "head_channels": self.head_channels,
+                "dtype": dtype,
+                "positions": self.attention_positions,
+                "qk_norm": self.qk_norm,
+            }
+            kinds = {"to_image": self.self_attention[i], "to_text": self.cross_attention[i]}
+            return tuple(
+                FrozenDict(shared, **{other: other == kind for other in kinds})
+                for kind, wanted in kinds.items()
+                if wanted
+            )
+
         def stack(y, i, way):
             """Combined embedding, residual blocks and attention: what both ways share."""
             y = CombineEmbedding(dtype, name=f"{way}_{i}_embedding")(y, vector)
-            for j in range(self.blocks[i]):
-                y = EfficientResBlock(self.channels[i], dtype, name=f"{way}_{i}_{j}")(y)
-            if self.self_attention[i] or self.cross_attention[i]:
-                y = ImageAttention(
-                    self.head_channels,
-                    self.self_attention[i],
-                    self.cross_attention[i],
-                    dtype,
-                    self.attention_positions,
-                    name=f"{way}_{i}_attention",
-                )(y, tokens, mask)
+            of_blocks = attention(i) if self.attend == "block" else ()
+            fields = {"channels": self.channels[i], "dtype": dtype, "attention": of_blocks}
+            names = [f"{way}_{i}_{j}" for j in range(self.blocks[i])]
+            if way == "up":  # the first block has more input channels
+                first = rematerialised(EfficientBlock, self.remat)
+                y = first(**fields, name=names.pop(0))(y, None, context)
+            y, _ = repeat(EfficientBlock, fields, names, y, None, context, self.remat)
+            if self.attend == "level":
+                for k, of_level in enumerate(attention(i)):
+                    name = f"{way}_{i}_attention" + ("_text" if k else "")
+                    attend = rematerialised(ImageAttention, self.remat)
+                    y = attend(**of_level, name=name)(y, tokens, mask)
             return y
 
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]

@@ -8,7 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+PRODUCT = "product"
+"""Name that results of convolutions and dense layers carry, for rematerialisation policies."""
+TEXT_CACHE = "text_cache"
+"""Collection of what a network computes of the text alone, once for all steps of sampling."""
 
 DEFAULT_INIT = nn.initializers.lecun_normal()
 ZEROS = nn.initializers.zeros_init()
@@ -17,6 +23,19 @@ ZEROS = nn.initializers.zeros_init()
 def partitioned(initializer: nn.initializers.Initializer, *names: str) -> Callable[..., Any]:
     """An initializer whose parameter carries the logical axis names `names`."""
     return nn.with_logical_partitioning(initializer, names)
+
+
+def cached(module: nn.Module, name: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns of the text alone, or what the collection TEXT_CACHE has of it.
+
+    Where that collection is mutable, the result is stored in it.
+    """
+    if module.has_variable(TEXT_CACHE, name):
+        return module.get_variable(TEXT_CACHE, name)
+    value = compute()
+    if module.is_mutable_collection(TEXT_CACHE) and not module.is_initializing():
+        module.put_variable(TEXT_CACHE, name, value)
+    return value
 
 
 class Dense(nn.Module):
@@ -29,7 +48,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        return nn.Dense(
+        y = nn.Dense(
             self.features,
             use_bias=self.use_bias,
             dtype=self.dtype,
@@ -37,6 +56,7 @@ class Dense(nn.Module):
             bias_init=partitioned(ZEROS, "vector"),
             name="dense",
         )(x)
+        return checkpoint_name(y, PRODUCT)
 
 
 class Conv(nn.Module):
@@ -52,7 +72,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         bias_axis = "pixel" if self.axes[1] == "pixel" else "vector"
-        return nn.Conv(
+        y = nn.Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
             strides=(self.stride, self.stride),
@@ -62,6 +82,7 @@ class Conv(nn.Module):
             bias_init=partitioned(ZEROS, bias_axis),
             name="conv",
         )(x)
+        return checkpoint_name(y, PRODUCT)
 
 
 def num_groups(channels: int) -> int:
@@ -132,6 +153,22 @@ class LayerNorm(nn.Module):
             dtype=jnp.float32,
             scale_init=partitioned(nn.initializers.ones_init(), "vector"),
             bias_init=partitioned(ZEROS, "vector"),
+            name="norm",
+        )(x.astype(jnp.float32))
+        return y.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 over the last axis (Zhang & Sennrich 2019)."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        y = nn.RMSNorm(
+            epsilon=1e-6,
+            dtype=jnp.float32,
+            scale_init=partitioned(nn.initializers.ones_init(), "vector"),
             name="norm",
         )(x.astype(jnp.float32))
         return y.astype(self.dtype)

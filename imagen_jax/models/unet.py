@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention
-from imagen_jax.models.blocks import ResBlock
+from imagen_jax.models.blocks import ResBlock, UNetBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
+from imagen_jax.models.stack import Remat, rematerialised, repeat
 from imagen_jax.typing import Conditioning
 
 
@@ -31,14 +33,20 @@ class UNet(nn.Module):
     Attributes:
       channels: channels at the highest resolution (embed_dim; 512 in the paper's base64).
       multipliers: channels of each resolution, as multiples; every further one halves it.
-      blocks: residual blocks at each resolution; the way up has one more.
+      blocks: residual blocks at each resolution on the way down; the way up has one more. The
+        blocks that halve or double the resolution also change the channels, so that all blocks of a
+        resolution have one shape.
       attention: for each resolution, whether its blocks are followed by attention.
       head_channels: channels of an attention head.
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
       dropout: dropout rate inside residual blocks.
       dtype: dtype of activations; parameters, norms and the output are float32.
+      conditioning_multiplier: channels of the conditioning vector, as a multiple of `channels`; 4
+        in ADM.
       attention_positions: see ImageAttention.positions; False in the paper.
+      qk_norm: see ImageAttention.qk_norm; False in the paper.
+      remat: what is computed again in the backward pass, see stack.REMAT.
     """
 
     channels: int
@@ -51,7 +59,10 @@ class UNet(nn.Module):
     dropout: float
     dtype: Literal["float32", "bfloat16"]
     image_channels: int = 3
+    conditioning_multiplier: int = 4
     attention_positions: bool = False
+    qk_norm: bool = False
+    remat: Remat = "none"
     has_low_res: bool = False
 
     @nn.compact
@@ -71,7 +82,7 @@ class UNet(nn.Module):
         check_divisible(x.shape, levels - 1)
         dtype = jnp.dtype(self.dtype)
         vector, tokens, mask = ConditioningEncoder(
-            features=4 * self.channels,
+            features=self.conditioning_multiplier * self.channels,
             text_channels=self.text_channels,
             text_layers=self.text_layers,
             head_channels=self.head_channels,
@@ -80,44 +91,53 @@ class UNet(nn.Module):
             name="conditioning",
         )(logsnr, conditioning)
 
-        def res_block(x, channels, name, resample="none"):
-            block = ResBlock(channels, dtype, self.dropout, resample, name=name)
-            return block(x, vector, train)
+        context = (vector, tokens, mask)
 
-        def attend(x, name):
-            attention = ImageAttention(
-                self.head_channels, True, True, dtype, self.attention_positions, name=name
-            )
-            return attention(x, tokens, mask)
+        def level(i, way, y, skips):
+            """The residual blocks of one resolution, and attention behind each."""
+            count = self.blocks[i] + (way == "up")
+            fields = {
+                "channels": self.channels * self.multipliers[i],
+                "dtype": dtype,
+                "dropout": self.dropout,
+                "train": train,
+                "attention": attention if self.attention[i] else None,
+            }
+            names = [f"{way}_{i}_{j}" for j in range(count)]
+            return repeat(UNetBlock, fields, names, y, skips, context, self.remat)
 
+        def res_block(y, channels, name, resample="none"):
+            block = rematerialised(ResBlock, self.remat, static_argnums=3)
+            return block(channels, dtype, self.dropout, resample, name=name)(y, vector, train)
+
+        attention: FrozenDict[str, Any] = FrozenDict(
+            head_channels=self.head_channels,
+            to_image=True,
+            to_text=True,
+            dtype=dtype,
+            positions=self.attention_positions,
+            qk_norm=self.qk_norm,
+        )
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
         y = jnp.concatenate(inputs, axis=-1).astype(dtype)
         y = layers.Conv(self.channels, dtype, axes=("pixel", "out"), name="conv_in")(y)
-        skips = [y]
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        skips = []
         for i in range(levels):
-            channels = self.channels * self.multipliers[i]
-            for j in range(self.blocks[i]):
-                y = res_block(y, channels, f"down_{i}_{j}")
-                if self.attention[i]:
-                    y = attend(y, f"down_{i}_{j}_attention")
-                skips.append(y)
-            if i < levels - 1:
-                y = res_block(y, channels, f"down_{i}_resample", "down")
-                skips.append(y)
+            if i > 0:
+                y = res_block(y, widths[i], f"down_{i}_resample", "down")
+            first = y
+            y, outputs = level(i, "down", y, None)
+            skips.append([first, *outputs])
 
-        y = res_block(y, y.shape[-1], "middle_0")
-        y = attend(y, "middle_attention")
-        y = res_block(y, y.shape[-1], "middle_1")
+        y = res_block(y, widths[-1], "middle_0")
+        y = ImageAttention(**attention, name="middle_attention")(y, tokens, mask)
+        y = res_block(y, widths[-1], "middle_1")
 
         for i in reversed(range(levels)):
-            channels = self.channels * self.multipliers[i]
-            for j in range(self.blocks[i] + 1):
-                y = jnp.concatenate([y, skips.pop()], axis=-1)
-                y = res_block(y, channels, f"up_{i}_{j}")
-                if self.attention[i]:
-                    y = attend(y, f"up_{i}_{j}_attention")
+            y, _ = level(i, "up", y, skips[i][::-1])
             if i > 0:
-                y = res_block(y, channels, f"up_{i}_resample", "up")
+                y = res_block(y, widths[i - 1], f"up_{i}_resample", "up")
         y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y))
         y = layers.Conv(
             self.image_channels,

@@ -24,7 +24,7 @@ from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.metrics import SampleGrid, summarise
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
-from imagen_jax.train.step import make_train_step
+from imagen_jax.train.step import jit_train_step
 from imagen_jax.workdir import (
     check_init,
     claim_stage,
@@ -38,7 +38,7 @@ GRID_EXAMPLES = 16
 
 def train(
     config: ConfigDict,
-    stage_name: str,
+    stage_name: str | None,
     data_dir: str,
     workdir: str,
     mesh_axes: dict[str, int] | None = None,
@@ -50,10 +50,10 @@ def train(
 
     Args:
       config: as load_config returns it.
-      stage_name: key in config.stages.
+      stage_name: key in config.stages; None for the only one.
       data_dir: embeddings written by `imagen embed`.
       workdir: everything is written to <workdir>/<stage_name>/.
-      mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None is data parallel.
+      mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None takes the config's.
       init_from: work directory whose averaged weights of the same stage are where a new stage
         starts, with step 0 and a fresh optimiser: fine-tuning. None starts from random weights.
 
@@ -67,7 +67,8 @@ def train(
       FileNotFoundError: missing embeddings, or no weights to start from.
     """
     stage = make_stage(config, stage_name)
-    mesh = sharding.make_mesh(mesh_axes)
+    stage_name = stage.name
+    mesh = sharding.make_mesh(stage.mesh.axes() if mesh_axes is None else mesh_axes)
     batches = _open_batches(stage, data_dir, mesh)
     optimizer = make_optimizer(stage.train)
     abstract, shardings = abstract_state(stage, optimizer, mesh)
@@ -98,13 +99,8 @@ def train(
             f"steps {start} -> {stage.train.steps} on {mesh.size} {jax.devices()[0].platform} "
             f"device(s) of {jax.process_count()} host(s)"
         )
-    batch_sharding = sharding.batch_sharding(mesh)
-    train_step = jax.jit(
-        make_train_step(stage, optimizer),
-        in_shardings=(shardings, batch_sharding),
-        out_shardings=(shardings, sharding.replicated(mesh)),  # every host reads the metrics
-        donate_argnums=0,
-    )
+    batch_shardings = sharding.batch_shardings(mesh, stage.batch_names)
+    train_step = jit_train_step(stage, optimizer, mesh, shardings)
     writer = metric_writers.create_default_writer(
         str(directory / "logs"), just_logging=not first_host, asynchronous=True
     )
@@ -122,7 +118,7 @@ def train(
     since = time.monotonic()
     with contextlib.closing(checkpointer), contextlib.closing(writer), progress:
         for step in range(start + 1, stage.train.steps + 1):
-            batch = _to_device(next(batches), batch_sharding)
+            batch = _to_device(next(batches), batch_shardings)
             state, metrics = train_step(state, batch)
             logged.append(metrics)
             progress.update()
@@ -159,16 +155,18 @@ def train(
 
 
 def _open_batches(stage: Stage, data_dir: str, mesh: jax.sharding.Mesh) -> BatchIterator:
-    divisor = sharding.batch_divisor(mesh)
+    divisor = sharding.batch_divisor(mesh) * stage.train.accumulation
     if stage.train.batch_size % divisor or stage.train.batch_size % jax.process_count():
         raise ValueError(
             f"stages.{stage.name}.train.batch_size is {stage.train.batch_size}; it must be a "
-            f"multiple of the {divisor} devices and the {jax.process_count()} hosts that share it"
+            f"multiple of the {sharding.batch_divisor(mesh)} devices and the "
+            f"{jax.process_count()} hosts that share it, and of accumulation "
+            f"({stage.train.accumulation}) times the devices"
         )
     batches = train_batches(
         data_dir,
-        image_size=stage.resolution,
-        low_res_size=stage.low_res,
+        image_size=stage.train_resolution,
+        low_res_size=stage.train_low_res,
         text_length=stage.text.max_length,
         batch_size=stage.train.batch_size // jax.process_count(),
         seed=stage.train.seed,
@@ -193,9 +191,10 @@ def _first_records(data_dir: str, manifest: dict[str, Any]) -> list[Record]:
 
 
 def _to_device(
-    batch: dict[str, np.ndarray], spec: jax.sharding.NamedSharding
+    batch: dict[str, np.ndarray], shardings: dict[str, jax.sharding.NamedSharding]
 ) -> dict[str, jax.Array]:
     """Global arrays from this host's share of the batch."""
     return {
-        name: jax.make_array_from_process_local_data(spec, value) for name, value in batch.items()
+        name: jax.make_array_from_process_local_data(shardings[name], value)
+        for name, value in batch.items()
     }

@@ -33,15 +33,16 @@ def hidden_kernels(params: Any) -> Any:
 
     Returns:
       The same tree: for kernels between the first and the last convolution, that all axes but the
-      last are inputs of the matrix; None for all else (vectors, and kernels that read or make
-      pixels), which Adam updates.
+      last are inputs of the matrix, one for each block of a stack; None for all else (vectors, and
+      kernels that read or make pixels), which Adam updates.
     """
 
     def dimensions(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if keys[-1] != "kernel" or keys[0] in ("conv_in", "conv_out"):
             return None
-        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        stacked = any(key.endswith("_stack") for key in keys)
+        return MuonDimensionNumbers(tuple(range(stacked, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
 

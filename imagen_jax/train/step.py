@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from imagen_jax import sharding
 from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level
 from imagen_jax.diffusion.loss import DiffusionLoss, diffusion_loss
 from imagen_jax.stage import Stage, upsample_low_res
@@ -45,7 +47,7 @@ def batch_conditioning(
     if stage.low_res is None:
         return Conditioning(text)
     level_key, noise_key = jax.random.split(key)
-    low_res = upsample_low_res(batch["low_res"], stage.resolution)
+    low_res = upsample_low_res(batch["low_res"], stage.train_resolution)
     aug_level = stage.train.max_aug_level * sample_aug_level(level_key, low_res.shape[0])
     noised = augment_low_res(noise_key, low_res, aug_level, stage.schedule)
     return Conditioning(text, noised, aug_level)
@@ -77,6 +79,43 @@ def stage_loss(stage: Stage, params: Any, batch: Batch, key: jax.Array) -> Diffu
     )
 
 
+def loss_and_gradients(
+    stage: Stage, params: Any, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, DiffusionLoss, Any]:
+    """Mean loss of a batch, the loss of its examples, and the gradients of the mean.
+
+    With accumulation, the batch is taken in parts one after another, and their gradients averaged;
+    every part has a key of its own.
+    """
+
+    def mean_loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, DiffusionLoss]:
+        loss = stage_loss(stage, params, batch, key)
+        return jnp.mean(loss.per_example), loss
+
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+    parts = stage.train.accumulation
+    if parts == 1:
+        (loss, detail), grads = value_and_grad(params, batch, key)
+        return loss, detail, grads
+
+    # Part i has every parts-th example, so that each device keeps the examples that it has.
+    divided = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def accumulate(
+        total: tuple[jax.Array, Any], part: tuple[Batch, jax.Array]
+    ) -> tuple[tuple[jax.Array, Any], DiffusionLoss]:
+        (loss, detail), grads = value_and_grad(params, *part)
+        return jax.tree.map(jnp.add, total, (loss, grads)), detail
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, details = jax.lax.scan(accumulate, zero, (divided, jax.random.split(key, parts)))
+    loss, grads = jax.tree.map(lambda x: x / parts, total)
+    detail = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), details)
+    return loss, detail, grads
+
+
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     """Decay at `step`, ramped up as min(decay, (1 + step) / (10 + step)) so that the average does
     not remember initialisation (the warmup of tf.train.ExponentialMovingAverage)."""
@@ -96,11 +135,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), state.step)
 
-        def mean_loss(params):
-            loss = stage_loss(stage, params, batch, key)
-            return jnp.mean(loss.per_example), loss
-
-        (loss, detail), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        loss, detail, grads = loss_and_gradients(stage, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step, stage.train.ema_decay)
@@ -115,3 +150,16 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(
+    stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh, state_shardings: Any
+) -> Any:
+    """The step function compiled for a mesh: the state is donated and keeps its shardings, and
+    every host can read the metrics."""
+    return jax.jit(
+        make_train_step(stage, optimizer),
+        in_shardings=(state_shardings, sharding.batch_shardings(mesh, stage.batch_names)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )

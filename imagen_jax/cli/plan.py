@@ -1,0 +1,109 @@
+"""`imagen plan`: what a stage needs of the machines it shall run on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from imagen_jax.cli.command import Commands, add_config, command, positive
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to the parser of `imagen`."""
+    parser = command(
+        commands,
+        "plan",
+        "memory, time and cost of a stage on machines that one does not have yet",
+        """
+        Compiles the program that a stage would run, for TPUs by their own compiler and without
+        having one, and reports whether it fits, what takes the memory, and how long a step takes at
+        best. Times are bounds from the chips' published rates: real steps take longer. The exit
+        status is 0 if it fits and 1 if not.""",
+        """
+        imagen plan --config configs/base64.py --topology v4:8x8x4
+        imagen plan --config configs/sr256.py --topology v4:4x4x8 --remat blocks \\
+            --json plan.json --chart plan.png
+        imagen plan --config configs/base64.py --topology v5p:4x4x4 --search
+        imagen plan --config configs/sr1024.py --topology v4:2x2x1 --job sample --batch 4
+        imagen plan --config configs/base64.py --topology v4:2x2x1 --job embed --batch 512
+        imagen plan --config quickstart --stage base
+            this machine, as it is""",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8 (default: "
+        "this machine's devices)",
+    )
+    parser.add_argument(
+        "--slices", type=positive, default=1, help="slices of that topology (default: 1)"
+    )
+    parser.add_argument(
+        "--job",
+        choices=("train", "sample", "embed"),
+        default="train",
+        help="the train step, the whole sampler, or T5's encoder over captions (default: train)",
+    )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=SIZE",
+        nargs="+",
+        help="sizes of the axes slice, data, fsdp, spatial and tensor; -1 takes the remaining "
+        "devices (default: the config's)",
+    )
+    parser.add_argument(
+        "--batch", type=positive, help="examples of a step or call, over all devices"
+    )
+    parser.add_argument("--remat", help="none, products or blocks (default: the config's)")
+    parser.add_argument("--accumulation", type=positive, help="parts of a step's batch")
+    parser.add_argument("--json", metavar="FILE", help="also write every figure there")
+    parser.add_argument("--chart", metavar="FILE", help="also draw memory and time there (PNG)")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, rematerialisation and accumulation, and rank them; minutes for each",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the parsed arguments say; returns 0 if it fits, else 1."""
+    import os
+
+    from imagen_jax.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.topology is not None:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is only compiled for
+    from imagen_jax.plan.jobs import make_job, where_to
+    from imagen_jax.plan.report import format_plan, make_plan
+    from imagen_jax.plan.search import format_ranking, search
+
+    target = where_to(args.topology, args.slices)
+    job = make_job(
+        config,
+        args.stage,
+        target,
+        job=args.job,
+        mesh=args.mesh,
+        batch=args.batch,
+        remat=args.remat,
+        accumulation=args.accumulation,
+    )
+    if args.search:
+        plans, failed = search(job.stage, target.devices, target.name, target.chip)
+        print(format_ranking(plans, failed))
+        if not plans:
+            raise ValueError("nothing could be compiled")
+        plan = plans[0]
+    else:
+        plan = make_plan(job.compile(), target.chip, target.slice_devices)
+        print(format_plan(plan))
+    if args.json:
+        Path(args.json).write_text(plan.to_json() + "\n")
+    if args.chart:
+        from imagen_jax.plan.chart import draw
+
+        draw(plan, args.chart)
+    return 0 if plan.fits else 1

@@ -1,0 +1,96 @@
+"""Rows of identical blocks: compiled once, and rematerialised by a named policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from imagen_jax.models import layers
+
+SCAN_FROM = 3
+"""Identical blocks in a row that are worth a loop in the compiled program."""
+
+Remat = Literal["none", "products", "blocks"]
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "products": jax.checkpoint_policies.save_only_these_names(layers.PRODUCT),
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds saved of a block, and what it computes again: "none" saves all that
+it needs, "products" the results of convolutions and dense layers (norms, activations and attention
+weights are computed again), "blocks" each block's input alone."""
+
+Context = tuple[Float[Array, "b f"], Float[Array, "b l d"], Bool[Array, "b l"]]
+"""Conditioning vector, text tokens and their mask: what all blocks of a network share."""
+
+
+def rematerialised(
+    block: type[nn.Module], remat: Remat, static_argnums: int | tuple[int, ...] = ()
+) -> Any:
+    """The class of a block under the policy that REMAT has of this name.
+
+    Args:
+      static_argnums: positions of arguments that are no arrays, counted with self.
+    """
+    if remat == "none":
+        return block
+    return nn.remat(block, policy=REMAT[remat], static_argnums=static_argnums)
+
+
+def repeat(
+    block: type[nn.Module],
+    fields: Mapping[str, Any],
+    names: Sequence[str],
+    y: Float[Array, "b h w c"],
+    skips: Sequence[Float[Array, "b h w d"]] | None,
+    context: Context,
+    remat: Remat,
+) -> tuple[Float[Array, "b h w c"], list[Float[Array, "b h w c"]]]:
+    """Applies blocks of one shape one after another, each with its own parameters.
+
+    SCAN_FROM blocks or more become one loop, whose compile time does not grow with their number;
+    their parameters are stacked along a leading axis "stack", under the name of the first block
+    with "_stack" behind it. To be called within a compact module.
+
+    Args:
+      block: maps (y, skip or None, context) to y, of the same shape.
+      fields: of the block.
+      names: one for each block.
+      y: input of the first.
+      skips: what each block is handed besides, in their order; None for nothing.
+      context: handed to all.
+      remat: key of REMAT.
+
+    Returns:
+      (output of the last block, outputs of all).
+    """
+    if len(names) < SCAN_FROM:
+        outputs = []
+        for i, name in enumerate(names):
+            skip = None if skips is None else skips[i]
+            y = rematerialised(block, remat)(**fields, name=name)(y, skip, context)
+            outputs.append(y)
+        return y, outputs
+
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, y: Any, skip: Any, context: Any) -> Any:
+            y = block(**fields, name="block")(y, skip, context)
+            return y, y
+
+    loop: Any = nn.scan(
+        rematerialised(Step, remat),
+        variable_axes={"params": 0, layers.TEXT_CACHE: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=len(names),
+        metadata_params={nn.PARTITION_NAME: "stack"},
+    )
+    stacked = None if skips is None else jnp.stack(skips)
+    y, outputs = loop(name=f"{names[0]}_stack")(y, stacked, context)
+    return y, list(outputs)

@@ -1,0 +1,1 @@
+"""What a stage needs of the machines it shall run on, from the compiled program itself."""

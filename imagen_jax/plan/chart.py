@@ -1,0 +1,51 @@
+"""Memory and time of a plan as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imagen_jax.plan.chips import GIB
+from imagen_jax.plan.report import Plan
+
+
+def draw(plan: Plan, path: str | Path) -> None:
+    """Writes a picture: memory by kind against what there is, and the terms of the least time.
+
+    Raises:
+      ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "charts need matplotlib; install it with: pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    memory, time = figure.subplots(1, 2)
+    figure.suptitle(f"{plan.stage}: {plan.job} on {plan.where}, {plan.devices} devices")
+    kinds = list(plan.memory)
+    memory.barh(kinds, [size / GIB for size in plan.memory.values()], color="#4878a8")
+    memory.barh(["total"], [plan.total_memory / GIB], color="#223a52")
+    if plan.memory_limit is not None:
+        memory.axvline(plan.memory_limit / GIB, color="#b03030")
+        memory.set_title(
+            f"{plan.total_memory / GIB:.1f} of {plan.memory_limit / GIB:.1f} GiB: "
+            + ("fits" if plan.fits else "does not fit"),
+            fontsize=10,
+        )
+    memory.set_xlabel("GiB of a device")
+    memory.invert_yaxis()
+    if plan.terms and plan.seconds is not None and plan.mfu is not None:
+        names = [name for name, seconds in plan.terms.items() if seconds]
+        time.barh(names, [plan.terms[name] * 1e3 for name in names], color="#5f9e6e")
+        time.barh(
+            ["model alone"],
+            [plan.model_flops / plan.flops * plan.terms["compute"] * 1e3],
+            color="#b8cfbd",
+        )
+        time.set_title(f"MFU {plan.mfu:.0%} at best", fontsize=10)
+        time.invert_yaxis()
+    else:
+        time.set_axis_off()
+    time.set_xlabel("ms of a " + ("step" if plan.job == "train" else "call"))
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,243 @@
+"""The programs that a plan compiles: the train step and the sampler of a stage, as they are run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from imagen_jax import sharding
+from imagen_jax.plan.products import jaxpr_flops
+from imagen_jax.sampling import compiled_sampler, stage_denoiser
+from imagen_jax.stage import Stage
+from imagen_jax.text import t5
+from imagen_jax.text.t5 import T5Config
+from imagen_jax.train.optimizer import make_optimizer
+from imagen_jax.train.state import abstract_state, count_parameters
+from imagen_jax.train.step import jit_train_step, loss_and_gradients
+from imagen_jax.typing import TextEmbedding
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program and what is known of it without looking inside.
+
+    Attributes:
+      stage, job, where, settings, parameters, calls: see report.Plan.
+      compiled: jax.stages.Compiled.
+      seconds: that lowering and compiling took.
+      images: pictures of one call, over all devices.
+      model_flops: of one call, over all devices: products that the mathematics asks for, without
+        those computed again.
+      arguments: bytes of the arguments on one device, by kind.
+      mesh: what it is compiled for.
+    """
+
+    stage: str
+    job: str
+    where: str
+    settings: dict[str, Any]
+    parameters: int
+    calls: int
+    compiled: Any
+    seconds: float
+    images: int
+    model_flops: float
+    arguments: dict[str, int]
+    mesh: Mesh
+
+
+def batch_shapes(stage: Stage, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a training batch."""
+    size = stage.train_resolution
+    shapes: dict[str, Any] = {
+        "image": ((batch_size, size, size, 3), jnp.float32),
+        "text_emb": ((batch_size, stage.text.max_length, stage.text.width), jnp.bfloat16),
+        "text_mask": ((batch_size, stage.text.max_length), jnp.bool_),
+    }
+    if stage.low_res is not None:
+        small = stage.train_low_res
+        shapes["low_res"] = ((batch_size, small, small, 3), jnp.float32)
+    shardings = sharding.batch_shardings(mesh, stage.batch_names)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[name])
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def train_program(stage: Stage, mesh: Mesh, where: str) -> Program:
+    """The train step of a stage, compiled for a mesh.
+
+    Args:
+      where: what the mesh is of, for the report.
+
+    Raises:
+      ValueError: the batch does not divide over the mesh.
+    """
+    _check_divides(stage.train.batch_size, mesh, stage.train.accumulation)
+    optimizer = make_optimizer(stage.train)
+    state, shardings = abstract_state(stage, optimizer, mesh)
+    batch = batch_shapes(stage, stage.train.batch_size, mesh)
+    start = time.monotonic()
+    compiled = jit_train_step(stage, optimizer, mesh, shardings).lower(state, batch).compile()
+    seconds = time.monotonic() - start
+    plain = dataclasses.replace(
+        stage,
+        network=stage.network.clone(remat="none"),
+        train=dataclasses.replace(stage.train, accumulation=1),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    model = jax.make_jaxpr(lambda *args: loss_and_gradients(plain, *args))(state.params, batch, key)
+    return Program(
+        stage=stage.name,
+        job="train",
+        where=where,
+        settings={
+            "batch": stage.train.batch_size,
+            "accumulation": stage.train.accumulation,
+            "remat": stage.network.remat,
+            "optimiser": stage.train.optimizer,
+        },
+        parameters=count_parameters(state.params),
+        calls=stage.train.steps,
+        compiled=compiled,
+        seconds=seconds,
+        images=stage.train.batch_size,
+        model_flops=jaxpr_flops(model.jaxpr),
+        arguments={
+            "parameters": bytes_on_one_device(state.params),
+            "EMA": bytes_on_one_device(state.ema),
+            "optimiser": bytes_on_one_device((state.opt_state, state.step)),
+            "batch": bytes_on_one_device(batch),
+        },
+        mesh=mesh,
+    )
+
+
+def bytes_on_one_device(tree: Any) -> int:
+    """Bytes of a pytree of ShapeDtypeStructs with shardings, on one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total += leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return total
+
+
+def _check_divides(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    divisor = sharding.batch_divisor(mesh) * parts
+    if batch_size % divisor:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be divided over {sharding.batch_divisor(mesh)} "
+            f"devices in {parts} part{'s' * (parts > 1)}"
+        )
+
+
+def sample_program(stage: Stage, mesh: Mesh, where: str, batch_size: int) -> Program:
+    """The sampler of a stage with its default settings, compiled for a mesh.
+
+    Weights are copied to every device, in the network's dtype; pictures are divided.
+    """
+    everywhere = sharding.replicated(mesh)
+    divided = NamedSharding(mesh, sharding.BATCH_SPEC)
+    settings = stage.sample
+    _check_divides(batch_size, mesh)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stage.network.dtype, sharding=everywhere),
+        nn.unbox(jax.eval_shape(stage.init, jax.random.key(0))),
+    )
+
+    def shape(dims: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=divided)
+
+    text = TextEmbedding(
+        shape((batch_size, stage.text.max_length, stage.text.width), jnp.bfloat16),
+        shape((batch_size, stage.text.max_length), jnp.bool_),
+    )
+    keys = shape((batch_size,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    low_res = None
+    if stage.low_res is not None:
+        low_res = shape((batch_size, stage.low_res, stage.low_res, 3), jnp.float32)
+    guidance = None if settings.guidance == 1 else jax.ShapeDtypeStruct((), jnp.float32)
+    start = time.monotonic()
+    lowered = compiled_sampler(stage, settings).lower(params, text, keys, low_res, guidance)
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+
+    def one_call(params: Any, text: TextEmbedding, keys: Any, low_res: Any) -> Any:
+        denoise = stage_denoiser(stage, params, text, keys, low_res, settings)
+        x = jnp.zeros((batch_size, stage.resolution, stage.resolution, 3))
+        return denoise(x, jnp.zeros(()))
+
+    model = jax.make_jaxpr(one_call)(params, text, keys, low_res)
+    return Program(
+        stage=stage.name,
+        job="sample",
+        where=where,
+        settings={"batch": batch_size, "sampler": settings.sampler, "steps": settings.steps},
+        parameters=count_parameters(params),
+        calls=1,
+        compiled=compiled,
+        seconds=seconds,
+        images=batch_size,
+        model_flops=settings.steps * jaxpr_flops(model.jaxpr),
+        arguments={
+            "parameters": bytes_on_one_device(params),
+            "batch": bytes_on_one_device((text, keys, low_res)),
+        },
+        mesh=mesh,
+    )
+
+
+def embed_program(
+    config: T5Config, mesh: Mesh, where: str, batch_size: int, length: int
+) -> Program:
+    """T5's encoder over a batch of captions, its parameters divided over the whole mesh."""
+    place = t5.shardings(mesh.devices.reshape(-1).tolist())
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.ShapeDtypeStruct(
+            leaf.shape,
+            config.dtype,
+            sharding=place("/".join(key.key for key in path), leaf.shape),
+        ),
+        t5.abstract_params(config),
+    )
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((batch_size, length), jnp.bool_)
+    everywhere = jax.tree.leaves(params)[0].sharding.mesh
+    copied = NamedSharding(everywhere, PartitionSpec())
+
+    def encode(params: Any, tokens: Any, mask: Any) -> Any:
+        return t5.encode(params, config, tokens, mask)
+
+    start = time.monotonic()
+    compiled = (
+        jax.jit(
+            encode,
+            in_shardings=(jax.tree.map(lambda p: p.sharding, params), copied, copied),
+            out_shardings=copied,
+        )
+        .lower(params, tokens, mask)
+        .compile()
+    )
+    return Program(
+        stage="t5",
+        job="embed",
+        where=where,
+        settings={"batch": batch_size, "tokens": length, "dtype": config.dtype},
+        parameters=count_parameters(params),
+        calls=1,
+        compiled=compiled,
+        seconds=time.monotonic() - start,
+        images=batch_size,
+        model_flops=jaxpr_flops(jax.make_jaxpr(encode)(params, tokens, mask).jaxpr),
+        arguments={
+            "parameters": bytes_on_one_device(params),
+            "batch": 5 * batch_size * length,
+        },
+        mesh=mesh,
+    )
