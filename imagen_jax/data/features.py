@@ -37,13 +37,15 @@ _TASK_SPECS = {
     "image": (tf.string, 0),
     "emb": (tf.string, 0),
     "emb_len": (tf.int64, 1),
+    "position": (tf.int64, 0),
 }
 TASK_FEATURES = {
     name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=dtype, rank=rank)
     for name, (dtype, rank) in _TASK_SPECS.items()
 }
-"""seqio output features of a task over embedding shards: the record, still compressed."""
-TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1}
+"""seqio output features of a task over embedding shards: the record, still compressed, and its
+position in the order, which seeds what is random about it."""
+TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1, "position": None}
 """Task feature lengths for `seqio.get_dataset`; sizes are arguments of the feature converter."""
 
 

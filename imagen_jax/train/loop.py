@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +16,6 @@ from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator, train_batches
-from imagen_jax.data.records import Record, read_records
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.metrics import SampleGrid, summarise
@@ -108,9 +105,7 @@ def train(
     writer = metric_writers.create_default_writer(
         str(directory / "logs"), just_logging=not first_host, asynchronous=True
     )
-    grid = SampleGrid(
-        stage, directory / "samples", _first_records(data_dir, batches.manifest), mesh
-    )
+    grid = SampleGrid(stage, directory / "samples", batches.first_records(GRID_EXAMPLES), mesh)
     progress = tqdm(
         total=stage.train.steps,
         initial=start,
@@ -170,7 +165,7 @@ def _open_batches(stage: Stage, data_dir: str, mesh: jax.sharding.Mesh) -> Batch
         image_size=stage.resolution,
         low_res_size=stage.low_res,
         text_length=stage.text.max_length,
-        batch_size=stage.train.batch_size // jax.process_count(),
+        batch_size=stage.train.batch_size,
         seed=stage.train.seed,
         shard_index=jax.process_index(),
         num_shards=jax.process_count(),
@@ -184,12 +179,6 @@ def _open_batches(stage: Stage, data_dir: str, mesh: jax.sharding.Mesh) -> Batch
             f"--encoder {stage.text.encoder}, or change text.encoder"
         )
     return batches
-
-
-def _first_records(data_dir: str, manifest: dict[str, Any]) -> list[Record]:
-    """A few records, the same on every host, whose captions are sampled as training goes on."""
-    shard = manifest["splits"]["train"]["shards"][0]
-    return list(itertools.islice(read_records(Path(data_dir) / shard), GRID_EXAMPLES))
 
 
 def _to_device(
