@@ -44,6 +44,10 @@ def get_config() -> ConfigDict:
         "sample_every": 600,
         "checkpoint_every": 600,
         "keep_checkpoints": 2,
+        "keep_every_hours": 0.0,
+        "extra_ema_decays": (),
+        "freeze": (),
+        "max_bad_steps": 10,
     }
     sample = {
         "sampler": "dpmpp_2m",

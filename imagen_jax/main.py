@@ -26,13 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done; 2 a mistake in the arguments or the files that they name, told in one
-      line; 130 interrupted. Any other error is a defect and keeps its traceback.
+      line; 75 training was told to stop, and goes on with the same command; 130 interrupted. Any
+      other error is a defect and keeps its traceback.
     """
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -41,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
         return 130
-    return 0
 
 
 def make_parser() -> argparse.ArgumentParser:

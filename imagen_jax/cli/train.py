@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from imagen_jax.cli.command import Commands, command
 
@@ -16,7 +17,8 @@ def add_command(commands: Commands) -> None:
         """
         Trains one stage of the cascade that a config describes. Checkpoints, sample grids and
         curves for TensorBoard go to WORKDIR/STAGE. Stages train independently and in any order.
-        Interrupted, the same command goes on from the last checkpoint.""",
+        Interrupted, the same command goes on from the last checkpoint. On SIGTERM it writes one and
+        ends with status 75; on SIGUSR1 it writes a profiler trace of a few steps.""",
         """
         imagen train --config configs/quickstart.py --stage base \\
             --data runs/quickstart/embeddings --workdir runs/quickstart
@@ -60,8 +62,14 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--init-from",
         metavar="DIR",
-        help="fine-tune: start from the averaged weights that this other work directory has of the "
-        "stage",
+        help="fine-tune: start a new stage from the averaged weights that another work directory "
+        "has of it",
+    )
+    parser.add_argument(
+        "--fall-back",
+        action="store_true",
+        help="where the newest checkpoint is damaged: set it aside, and resume from the newest "
+        "one that is whole",
     )
     parser.add_argument(
         "--multi-host",
@@ -75,8 +83,8 @@ def add_command(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the parsed arguments say."""
+def run(args: argparse.Namespace) -> int:
+    """Does what the parsed arguments say, and returns the exit status."""
     from imagen_jax.config import load_config
 
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
@@ -84,6 +92,19 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.sharding import join_hosts
 
         join_hosts(args.multi_host)
+    from imagen_jax.train.interruption import PREEMPTED, Preempted
     from imagen_jax.train.loop import train
 
-    train(config, args.stage, args.data, args.workdir, init_from=args.init_from)
+    try:
+        train(
+            config,
+            args.stage,
+            args.data,
+            args.workdir,
+            init_from=args.init_from,
+            fall_back=args.fall_back,
+        )
+    except Preempted as stop:
+        print(f"imagen: {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return PREEMPTED
+    return 0

@@ -37,6 +37,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
       manifest: of the embedding directory; of a mixture, the "encoder", "image_size" and "source"
         of its parts.
       fingerprint: everything that fixes the order of the batches; compared on restore.
+      ids: of the records in the batch taken last, in its order.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     ):
         self.manifest = manifest
         self.fingerprint = fingerprint
+        self.ids: list[str] = []
         self._data = data
         self._first_host = first_host
         self._first_shard = first_shard
@@ -57,6 +59,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self.element_spec = {
             name: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype.as_numpy_dtype)
             for name, spec in make_dataset(0).element_spec.items()
+            if name != "id"
         }
         self.seek(0)
 
@@ -81,6 +84,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 f"cannot read the embeddings in {self._data}: {_first_line(error)}"
             ) from error
         self.step += 1
+        self.ids = [name.decode() for name in batch.pop("id").numpy()]
         return {name: value.numpy() for name, value in batch.items()}
 
     def first_records(self, count: int) -> list[records.Record]:

@@ -24,12 +24,16 @@ class TrainState:
       params: float32 parameters.
       ema: exponential moving average of params; what is sampled from.
       opt_state: of the optax optimiser.
+      extra_ema: further averages, keyed by their decay as a string.
+      skipped: how many of the steps changed nothing because they were not finite, int32 scalar.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    extra_ema: dict[str, Any]
+    skipped: jax.Array
 
 
 def abstract_state(
@@ -63,6 +67,10 @@ def _init(stage: Stage, optimizer: optax.GradientTransformation) -> TrainState:
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        extra_ema={
+            str(decay): jax.tree.map(jnp.copy, params) for decay in stage.train.extra_ema_decays
+        },
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
