@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagen_jax.cli import data, embed, evaluate, export, sample, train
-from imagen_jax.cli.command import unindent
+from imagen_jax.cli.command import one_line, unindent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"imagen: error: {_message(error)}", file=sys.stderr)
+        print(f"imagen: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
@@ -77,13 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
     for module in (embed, train, sample, evaluate, export, data):
         module.add_command(commands)
     return parser
-
-
-def _message(error: ValueError | OSError) -> str:
-    """The error in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def _set_environment(debug: bool) -> None:

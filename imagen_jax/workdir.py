@@ -189,10 +189,18 @@ def restore_ema(
         with ocp.CheckpointManager(path.parent.absolute()) as manager:
             restored = manager.restore(int(path.name), args=ocp.args.Composite(**wanted))
     except Exception as error:  # of whatever kind the library's parts raise on damage
-        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+        raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
     if checked:
         check_restored(path / item, restored["checksums"].get(item, {}), restored[item])
     return restored[item], int(path.name)
+
+
+def reason(error: BaseException) -> str:
+    """Why reading or writing a checkpoint failed, in one line: the innermost cause, shortened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
 
 
 def check_restored(path: Path, stored: dict[str, int], tree: Any) -> None:

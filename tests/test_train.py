@@ -341,7 +341,9 @@ def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_divergence_stops_before_the_checkpoint(run: Run, tmp_path: Path) -> None:
-    message = r"base: 10 steps in a row were not finite.*At step \d+ the loss is .* lower train.lear"
+    message = (
+        r"base: 10 steps in a row were not finite.*At step \d+ the loss is .* lower train.lear"
+    )
     with pytest.raises(ValueError, match=message):
         run.train(tmp_path, "stages.base.train.learning_rate=1e38", "stages.base.train.log_every=7",
                   "stages.base.train.checkpoint_every=3")  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 
-from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.command import Commands, command, one_line
 
 
 def add_command(commands: Commands) -> None:
@@ -107,4 +109,31 @@ def run(args: argparse.Namespace) -> int:
     except Preempted as stop:
         print(f"imagen: {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
         return PREEMPTED
+    except Exception as error:
+        if args.multi_host is None:
+            raise
+        _leave(error)
     return 0
+
+
+def _leave(error: Exception) -> None:
+    """Ends one of several hosts at once, so that the others notice.
+
+    An ordinary exit first waits minutes for the other hosts, which wait for this one's part.
+    """
+    import jax
+
+    here = f"host {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        message = (
+            f"{here} has lost another, or its device: {str(error).splitlines()[0]}; the same "
+            "command on all hosts goes on from the last checkpoint"
+        )
+        status = 1
+    elif isinstance(error, ValueError | OSError):
+        message, status = f"{one_line(error)} ({here})", 2
+    else:
+        traceback.print_exception(error)
+        message, status = f"{type(error).__name__} on {here}", 1
+    print(f"imagen: error: {message}", file=sys.stderr, flush=True)
+    os._exit(status)

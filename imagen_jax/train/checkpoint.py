@@ -10,8 +10,10 @@ A checkpoint is written in the background, under a temporary name until it is co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,14 @@ from orbax.checkpoint import checkpoint_managers
 from imagen_jax.checksums import checksums
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.train.state import TrainState
-from imagen_jax.workdir import CHECKPOINTS, DamagedCheckpoint, check_restored, ema_item
+from imagen_jax.workdir import (
+    CHECKPOINTS,
+    DamagedCheckpoint,
+    check_restored,
+    checkpoint_steps,
+    ema_item,
+    reason,
+)
 
 DAMAGED = "damaged_checkpoints"
 
@@ -70,13 +79,15 @@ class Checkpointer:
         self._report_unfinished()
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every_hours:
-            policies.append(checkpoint_managers.EveryNSeconds(round(3600 * keep_every_hours)))
+            policies.append(checkpoint_managers.EveryNSeconds(3600 * keep_every_hours))
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 create=True,
                 cleanup_tmp_directories=True,
+                # Created in the background, a directory that cannot be is waited for ten minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -86,22 +97,24 @@ class Checkpointer:
         Call it after a step and before the next batch is taken.
 
         Raises:
-          OSError, ValueError: the checkpoint before this one could not be written.
+          OSError: this checkpoint, or the one before it, could not be written.
         """
         items = _items(state)
         sums = {name: checksums(item) for name, item in items.items()}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                data=DataPosition(batches),
-                checksums=ocp.args.JsonSave(sums),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                    data=DataPosition(batches),
+                    checksums=ocp.args.JsonSave(sums),
+                ),
+            )
 
     def check(self) -> None:
-        """Raises the error of a checkpoint that could not be written in the background."""
-        self._manager.check_for_errors()
+        """Raises an OSError if a checkpoint could not be written in the background."""
+        with self._writing():
+            self._manager.check_for_errors()
 
     def restore(
         self, abstract: TrainState, batches: BatchIterator, fall_back: bool
@@ -139,9 +152,28 @@ class Checkpointer:
         return None
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        """Waits until everything is written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns whatever the library's parts raise into an error that says where that leaves us."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of the devices, or another host
+            raise
+        except Exception as error:
+            whole = ", ".join(map(str, checkpoint_steps(self._directory.parent))) or "none"
+            raise OSError(
+                f"cannot write a checkpoint to {self._directory}: {reason(error)}; complete ones, "
+                f"untouched, are of steps: {whole}"
+            ) from error
 
     def _restore(self, step: int, abstract: TrainState, batches: BatchIterator) -> TrainState:
         path = self._directory / str(step)
@@ -155,10 +187,13 @@ class Checkpointer:
                 ),
             )
         except Exception as error:  # of whatever kind the library's parts raise on damage
-            raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+            raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
         for name in wanted:
             check_restored(path / name, restored["checksums"].get(name, {}), restored[name])
-        self._manager.restore(step, args=ocp.args.Composite(data=DataPosition(batches)))
+        try:
+            self._manager.restore(step, args=ocp.args.Composite(data=DataPosition(batches)))
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
         extra = {decay: restored[ema_item(decay)] for decay in abstract.extra_ema}
         return TrainState(ema=restored["ema"], extra_ema=extra, **restored["state"])
 

@@ -112,8 +112,18 @@ def train(
         mesh,
         report,
     )
-    with contextlib.closing(checkpointer), contextlib.closing(loop.writer):
-        return loop.run(state, lambda s, batch: train_step(s, _to_device(batch, batch_sharding)))
+    with contextlib.closing(loop.writer):
+        try:
+            state = loop.run(
+                state, lambda s, batch: train_step(s, _to_device(batch, batch_sharding))
+            )
+        except jax.errors.JaxRuntimeError:
+            raise  # another host may be gone, and what is being saved would wait for it
+        except BaseException:
+            checkpointer.close()
+            raise
+        checkpointer.close()
+    return state
 
 
 class _Taken(NamedTuple):
@@ -196,7 +206,6 @@ class _Loop:
                     save_due = False
                 self.watchdog.beat(step)
                 if stop and not last:
-                    self.checkpointer.close()
                     raise Preempted(f"{self.stage.name}: told to stop, and stopped at step {step}")
         return state
 
