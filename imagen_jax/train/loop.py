@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator
-from imagen_jax.data.records import Record, read_records
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.guards import StepGuard
@@ -106,7 +104,7 @@ def train(
         SampleGrid(
             stage,
             stage_directory(workdir, stage_name) / "samples",
-            _first_records(data_dir, batches.manifest),
+            batches.first_records(GRID_EXAMPLES),
             mesh,
         ),
         mesh,
@@ -234,12 +232,6 @@ class _Loop:
 
 def _silent(line: str) -> None:
     """The first host alone reports."""
-
-
-def _first_records(data_dir: str, manifest: dict[str, Any]) -> list[Record]:
-    """A few records, the same on every host, whose captions are sampled as training goes on."""
-    shard = manifest["splits"]["train"]["shards"][0]
-    return list(itertools.islice(read_records(Path(data_dir) / shard), GRID_EXAMPLES))
 
 
 def _to_device(batch: dict[str, np.ndarray], spec: NamedSharding) -> dict[str, jax.Array]:
