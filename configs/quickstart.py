@@ -3,8 +3,8 @@
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    18 min 42 s of training and sampling; all correct in 73% of held-out prompts with one
-           object (95%: 62-83) and 34% with two (24-47), of 64 each; aims were 60% and 40%
+Result:    30 min of CPU time; all correct in 88% of held-out prompts with one object (95%: 77-94) and
+           55% with two (43-66), of 64 each; aims were 60% and 40%
 
 Where it differs from the paper, for the sake of minutes on a CPU:
 * The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.
@@ -46,6 +46,10 @@ def get_config() -> ConfigDict:
         "sample_every": 600,
         "checkpoint_every": 600,
         "keep_checkpoints": 2,
+        "keep_every_hours": 0.0,
+        "extra_ema_decays": (),
+        "freeze": (),
+        "max_bad_steps": 10,
     }
     sample = {
         "sampler": "dpmpp_2m",

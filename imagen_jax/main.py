@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagen_jax.cli import data, embed, evaluate, export, plan, sample, train
-from imagen_jax.cli.command import unindent
+from imagen_jax.cli.command import one_line, unindent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,23 +26,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done; 1 done, and the answer is no (`imagen plan`: it does not fit); 2 a
-      mistake in the arguments or the files that they name, told in one line; 130 interrupted. Any
+      mistake in the arguments or the files that they name, told in one line; 75 training was told
+      to stop, and goes on with the same command; 130 interrupted. Any
       other error is a defect and keeps its traceback.
     """
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     try:
-        status = args.run(args)
+        return args.run(args) or 0
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"imagen: error: {_message(error)}", file=sys.stderr)
+        print(f"imagen: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
         return 130
-    return status or 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -79,13 +79,6 @@ def make_parser() -> argparse.ArgumentParser:
     for module in (embed, train, sample, evaluate, export, plan, data):
         module.add_command(commands)
     return parser
-
-
-def _message(error: ValueError | OSError) -> str:
-    """The error in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def _set_environment(debug: bool) -> None:

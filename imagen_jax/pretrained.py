@@ -51,8 +51,15 @@ def load_stages(path: str | Path | None) -> tuple[list[tuple[Stage, Any]], dict[
     return _load_workdir(directory)
 
 
-def export_cascade(workdir: str | Path, output: str | Path) -> list[Path]:
+def export_cascade(
+    workdir: str | Path, output: str | Path, ema_decay: float | None = None
+) -> list[Path]:
     """Writes the newest averaged weights of every stage of a work directory, in float16.
+
+    Args:
+      workdir: of imagen train.
+      output: directory that the cascade goes to.
+      ema_decay: which average: one of train.extra_ema_decays of every stage; None is the main one.
 
     Returns:
       Paths of the written files.
@@ -60,7 +67,7 @@ def export_cascade(workdir: str | Path, output: str | Path) -> list[Path]:
     Raises:
       FileNotFoundError, ValueError: as load_stages.
     """
-    stages, origin = _load_workdir(Path(workdir))
+    stages, origin = _load_workdir(Path(workdir), ema_decay)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     record = read_record(workdir, stages[0][0].name)
@@ -112,7 +119,9 @@ def abstract_params(stage: Stage) -> Any:
     return nn.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
-def _load_workdir(workdir: Path) -> tuple[list[tuple[Stage, Any]], dict[str, Any]]:
+def _load_workdir(
+    workdir: Path, ema_decay: float | None = None
+) -> tuple[list[tuple[Stage, Any]], dict[str, Any]]:
     records = [json.loads(p.read_text()) for p in sorted(workdir.glob("*/stage.json"))]
     if not records:
         raise FileNotFoundError(f"no trained stage under {workdir}; imagen train makes them")
@@ -131,7 +140,7 @@ def _load_workdir(workdir: Path) -> tuple[list[tuple[Stage, Any]], dict[str, Any
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
             abstract_params(stage),
         )
-        params, _ = restore_ema(stage_directory(workdir, name), shapes)
+        params, _ = restore_ema(stage_directory(workdir, name), shapes, ema_decay)
         stages.append((stage, params))
     origin = read_record(workdir, names[0])
     return stages, {key: origin[key] for key in ("encoder", "source")}

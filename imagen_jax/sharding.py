@@ -89,7 +89,8 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
     if free:
         sizes[free[0]] = devices // max(1, math.prod(s for s in sizes.values() if s != -1))
     if math.prod(sizes.values()) != devices:
-        raise ValueError(f"mesh {sizes} does not use the {devices} devices exactly")
+        longer = {name: size for name, size in sizes.items() if size != 1}
+        raise ValueError(f"mesh {longer} does not use the {devices} devices exactly")
     return sizes
 
 
@@ -141,6 +142,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_divisor(mesh: Mesh) -> int:
     """Number of devices that a batch is divided over."""
     return mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_annotated(params: Any) -> None:
+    """Checks that every parameter names its axes.
+
+    Args:
+      params: pytree with nn.LogicallyPartitioned boxes around the arrays.
+
+    Raises:
+      ValueError: a parameter without them, which would be copied to every device; names it.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    bare = [
+        jax.tree_util.keystr(path)
+        for path, leaf in leaves
+        if not isinstance(leaf, nn.LogicallyPartitioned)
+    ]
+    if bare:
+        raise ValueError(
+            f"parameters without logical axes: {', '.join(bare)}; make them with layers.partitioned"
+        )
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:

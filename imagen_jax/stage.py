@@ -125,6 +125,11 @@ class TrainConfig:
       seed: of initialisation, noise, dropout and data order.
       log_every, sample_every, checkpoint_every: steps between the respective events.
       keep_checkpoints: newest checkpoints that are kept.
+      keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
+      extra_ema_decays: of further averages, to sample from in place of the first.
+      freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
+      max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
+        training.
     """
 
     batch_size: int
@@ -141,16 +146,27 @@ class TrainConfig:
     sample_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    # Records of stages that were trained before there were these have none of them.
     accumulation: int = 1
+    keep_every_hours: float = 0.0
+    extra_ema_decays: tuple[float, ...] = ()
+    freeze: tuple[str, ...] = ()
+    max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "accumulation", "steps", "log_every", "sample_every",
-                      "checkpoint_every", "keep_checkpoints"):  # fmt: skip
+                      "checkpoint_every", "keep_checkpoints", "max_bad_steps"):  # fmt: skip
             _check_range(self, field, 1)
         for field in ("ema_decay", "text_dropout", "max_aug_level"):
             _check_range(self, field, 0, 1)
-        for field in ("learning_rate", "clip_norm"):
+        for field in ("learning_rate", "clip_norm", "keep_every_hours"):
             _check_range(self, field, 0)
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):
+            raise ValueError(
+                f"extra_ema_decays is {self.extra_ema_decays}; it must have values in [0, 1] that "
+                f"differ from one another and from ema_decay, {self.ema_decay}"
+            )
         _check_range(self, "seed", 0, 2**31 - 2)
         if self.batch_size % self.accumulation:
             raise ValueError(

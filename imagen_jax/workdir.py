@@ -4,6 +4,8 @@
 <workdir>/<stage>/checkpoints/    Orbax checkpoints
 <workdir>/<stage>/logs/           TensorBoard events
 <workdir>/<stage>/samples/        pictures made while training
+<workdir>/<stage>/bad_steps/      steps that were not finite or whose loss jumped, if any were
+<workdir>/<stage>/damaged_checkpoints/  what --fall-back set aside, if it did
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ from ml_collections import ConfigDict
 
 from imagen_jax.config import to_plain
 from imagen_jax.data.records import differences, write_json
+
+CHECKPOINTS = "checkpoints"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 def stage_directory(workdir: str | Path, stage: str) -> Path:
@@ -93,15 +101,20 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
       What to keep of where it starts: the other's config of the stage.
 
     Raises:
-      FileNotFoundError: the other work directory has no such stage.
-      ValueError: its network, the size of its pictures or its text encoder differs; lists how.
+      FileNotFoundError: the other work directory has no such stage, or no checkpoint of it.
+      ValueError: its network or its text encoder differs, or only one of the two starts from a
+        smaller picture; lists how.
     """
     other = read_record(workdir, stage)
+    newest_checkpoint(stage_directory(workdir, stage))
 
     def interface(of: dict[str, Any]) -> dict[str, Any]:
         section = of["config"]["stages"][stage]
-        kept = {key: section[key] for key in ("network", "resolution", "low_res")}
-        kept["parametrization"] = section["diffusion"]["parametrization"]
+        kept = {
+            "network": section["network"],
+            "parametrization": section["diffusion"]["parametrization"],
+            "is super-resolution": bool(section["low_res"]),
+        }
         return kept | {"text": of["config"]["text"], "encoder": of["encoder"]}
 
     if lines := differences(interface(other), interface(json.loads(json.dumps(record)))):
@@ -112,29 +125,100 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
     return other["config"]["stages"][stage]
 
 
-def restore_ema(directory: str | Path, abstract_params: Any) -> tuple[Any, int]:
+def claimed_origin(workdir: str | Path, stage: str) -> dict[str, Any] | None:
+    """What check_init returned when a stage was started that has a checkpoint by now, else None."""
+    path = stage_directory(workdir, stage) / "stage.json"
+    if not path.is_file() or not checkpoint_steps(path.parent):
+        return None
+    return json.loads(path.read_text()).get("init_from")
+
+
+def checkpoint_steps(directory: str | Path) -> list[int]:
+    """Steps of the complete checkpoints of a stage, in order. `directory`: <workdir>/<stage>."""
+    paths = (Path(directory) / CHECKPOINTS).glob("*")
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def newest_checkpoint(directory: str | Path) -> Path:
+    """Path of the newest complete checkpoint of a stage.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    steps = checkpoint_steps(directory)
+    checkpoints = Path(directory) / CHECKPOINTS
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {checkpoints}; train this stage first: "
+            f"imagen train --stage {Path(directory).name} ..."
+        )
+    return checkpoints / str(steps[-1])
+
+
+def ema_item(decay: str | None) -> str:
+    """Item of a checkpoint that holds an average: the main one, or the one of another decay."""
+    return "ema" if decay is None else f"ema_{decay}"
+
+
+def restore_ema(
+    directory: str | Path, abstract_params: Any, decay: float | None = None
+) -> tuple[Any, int]:
     """The newest averaged weights of a stage, and their step.
 
     Args:
       directory: <workdir>/<stage>.
       abstract_params: pytree of ShapeDtypeStructs with shardings.
+      decay: one of train.extra_ema_decays of its config; None is train.ema_decay.
 
     Raises:
       FileNotFoundError: no finished checkpoint is there.
+      ValueError: there is no average of this decay.
+      DamagedCheckpoint: the weights cannot be read, or are not those that were saved.
     """
     # Imported here: reading the record of a stage should not cost a second.
     import orbax.checkpoint as ocp
 
-    checkpoints = Path(directory) / "checkpoints"
-    if checkpoints.is_dir():
-        with ocp.CheckpointManager(checkpoints.absolute()) as manager:
-            step = manager.latest_step()
-            if step is not None:
-                restored = manager.restore(
-                    step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract_params))
-                )
-                return restored["ema"], step
-    raise FileNotFoundError(
-        f"no checkpoint in {checkpoints}; train this stage first: "
-        f"imagen train --stage {Path(directory).name} ..."
-    )
+    path = newest_checkpoint(directory)
+    item = ema_item(None if decay is None else str(decay))
+    if decay is not None and not (path / item).is_dir():
+        extra = [p.name.removeprefix("ema_") for p in sorted(path.glob("ema_*"))]
+        raise ValueError(
+            f"{path} has no average of decay {decay}; beside the main one there are: "
+            f"{', '.join(extra) or 'none'}"
+        )
+    wanted: dict[str, Any] = {item: ocp.args.StandardRestore(abstract_params)}
+    checked = (path / "checksums").is_dir()  # not in checkpoints of earlier versions
+    if checked:
+        wanted["checksums"] = ocp.args.JsonRestore()
+    try:
+        with ocp.CheckpointManager(path.parent.absolute()) as manager:
+            restored = manager.restore(int(path.name), args=ocp.args.Composite(**wanted))
+    except Exception as error:  # of whatever kind the library's parts raise on damage
+        raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
+    if checked:
+        check_restored(path / item, restored["checksums"].get(item, {}), restored[item])
+    return restored[item], int(path.name)
+
+
+def reason(error: BaseException) -> str:
+    """Why reading or writing a checkpoint failed, in one line: the innermost cause, shortened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
+
+
+def check_restored(path: Path, stored: dict[str, int], tree: Any) -> None:
+    """Compares what was read of a checkpoint with the checksums of what was saved.
+
+    Raises:
+      DamagedCheckpoint: arrays differ; names them.
+    """
+    from imagen_jax.checksums import checksums
+
+    differing = [name for name, value in checksums(tree).items() if stored.get(name) != value]
+    if differing:
+        raise DamagedCheckpoint(
+            f"{path} is damaged: {len(differing)} arrays do not have the checksums that they were "
+            f"saved with, such as {differing[0]}"
+        )

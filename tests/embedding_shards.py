@@ -33,7 +33,7 @@ def make_example(index, size=SIZE):
     return pixels, states
 
 
-def write_shards(directory, split="train", files=FILES, salt="", change=None):
+def write_shards(directory, split="train", files=FILES, salt="", change=None, image_size=SIZE):
     """Writes an embedding directory; `change` replaces fields of record 3, `salt` the captions."""
     names, index = [], 0
     for shard in range(files):
@@ -51,6 +51,7 @@ def write_shards(directory, split="train", files=FILES, salt="", change=None):
         "shards": names,
         "examples": index,
         "bytes": sum(map(len, contents)),
+        "shard_examples": [PER_FILE] * files,
         "shard_bytes": [len(content) for content in contents],
         "shard_sha256": [hashlib.sha256(content).hexdigest() for content in contents],
     }
@@ -59,8 +60,8 @@ def write_shards(directory, split="train", files=FILES, salt="", change=None):
     manifest = {
         "format": records.FORMAT,
         "encoder": {"name": "minilm", "fingerprint": "e", "width": WIDTH, "max_length": LENGTH},
-        "source": {},
-        "image_size": SIZE,
+        "source": {split: {"name": "examples"}},
+        "image_size": image_size,
         "splits": {**splits, split: entry},
     }
     manifest["fingerprint"] = records.manifest_fingerprint(manifest)

@@ -49,17 +49,22 @@ def test_resumed_in_another_process(shards, tmp_path):
     assert json.loads(result.stdout.splitlines()[-1]) == order(iterator, 20)
 
 
-def test_hosts_save_into_one_directory(shards, tmp_path):
-    hosts = [batches(shards, shard_index=i, num_shards=2) for i in range(2)]
-    for steps, host in enumerate(hosts, start=1):
-        order(host, steps)
-        host.save(tmp_path)
-    for i, host in enumerate(hosts):
-        fresh = batches(shards, shard_index=i, num_shards=2)
-        fresh.restore(tmp_path)
-        assert_equal(next(fresh), next(host))
-    with pytest.raises(FileNotFoundError, match="batches-00000-of-00001"):
-        batches(shards).restore(tmp_path)
+def test_a_position_is_that_of_any_number_of_hosts(shards, tmp_path):
+    for hosts, steps in ((2, 3), (4, 5), (1, 2)):
+        together = [batches(shards, shard_index=i, num_shards=hosts) for i in range(hosts)]
+        for host in together:
+            if steps > 3:
+                host.restore(tmp_path)
+            order(host, steps)
+        for host in together[1:]:
+            host.save(tmp_path / "nowhere")  # left to the first
+        assert not (tmp_path / "nowhere").exists()
+        together[0].save(tmp_path)
+    fresh = batches(shards)
+    fresh.restore(tmp_path)
+    assert fresh.step == 2
+    with pytest.raises(FileNotFoundError, match=r"no data position position\.json .*no files"):
+        fresh.restore(tmp_path / "nowhere")
 
 
 class PositionHandler(ocp.CheckpointHandler):

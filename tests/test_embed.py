@@ -117,6 +117,12 @@ def test_records_hold_what_the_source_yields(tmp_path):
     for shard, name in enumerate(split["shards"]):
         read = list(records.read_records(tmp_path / name))
         assert len(read) == split["shard_examples"][shard]
+        # Where each begins: behind the 12 bytes before it, there it is.
+        content, offsets = (tmp_path / name).read_bytes(), records.read_offsets(tmp_path / name)
+        assert offsets[-1] == len(content)
+        for start, end in zip(offsets, offsets[1:], strict=False):
+            assert records.parse_record(content[start + 12 : end - 4]).id == read.pop(0).id
+        read = list(records.read_records(tmp_path / name))
         for record, index in zip(read, range(shard, 20, 3), strict=True):
             example = make_example(index)
             assert (record.id, record.caption) == (example.id, example.caption)
@@ -147,7 +153,8 @@ def test_restart_continues_and_gives_the_same_bytes(tmp_path, error):
     run(whole)
     with pytest.raises(error):
         run(interrupted, FakeSource(error_at=7, error=error))  # in the middle of shard 1
-    assert list(contents(interrupted)) == ["train-00000-of-00003.tfrecord"]
+    done = ["train-00000-of-00003.offsets", "train-00000-of-00003.tfrecord"]
+    assert sorted(contents(interrupted)) == done
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json: embedding has not finished"):
         records.load_manifest(interrupted)
     # What a killed process leaves.
@@ -172,10 +179,10 @@ def test_a_shortened_shard_is_found_and_made_again(tmp_path):
     before = contents(tmp_path)
     shard = tmp_path / "train-00002-of-00003.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"train-00002-of-00003\.tfrecord has .* bytes, manifest"):
+    with pytest.raises(ValueError, match=r"00002-of-00003\.tfrecord has .* bytes; by manifest"):
         records.load_manifest(tmp_path)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"lists the shard train-00002.*missing"):
+    with pytest.raises(FileNotFoundError, match=r"train-00002.*tfrecord is missing, though"):
         records.load_manifest(tmp_path)
     run(tmp_path)
     assert contents(tmp_path) == before
@@ -262,8 +269,8 @@ def test_manifest_errors(tmp_path):
     run(tmp_path)
     path = tmp_path / records.MANIFEST
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(ValueError, match="has format 2, this version reads format 1"):
+    path.write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(ValueError, match="has format 1, this version reads format 2; embed"):
         records.load_manifest(tmp_path)
     path.write_text(json.dumps({**manifest, "image_size": 16}))
     with pytest.raises(ValueError, match="changed after it was written"):

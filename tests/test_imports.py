@@ -15,7 +15,7 @@ import imagen_jax
 ROOT = Path(imagen_jax.__file__).parent
 
 FLOORS = {
-    "ground": ("typing", "sharding", "config", "grid"),
+    "ground": ("typing", "sharding", "config", "grid", "checksums"),
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage",),
     "join": ("sampling", "workdir", "pretrained"),

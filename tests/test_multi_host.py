@@ -45,7 +45,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
     batches = [
         train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
-                      stage.train.batch_size // HOSTS, stage.train.seed, host, HOSTS)
+                      stage.train.batch_size, stage.train.seed, host, HOSTS)
         for host in range(HOSTS)
     ]  # fmt: skip
     optimizer = make_optimizer(stage.train)

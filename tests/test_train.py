@@ -24,6 +24,13 @@ from imagen_jax.train.step import batch_conditioning, drop_text, ema_decay, make
 from imagen_jax.typing import TextEmbedding
 
 
+def state_of(params: Any, transform: optax.GradientTransformation, *extra: str) -> TrainState:
+    """A state at its first step; `extra`: decays of further averages."""
+    zero = jnp.zeros((), jnp.int32)
+    averages = dict.fromkeys(extra, params)
+    return TrainState(zero, params, params, transform.init(params), averages, zero)
+
+
 def assert_identical(a: Any, b: Any) -> None:
     """The same trees, bit for bit."""
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), *(
@@ -105,7 +112,7 @@ def test_steps_and_their_average(optimizer: str) -> None:
     )  # fmt: skip
     transform = make_optimizer(stage.train)
     params = tiny.random_params(stage)
-    state = TrainState(jnp.zeros((), jnp.int32), params, params, transform.init(params))
+    state = state_of(params, transform)
     step, batch = jax.jit(make_train_step(stage, transform)), tiny.batch(stage, 4)
     again, _ = step(state, batch)
 
@@ -180,6 +187,7 @@ def test_summary_of_steps() -> None:
     steps = [
         {
             "loss": rng.uniform(), "grad_norm": rng.uniform(), "learning_rate": 0.1,
+            "update_norm": rng.uniform(), "finite": True,
             "loss_per_example": rng.uniform(size=50), "logsnr": rng.uniform(-20, 5, 50),
         }
         for _ in range(3)
@@ -318,8 +326,6 @@ def test_fine_tuning_starts_from_the_average(run: Run, tmp_path: Path) -> None:
     assert_identical(state.params, run.state.ema)
     assert_identical(state.ema, run.state.ema)
     assert tiny.record(tmp_path, "base")["init_from"]["train"]["steps"] == 60
-    with pytest.raises(ValueError, match=r"started with another config or data.*\n *init_from"):
-        run.train(tmp_path, *still)
 
 
 def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
@@ -335,7 +341,10 @@ def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_divergence_stops_before_the_checkpoint(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"base: at step \d+ the loss is .* lower train.learning_"):
+    message = (
+        r"base: 10 steps in a row were not finite.*At step \d+ the loss is .* lower train.lear"
+    )
+    with pytest.raises(ValueError, match=message):
         run.train(tmp_path, "stages.base.train.learning_rate=1e38", "stages.base.train.log_every=7",
                   "stages.base.train.checkpoint_every=3")  # fmt: skip
     assert checkpoints(tmp_path / "base") == []

@@ -60,7 +60,7 @@ def add_command(commands: Commands) -> None:
         "--shards",
         type=positive,
         default=8,
-        help="number of files; at least one per training host (default: %(default)s)",
+        help="number of files to divide the examples into (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 

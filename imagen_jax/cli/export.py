@@ -27,6 +27,13 @@ def add_command(commands: Commands) -> None:
         "--workdir", required=True, metavar="DIR", help="work directory of imagen train"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cascade goes")
+    parser.add_argument(
+        "--ema-decay",
+        type=float,
+        metavar="DECAY",
+        help="which average of the weights: one of train.extra_ema_decays of the stages' config "
+        "(default: the one of train.ema_decay)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,6 +41,6 @@ def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
     from imagen_jax.pretrained import export_cascade
 
-    paths = export_cascade(args.workdir, args.output)
+    paths = export_cascade(args.workdir, args.output, args.ema_decay)
     for path in paths:
         print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import traceback
 
-from imagen_jax.cli.command import Commands, add_config, command
+from imagen_jax.cli.command import Commands, add_config, command, one_line
 
 
 def add_command(commands: Commands) -> None:
@@ -16,7 +19,8 @@ def add_command(commands: Commands) -> None:
         """
         Trains one stage of the cascade that a config describes. Checkpoints, sample grids and
         curves for TensorBoard go to WORKDIR/STAGE. Stages train independently and in any order.
-        Interrupted, the same command goes on from the last checkpoint.""",
+        Interrupted, the same command goes on from the last checkpoint. On SIGTERM it writes one and
+        ends with status 75; on SIGUSR1 it writes a profiler trace of a few steps.""",
         """
         imagen train --config configs/quickstart.py --stage base \\
             --data runs/quickstart/embeddings --workdir runs/quickstart
@@ -43,8 +47,14 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--init-from",
         metavar="DIR",
-        help="fine-tune: start from the averaged weights that this other work directory has of the "
-        "stage",
+        help="fine-tune: start a new stage from the averaged weights that another work directory "
+        "has of it",
+    )
+    parser.add_argument(
+        "--fall-back",
+        action="store_true",
+        help="where the newest checkpoint is damaged: set it aside, and resume from the newest "
+        "one that is whole",
     )
     parser.add_argument(
         "--multi-host",
@@ -58,8 +68,8 @@ def add_command(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the parsed arguments say."""
+def run(args: argparse.Namespace) -> int:
+    """Does what the parsed arguments say, and returns the exit status."""
     from imagen_jax.config import load_config
 
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
@@ -67,6 +77,46 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.sharding import join_hosts
 
         join_hosts(args.multi_host)
+    from imagen_jax.train.interruption import PREEMPTED, Preempted
     from imagen_jax.train.loop import train
 
-    train(config, args.stage, args.data, args.workdir, init_from=args.init_from)
+    try:
+        train(
+            config,
+            args.stage,
+            args.data,
+            args.workdir,
+            init_from=args.init_from,
+            fall_back=args.fall_back,
+        )
+    except Preempted as stop:
+        print(f"imagen: {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return PREEMPTED
+    except Exception as error:
+        if args.multi_host is None:
+            raise
+        _leave(error)
+    return 0
+
+
+def _leave(error: Exception) -> None:
+    """Ends one of several hosts at once, so that the others notice.
+
+    An ordinary exit first waits minutes for the other hosts, which wait for this one's part.
+    """
+    import jax
+
+    here = f"host {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        message = (
+            f"{here} has lost another, or its device: {str(error).splitlines()[0]}; the same "
+            "command on all hosts goes on from the last checkpoint"
+        )
+        status = 1
+    elif isinstance(error, ValueError | OSError):
+        message, status = f"{one_line(error)} ({here})", 2
+    else:
+        traceback.print_exception(error)
+        message, status = f"{type(error).__name__} on {here}", 1
+    print(f"imagen: error: {message}", file=sys.stderr, flush=True)
+    os._exit(status)

@@ -7,6 +7,7 @@ after shuffling; `ImagenFeatureConverter` then decodes them into
   low_res    float32 [s, s, 3]  in [-1, 1], only for super-resolution stages
   text_emb   bfloat16 [l, d]    token states, zero on padding
   text_mask  bool [l]           True at real tokens
+  id         string             name of the record in its source
 
 Nothing is cropped, stretched, recoloured or truncated: a record of another size is an error that
 names it. There is no augmentation either: a flipped or cropped picture would contradict a caption
@@ -37,13 +38,15 @@ _TASK_SPECS = {
     "image": (tf.string, 0),
     "emb": (tf.string, 0),
     "emb_len": (tf.int64, 1),
+    "position": (tf.int64, 0),
 }
 TASK_FEATURES = {
     name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=dtype, rank=rank)
     for name, (dtype, rank) in _TASK_SPECS.items()
 }
-"""seqio output features of a task over embedding shards: the record, still compressed."""
-TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1}
+"""seqio output features of a task over embedding shards: the record, still compressed, and its
+position in the order, which seeds what is random about it."""
+TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1, "position": None}
 """Task feature lengths for `seqio.get_dataset`; sizes are arguments of the feature converter."""
 
 
@@ -98,6 +101,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         "image": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=3),
         "text_emb": seqio.FeatureConverter.FeatureSpec(dtype=tf.bfloat16, rank=2),
         "text_mask": seqio.FeatureConverter.FeatureSpec(dtype=tf.bool, rank=1),
+        "id": seqio.FeatureConverter.FeatureSpec(dtype=tf.string, rank=0),
     }
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
 
@@ -135,9 +139,10 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
 
     def get_model_feature_lengths(
         self, task_feature_lengths: Mapping[str, int | None]
-    ) -> Mapping[str, int]:
+    ) -> Mapping[str, int | None]:
         """First dimension of every model feature, checked exactly by seqio."""
-        lengths = {
+        lengths: dict[str, int | None] = {
+            "id": None,
             "image": self._image_size,
             "text_emb": self._text_length,
             "text_mask": self._text_length,
@@ -153,6 +158,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
 
     def _convert(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         features = {**self._image_features(record), **self._text_features(record)}
+        features["id"] = record["id"]
         return {name: features[name] for name in self.MODEL_FEATURES}
 
     def _image_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -1,12 +1,13 @@
-"""Training batches as a deterministic iterator whose position can be saved and restored exactly.
+"""Training batches as a deterministic iterator, whose position is a number.
 
-The order of batches is a function of the records, the seed, the host's share and the sizes; a
-restored iterator yields the very batches that the uninterrupted one would have. Restoring into an
-iterator with other arguments is an error, since TensorFlow itself would not notice.
+The n-th batch is a function of the records, the seed, the sizes and n (see `order`), the same on
+any number of hosts. A restored iterator yields the very batches that the uninterrupted one would
+have, without reading those before. Restoring into an iterator with other arguments is an error.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,37 +20,53 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.data import records, tasks
-from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter
+from imagen_jax.data.features import TASK_FEATURE_LENGTHS, TASK_FEATURES, ImagenFeatureConverter
+from imagen_jax.data.order import GlobalOrder
+from imagen_jax.data.reading import ShardTable, ordered_records
 
 _PREFETCHED_BATCHES = 2
+POSITION = "position.json"
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
-    """Iterates over batches of one host; made by `train_batches`.
+    """Iterates over one host's share of every batch; made by `train_batches`.
 
     Attributes:
+      step: number of the next batch, from 0.
       element_spec: name -> jax.ShapeDtypeStruct of the arrays of a batch.
-      manifest: manifest of the embedding directory.
+      manifest: of the embedding directory; of a mixture, the "encoder", "image_size" and "source"
+        of its parts.
       fingerprint: everything that fixes the order of the batches; compared on restore.
+      ids: of the records in the batch taken last, in its order.
     """
 
     def __init__(
         self,
-        make_dataset: Callable[[], tf.data.Dataset],
-        directory: str,
+        make_dataset: Callable[[int], tf.data.Dataset],
+        data: str,
         manifest: records.Manifest,
         fingerprint: dict[str, Any],
+        first_host: bool,
+        first_shard: str,
     ):
         self.manifest = manifest
         self.fingerprint = fingerprint
-        self._directory = directory
+        self.ids: list[str] = []
+        self._data = data
+        self._first_host = first_host
+        self._first_shard = first_shard
         self._make_dataset = make_dataset
-        dataset = make_dataset()
         self.element_spec = {
             name: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype.as_numpy_dtype)
-            for name, spec in dataset.element_spec.items()
+            for name, spec in make_dataset(0).element_spec.items()
+            if name != "id"
         }
-        self._iterator = iter(dataset)
+        self.seek(0)
+
+    def seek(self, step: int) -> None:
+        """Makes `step` the next batch; nothing before it is read."""
+        self.step = step
+        self._batches: Iterator[dict[str, tf.Tensor]] | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch, each array [batch, ...].
@@ -58,43 +75,48 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
           StopIteration: after one epoch, if the data is not repeated.
           ValueError: a damaged or unsuitable record, named where its id can be read.
         """
+        if self._batches is None:
+            self._batches = iter(self._make_dataset(self.step))
         try:
-            batch = next(self._iterator)
+            batch = next(self._batches)
         except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
             raise ValueError(
-                f"cannot read the embeddings in {self._directory}: {_first_line(error)}"
+                f"cannot read the embeddings in {self._data}: {_first_line(error)}"
             ) from error
+        self.step += 1
+        self.ids = [name.decode() for name in batch.pop("id").numpy()]
         return {name: value.numpy() for name, value in batch.items()}
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Saves the position into `directory`, which may be shared by all hosts.
+    def first_records(self, count: int) -> list[records.Record]:
+        """The first records of the data, the same on every host."""
+        return list(itertools.islice(records.read_records(self._first_shard), count))
 
-        Call it between steps, never while another thread takes batches: the position saved is that
-        after the last batch taken. The shuffle buffer is part of it (see `SHUFFLE_RECORDS`).
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Saves the position into `directory`, which all hosts share: the first one writes it.
+
+        The position saved is that after the last batch taken.
         """
-        tf.io.gfile.makedirs(directory)
-        prefix = self._prefix(directory)
-        tf.train.Checkpoint(iterator=self._iterator).write(prefix)
-        # Written last: a position without its fingerprint is incomplete and cannot be restored.
-        with tf.io.gfile.GFile(f"{prefix}.json", "w") as file:
-            json.dump(self.fingerprint, file, indent=1)
+        if self._first_host:
+            tf.io.gfile.makedirs(directory)
+            with tf.io.gfile.GFile(os.path.join(directory, POSITION), "w") as file:
+                json.dump({"step": self.step, **self.fingerprint}, file, indent=1)
 
     def restore(self, directory: str | os.PathLike[str]) -> None:
-        """Goes to the position saved in `directory` by an iterator with the same arguments.
+        """Goes to the position saved in `directory`, by an iterator on any number of hosts.
 
         Raises:
-          FileNotFoundError: nothing was saved there for this host and number of hosts.
+          FileNotFoundError: nothing was saved there.
           ValueError: saved with other records, another seed, batch or size; names what differs.
         """
-        prefix = self._prefix(directory)
-        if not tf.io.gfile.exists(f"{prefix}.json"):
+        path = os.path.join(directory, POSITION)
+        if not tf.io.gfile.exists(path):
             files = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
             raise FileNotFoundError(
-                f"no data position {os.path.basename(prefix)} in {directory}; it has "
-                f"{sorted(files) or 'no files'}"
+                f"no data position {POSITION} in {directory}; it has {sorted(files) or 'no files'}"
             )
-        with tf.io.gfile.GFile(f"{prefix}.json") as file:
+        with tf.io.gfile.GFile(path) as file:
             saved = json.load(file)
+        step = saved.pop("step")
         differing = [
             f"{key}: saved {saved.get(key)!r}, now {self.fingerprint.get(key)!r}"
             for key in sorted(saved.keys() | self.fingerprint.keys())
@@ -105,18 +127,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 f"the data position in {directory} belongs to other data or arguments, so going on "
                 f"from it would not reproduce the run: {'; '.join(differing)}"
             )
-        # A new dataset, because the old one's shuffle seeds have moved on, and a position saved
-        # before the first batch does not put them back.
-        self._iterator = iter(self._make_dataset())
-        tf.train.Checkpoint(iterator=self._iterator).read(prefix).assert_consumed()
-
-    def _prefix(self, directory: str | os.PathLike[str]) -> str:
-        index, count = self.fingerprint["shard_index"], self.fingerprint["num_shards"]
-        return os.path.join(directory, f"batches-{index:05d}-of-{count:05d}")
+        self.seek(step)
 
 
 def train_batches(
-    directory: str,
+    data: str | os.PathLike[str],
     image_size: int,
     low_res_size: int | None,
     text_length: int,
@@ -131,69 +146,90 @@ def train_batches(
     shuffle_records: int = tasks.SHUFFLE_RECORDS,
     threads: int = 2,
 ) -> BatchIterator:
-    """Shuffled batches of pictures and token states from an embedding directory.
+    """Shuffled batches of pictures and token states from embedding directories.
 
-    Every batch is a dict of numpy arrays:
+    Every batch is a dict of numpy arrays, b = batch_size / num_shards:
       image      float32 [b, image_size, image_size, 3] in [-1, 1]
       text_emb   bfloat16 [b, text_length, width], as stored; JAX takes it as it is
       text_mask  bool [b, text_length]
       low_res    float32 [b, low_res_size, low_res_size, 3] in [-1, 1], unless low_res_size is None
 
     Args:
-      directory: what `imagen embed` wrote.
+      data: what `imagen embed` wrote, or several of them with rates: see `tasks.open_data`.
       image_size: side of the pictures in pixels. It divides the recorded size; smaller pictures are
         exact area averages, so that all stages read the same shards.
       low_res_size: side of the area-averaged "low_res"; divides `image_size`. None leaves it out.
       text_length: token states are zero-padded to this length; longer captions are an error.
-      batch_size: examples per batch on this host.
+      batch_size: examples per batch, over all hosts.
       seed: fixes the order of every epoch; each epoch has another order.
-      shard_index: this host, 0 <= shard_index < num_shards.
-      num_shards: number of hosts; each reads its own files.
-      repeat: endless if True, else one epoch without its last incomplete batch. Hosts may then have
-        different numbers of batches.
+      shard_index: this host, 0 <= shard_index < num_shards; it reads rows shard_index * b to
+        (shard_index + 1) * b of every batch.
+      num_shards: number of hosts.
+      repeat: endless if True, else one epoch without its last incomplete batch.
       split: split of the manifest.
       text_width: width of the token states that the model expects; None takes the recorded one.
-      shuffle_records: capacity of the shuffle buffer, in compressed records.
+      shuffle_records: compressed records, over all hosts, that are shuffled at once; a host holds
+        its share of them twice.
       threads: threads of the input pipeline.
 
     Raises:
       FileNotFoundError: missing or unfinished directory, or a missing shard.
       ValueError: a damaged manifest, unknown split, sizes that do not divide, another embedding
-        width, a batch size below 1, a shard index out of range, or fewer files than hosts.
+        width, a batch that the hosts cannot share, a shard index out of range, or a mixture that
+        does not fit together or is not repeated.
     """
-    manifest = records.load_manifest(directory)
+    sources = tasks.open_data(data)
+    manifest = sources[0][0].manifest
     records.check_encoder(manifest, width=text_width)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"shard_index {shard_index} is not in 0 .. {num_shards - 1}")
-    task = tasks.embeddings_task("embeddings", directory, shuffle_records)
-    # seqio would let every host read every file and drop the others' examples.
-    files = len(task.source.list_shards(split))
-    if files < num_shards:
+    if batch_size < 1 or batch_size % num_shards:
         raise ValueError(
-            f"split {split!r} in {directory} has {files} files for {num_shards} hosts; embed it "
-            f"again with at least {num_shards} shards"
+            f"batch_size must be at least 1 and a multiple of the {num_shards} hosts, got "
+            f"{batch_size}"
         )
+    if len(sources) > 1 and not repeat:
+        raise ValueError(f"{os.fspath(data)!r} mixes sources, which have no common epoch: repeat")
     converter = ImagenFeatureConverter(
         manifest["image_size"], image_size, low_res_size, text_length, manifest["encoder"]["width"]
     )
+    table = ShardTable.of([
+        (path, count)
+        for source, _ in sources
+        for path, count in zip(source.list_shards(split),
+                               source.manifest["splits"][split]["shard_examples"], strict=True)
+    ])  # fmt: skip
+    examples = [source.manifest["splits"][split]["examples"] for source, _ in sources]
+    window_steps = max(1, shuffle_records // batch_size)
+    order = GlobalOrder(examples, [rate for _, rate in sources], batch_size, window_steps, seed)
+    share = batch_size // num_shards
+    rows = range(shard_index * share, (shard_index + 1) * share)
+    steps = None if repeat else range(examples[0] // batch_size)
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
 
-    def make_dataset() -> tf.data.Dataset:
+    def make_dataset(start: int) -> tf.data.Dataset:
+        task = seqio.Task(
+            "ordered",
+            seqio.FunctionDataSource(
+                lambda split, shuffle_files, seed=None: ordered_records(
+                    order, table, rows, steps, start, window_steps, {}
+                ),
+                splits=[split],
+            ),
+            preprocessors=[tasks.parse_records],
+            output_features=TASK_FEATURES,
+        )
         dataset = seqio.get_dataset(
             task,
             TASK_FEATURE_LENGTHS,
             converter,
             dataset_split=split,
-            shuffle=True,
-            num_epochs=None if repeat else 1,
-            shard_info=seqio.ShardInfo(shard_index, num_shards),
+            shuffle=False,  # the source already is
             seed=seed,
-            batch_size=batch_size,
+            batch_size=share,
             trim_output_features=False,
             verbose=False,
         )
@@ -201,21 +237,45 @@ def train_batches(
 
     fingerprint = {
         # Not the whole manifest's fingerprint: adding another split leaves this one as it is.
-        "records": records.json_fingerprint(
-            [manifest["encoder"], manifest["image_size"], manifest["splits"][split]]
-        ),
+        "records": [
+            [records.json_fingerprint(
+                [m["encoder"], m["image_size"], m["splits"][split]]), rate]
+            for m, rate in ((source.manifest, rate) for source, rate in sources)
+        ],
         "split": split,
         "seed": seed,
-        "shard_index": shard_index,
-        "num_shards": num_shards,
         "batch_size": batch_size,
         "image_size": image_size,
         "low_res_size": low_res_size,
         "text_length": text_length,
         "shuffle_records": shuffle_records,
         "repeat": repeat,
+    }  # fmt: skip
+    return BatchIterator(
+        make_dataset, os.fspath(data), _joined(sources), fingerprint, shard_index == 0,
+        table.paths[0],
+    )  # fmt: skip
+
+
+def _joined(sources: list[tuple[tasks.EmbeddingShards, float]]) -> records.Manifest:
+    """The manifest of one source, or what a run should remember of several."""
+    manifests = [source.manifest for source, _ in sources]
+    if len(manifests) == 1:
+        return manifests[0]
+    splits = {split for manifest in manifests for split in manifest["source"]}
+    return {
+        **{key: manifests[0][key] for key in ("format", "encoder", "image_size")},
+        "source": {
+            split: {
+                "name": "mixture",
+                "parts": [
+                    {"rate": rate, "source": source.manifest["source"].get(split)}
+                    for source, rate in sources
+                ],
+            }
+            for split in sorted(splits)
+        },
     }
-    return BatchIterator(make_dataset, directory, manifest, fingerprint)
 
 
 def _first_line(error: tf.errors.OpError) -> str:

@@ -7,6 +7,8 @@
       id       UTF-8
       emb      token states [l, d], bfloat16, little endian, without padding
       emb_len  l
+  train-00000-of-00008.offsets      where each record begins, and the shard's size: uint64, little
+                                    endian; by these any record is read without those before it
   progress/                         how far an embedding job is; nothing reads it afterwards
 
 Reading and checking manifests needs no TensorFlow.
@@ -28,9 +30,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
+OFFSETS_DTYPE = np.dtype("<u8")
+_FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksums
 
 Manifest = dict[str, Any]
 """{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
@@ -97,11 +101,39 @@ def read_records(path: str | Path) -> Iterator[Record]:
         yield parse_record(serialized)
 
 
+class RecordWriter:
+    """Writes serialized records to a TFRecord file, and remembers where each begins."""
+
+    def __init__(self, writer: Any):
+        self._writer = writer
+        self.offsets = [0]
+
+    def write(self, serialized: bytes) -> None:
+        """Appends a record."""
+        self._writer.write(serialized)
+        self.offsets.append(self.offsets[-1] + len(serialized) + _FRAME)
+
+
 @contextmanager
-def record_writer(path: str | Path) -> Iterator[Any]:
-    """A TFRecordWriter; when the block ends without an exception, `path` exists complete."""
-    with atomic_path(path) as temporary, _tensorflow().io.TFRecordWriter(str(temporary)) as writer:
-        yield writer
+def record_writer(path: str | Path) -> Iterator[RecordWriter]:
+    """A writer of a shard; when the block ends without an exception, `path` exists complete."""
+    with atomic_path(path) as temporary:
+        with _tensorflow().io.TFRecordWriter(str(temporary)) as file:
+            writer = RecordWriter(file)
+            yield writer
+        # Offsets before the shard: where a shard is, they are.
+        with atomic_path(offsets_path(path)) as temporary_offsets:
+            temporary_offsets.write_bytes(np.array(writer.offsets, OFFSETS_DTYPE).tobytes())
+
+
+def offsets_path(shard: str | Path) -> Path:
+    """The file with the offsets of a shard's records."""
+    return Path(shard).with_suffix(".offsets")
+
+
+def read_offsets(shard: str | Path) -> np.ndarray:
+    """Where each record of a shard begins, in bytes, and last the shard's size."""
+    return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
 
 
 @contextmanager
@@ -135,7 +167,7 @@ def load_manifest(directory: str | Path) -> Manifest:
 
     Raises:
       FileNotFoundError: no such directory, embedding has not finished, or a shard is missing.
-      ValueError: not a manifest of format 1, altered after it was written, or a shard of another
+      ValueError: not a manifest of this format, altered after it was written, or a shard of another
         size than the manifest says.
     """
     directory = Path(directory)
@@ -153,19 +185,27 @@ def load_manifest(directory: str | Path) -> Manifest:
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} has format {found!r}, this version reads format {FORMAT}")
+        raise ValueError(
+            f"{path} has format {found!r}, this version reads format {FORMAT}; embed the data "
+            "again into a new directory"
+        )
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
         raise ValueError(f"{path} was changed after it was written: its fingerprint does not match")
     for split in manifest["splits"].values():
-        for name, size in zip(split["shards"], split["shard_bytes"], strict=True):
+        for name, size, examples in zip(
+            split["shards"], split["shard_bytes"], split["shard_examples"], strict=True
+        ):
             shard = directory / name
-            if not shard.exists():
-                raise FileNotFoundError(f"{path} lists the shard {name}, which is missing")
-            if shard.stat().st_size != size:
-                raise ValueError(
-                    f"{shard} has {shard.stat().st_size} bytes, {MANIFEST} says {size}"
-                )
+            _check_size(shard, size)
+            _check_size(offsets_path(shard), (examples + 1) * OFFSETS_DTYPE.itemsize)
     return manifest
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, though {MANIFEST} beside it lists it")
+    if path.stat().st_size != size:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; by {MANIFEST} it has {size}")
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:

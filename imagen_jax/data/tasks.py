@@ -1,11 +1,14 @@
 """seqio tasks over directories of precomputed text embeddings, as `imagen embed` writes them.
 
-A task is one line:
+A task is one line, and so is a mixture:
 
   register_embeddings_task("scenes", "data/scenes")
+  register_embeddings_task("photos", "data/photos")
+  seqio.MixtureRegistry.add("both", [("scenes", 0.2), ("photos", 0.8)])
 
-Records are shuffled while still compressed and before anything is decoded, because a decoded record
-is several times larger: see `EmbeddingShards`.
+`iterator.train_batches` takes the names of both and reads them in the global order of `order`.
+Read by seqio itself, records are shuffled while still compressed and before anything is decoded,
+because a decoded record is several times larger: see `EmbeddingShards`.
 """
 
 from __future__ import annotations
@@ -31,11 +34,16 @@ class EmbeddingShards(seqio.FileDataSource):
 
     Args:
       directory: embedding directory.
-      manifest: its manifest, see `records.load_manifest`.
       shuffle_records: capacity of the shuffle buffer.
+
+    Attributes:
+      directory: the embedding directory.
+      manifest: its manifest, see `records.load_manifest`.
     """
 
-    def __init__(self, directory: str, manifest: records.Manifest, shuffle_records: int):
+    def __init__(self, directory: str, shuffle_records: int):
+        self.directory = directory
+        self.manifest = manifest = records.load_manifest(directory)
         self._shuffle_records = shuffle_records
         self._shards = {
             split: [os.path.join(directory, name) for name in entry["shards"]]
@@ -68,11 +76,11 @@ class EmbeddingShards(seqio.FileDataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """Serialized records of one host's files, one epoch."""
+        """One epoch of one host's files: {"record": serialized, "position": number in it}."""
         ds = super().get_dataset(split, shuffle=shuffle, seed=seed, shard_info=shard_info)
         if shuffle:
             ds = ds.shuffle(self._shuffle_records, seed=seed, reshuffle_each_iteration=True)
-        return ds
+        return ds.enumerate().map(lambda i, record: {"record": record, "position": i})
 
 
 def embeddings_task(
@@ -92,8 +100,8 @@ def embeddings_task(
     """
     return seqio.Task(
         name,
-        source=EmbeddingShards(directory, records.load_manifest(directory), shuffle_records),
-        preprocessors=[_parse_records],
+        source=EmbeddingShards(directory, shuffle_records),
+        preprocessors=[parse_records],
         output_features=TASK_FEATURES,
         shuffle_buffer_size=None,
     )
@@ -111,5 +119,60 @@ def register_embeddings_task(name: str, directory: str) -> seqio.Task:
     return task
 
 
-def _parse_records(ds: tf.data.Dataset) -> tf.data.Dataset:
-    return ds.map(parse_example, num_parallel_calls=tf.data.AUTOTUNE)
+def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float]]:
+    """The shards that `data` names, and their rates.
+
+    Args:
+      data: an embedding directory; several with their rates, "DIR=RATE,DIR=RATE"; or the name of a
+        registered task or mixture over such directories.
+
+    Raises:
+      FileNotFoundError, ValueError: see `records.load_manifest`; a rate that is no number above 0;
+        a task that does not read an embedding directory; or directories whose encoder or size of
+        pictures differ, which one stage cannot be trained on.
+    """
+    name = os.fspath(data)
+    if name in seqio.TaskRegistry.names():
+        found = [(seqio.TaskRegistry.get(name), 1.0)]
+    elif name in seqio.MixtureRegistry.names():
+        mixture = seqio.MixtureRegistry.get(name)
+        found = [(task, mixture.get_rate(task)) for task in mixture.tasks]
+    elif "=" in name and not os.path.isdir(name):
+        parts = [_directory_and_rate(part, name) for part in name.split(",")]
+        found = [(embeddings_task(f"part{i}", part), rate) for i, (part, rate) in enumerate(parts)]
+    else:
+        found = [(embeddings_task("embeddings", name), 1.0)]
+    for task, _ in found:
+        if not isinstance(task.source, EmbeddingShards):
+            raise ValueError(f"task {task.name!r} of {name!r} does not read an embedding directory")
+    first = found[0][0].source
+    for task, _ in found[1:]:
+        kept = ("encoder", "image_size")
+        there, here = ({key: s.manifest[key] for key in kept} for s in (first, task.source))
+        if lines := records.differences(there, here):
+            raise ValueError(
+                f"{first.directory} and {task.source.directory} cannot be mixed:\n  "
+                + "\n  ".join(lines)
+            )
+    return [(task.source, float(rate)) for task, rate in found]
+
+
+def _directory_and_rate(part: str, whole: str) -> tuple[str, float]:
+    directory, _, text = part.rpartition("=")
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not directory or not 0 < rate < float("inf"):
+        raise ValueError(
+            f"data {whole!r}: {part!r} must be of the form DIR=RATE with a rate above 0"
+        )
+    return directory, rate
+
+
+def parse_records(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """{"record", "position"} -> the features of a task."""
+    return ds.map(
+        lambda element: parse_example(element["record"]) | {"position": element["position"]},
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )

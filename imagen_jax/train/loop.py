@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import itertools
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import metric_writers
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from imagen_jax import sharding
-from imagen_jax.data.iterator import BatchIterator, train_batches
-from imagen_jax.data.records import Record, read_records
+from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
-from imagen_jax.train.metrics import SampleGrid, summarise
+from imagen_jax.train.guards import StepGuard
+from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
+from imagen_jax.train.metrics import Clock, SampleGrid, device_memory, summarise
 from imagen_jax.train.optimizer import make_optimizer
-from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
+from imagen_jax.train.profiling import Profiler
+from imagen_jax.train.start import claim, first_state, make_checkpointer, open_batches
+from imagen_jax.train.state import TrainState, abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step
-from imagen_jax.workdir import (
-    check_init,
-    claim_stage,
-    make_record,
-    restore_ema,
-    stage_directory,
-)
+from imagen_jax.workdir import stage_directory
 
 GRID_EXAMPLES = 16
+STEPS_AHEAD = 2
+"""Steps that the host may be ahead of the one whose result it looks at: devices never wait for it,
+and what is wrong is seen at once."""
 
 
 def train(
@@ -43,6 +43,7 @@ def train(
     workdir: str,
     mesh_axes: dict[str, int] | None = None,
     init_from: str | None = None,
+    fall_back: bool = False,
 ) -> TrainState:
     """Trains one stage, from its newest checkpoint if there is one.
 
@@ -56,145 +57,194 @@ def train(
       mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None takes the config's.
       init_from: work directory whose averaged weights of the same stage are where a new stage
         starts, with step 0 and a fresh optimiser: fine-tuning. None starts from random weights.
+      fall_back: where the newest checkpoint is damaged, go on from the newest that is whole.
 
     Returns:
       The final state.
 
     Raises:
       ValueError: a config that does not hold together, embeddings of another encoder or width, a
-        work directory that was started with another config, or weights to start from that were
-        trained with another network or text encoder.
+        work directory that was started with another config, weights to start from that were
+        trained with another network or text encoder, a damaged checkpoint, or too many steps in a
+        row that were not finite.
       FileNotFoundError: missing embeddings, or no weights to start from.
+      OSError: a checkpoint cannot be written; those before it are as they were.
+      Preempted: told to stop by SIGTERM, after saving a checkpoint.
     """
     stage = make_stage(config, stage_name)
     stage_name = stage.name
     mesh = sharding.make_mesh(stage.mesh.axes() if mesh_axes is None else mesh_axes)
-    batches = _open_batches(stage, data_dir, mesh)
+    batches = open_batches(stage, data_dir, mesh)
     optimizer = make_optimizer(stage.train)
     abstract, shardings = abstract_state(stage, optimizer, mesh)
     # Claimed after all that can be wrong with a config, which may then still be corrected.
-    directory = stage_directory(workdir, stage_name)
-    record = make_record(config, stage_name, batches.manifest)
-    if init_from is not None:
-        record["init_from"] = check_init(init_from, stage_name, record)
-    if jax.process_index() == 0:
-        claim_stage(workdir, stage_name, record)
-    multihost_utils.sync_global_devices("stage claimed")
-    claim_stage(workdir, stage_name, record)  # every host sees the same work directory
-
-    checkpointer = Checkpointer(directory, stage.train.keep_checkpoints)
-    state = checkpointer.restore(abstract, batches)
+    claim(config, stage_name, batches.manifest, workdir, init_from)
+    report = tqdm.write if jax.process_index() == 0 else _silent
+    checkpointer = make_checkpointer(stage, workdir, report)
+    state = checkpointer.restore(abstract, batches, fall_back)
     if state is None:
-        state = create_state(stage, optimizer, mesh)
-        if init_from is not None:
-            params, _ = restore_ema(stage_directory(init_from, stage_name), abstract.params)
-            average = jax.tree.map(jnp.copy, params)
-            state = TrainState(state.step, params, average, state.opt_state)
-    start = int(state.step)
-    first_host = jax.process_index() == 0
-    if first_host:
-        tqdm.write(
-            f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
-            f"{stage.resolution} px, batch {stage.train.batch_size}, "
-            f"steps {start} -> {stage.train.steps} on {mesh.size} {jax.devices()[0].platform} "
-            f"device(s) of {jax.process_count()} host(s)"
-        )
+        state = first_state(stage, optimizer, mesh, abstract, init_from)
+    report(
+        f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
+        f"{stage.resolution} px, batch {stage.train.batch_size}, "
+        f"steps {int(state.step)} -> {stage.train.steps} on {mesh.size} "
+        f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"
+    )
     batch_shardings = sharding.batch_shardings(mesh, stage.batch_names)
     train_step = jit_train_step(stage, optimizer, mesh, shardings)
-    writer = metric_writers.create_default_writer(
-        str(directory / "logs"), just_logging=not first_host, asynchronous=True
+    loop = _Loop(
+        stage,
+        stage_directory(workdir, stage_name),
+        batches,
+        checkpointer,
+        SampleGrid(
+            stage,
+            stage_directory(workdir, stage_name) / "samples",
+            batches.first_records(GRID_EXAMPLES),
+            mesh,
+        ),
+        mesh,
+        report,
     )
-    grid = SampleGrid(
-        stage, directory / "samples", _first_records(data_dir, batches.manifest), mesh
-    )
-    progress = tqdm(
-        total=stage.train.steps,
-        initial=start,
-        desc=stage_name,
-        unit="step",
-        disable=not first_host,
-    )
-    logged: list[Any] = []
-    since = time.monotonic()
-    with contextlib.closing(checkpointer), contextlib.closing(writer), progress:
-        for step in range(start + 1, stage.train.steps + 1):
-            batch = _to_device(next(batches), batch_shardings)
-            state, metrics = train_step(state, batch)
-            logged.append(metrics)
-            progress.update()
-            last = step == stage.train.steps
-            save = step % stage.train.checkpoint_every == 0 or last
-            if step % stage.train.log_every == 0 or save:
-                scalars = summarise(jax.device_get(logged))
-                now = time.monotonic()
-                scalars["images_per_second"] = (
-                    stage.train.batch_size * len(logged) / max(now - since, 1e-9)
-                )
-                logged, since = [], now
-                writer.write_scalars(step, scalars)
-                progress.set_postfix(
-                    loss=f"{scalars['loss']:.4f}",
-                    img_s=f"{scalars['images_per_second']:.0f}",
-                )
-                # Before the checkpoint: what is not finite must not replace what still was.
-                if not np.isfinite([scalars["loss"], scalars["grad_norm"]]).all():
-                    raise ValueError(
-                        f"{stage_name}: at step {step} the loss is {scalars['loss']} and the "
-                        f"gradient's norm {scalars['grad_norm']}; start again with a lower "
-                        f"train.learning_rate (now {stage.train.learning_rate})"
-                    )
-            if step % stage.train.sample_every == 0 or last:
-                # Sampling is timed apart from training.
-                paused = time.monotonic()
-                picture = grid.write(step, state.ema)
-                writer.write_images(step, {"samples": picture[None]})
-                since += time.monotonic() - paused
-            if save:
-                checkpointer.save(state, batches)  # before the next batch is taken
+    with contextlib.closing(loop.writer):
+        try:
+            state = loop.run(
+                state, lambda s, batch: train_step(s, _to_device(batch, batch_shardings))
+            )
+        except jax.errors.JaxRuntimeError:
+            raise  # another host may be gone, and what is being saved would wait for it
+        except BaseException:
+            checkpointer.close()
+            raise
+        checkpointer.close()
     return state
 
 
-def _open_batches(stage: Stage, data_dir: str, mesh: jax.sharding.Mesh) -> BatchIterator:
-    divisor = sharding.batch_divisor(mesh) * stage.train.accumulation
-    if stage.train.batch_size % divisor or stage.train.batch_size % jax.process_count():
-        raise ValueError(
-            f"stages.{stage.name}.train.batch_size is {stage.train.batch_size}; it must be a "
-            f"multiple of the {sharding.batch_divisor(mesh)} devices and the "
-            f"{jax.process_count()} hosts that share it, and of accumulation "
-            f"({stage.train.accumulation}) times the devices"
-        )
-    batches = train_batches(
-        data_dir,
-        image_size=stage.train_resolution,
-        low_res_size=stage.train_low_res,
-        text_length=stage.text.max_length,
-        batch_size=stage.train.batch_size // jax.process_count(),
-        seed=stage.train.seed,
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
-        text_width=stage.text.width,
-    )
-    recorded = batches.manifest["encoder"]["name"]
-    if recorded != stage.text.encoder:
-        raise ValueError(
-            f"the config wants text embeddings of encoder {stage.text.encoder!r}, but those in "
-            f"{data_dir} were made by {recorded!r}; embed the data again with "
-            f"--encoder {stage.text.encoder}, or change text.encoder"
-        )
-    return batches
+class _Taken(NamedTuple):
+    """A step that was handed to the devices."""
+
+    step: int
+    metrics: Any
+    ids: list[str]
 
 
-def _first_records(data_dir: str, manifest: dict[str, Any]) -> list[Record]:
-    """A few records, the same on every host, whose captions are sampled as training goes on."""
-    shard = manifest["splits"]["train"]["shards"][0]
-    return list(itertools.islice(read_records(Path(data_dir) / shard), GRID_EXAMPLES))
+class _Loop:
+    """What goes on between the steps of one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        directory: Path,
+        batches: BatchIterator,
+        checkpointer: Checkpointer,
+        grid: SampleGrid,
+        mesh: Mesh,
+        report: Callable[[str], None],
+    ):
+        self.stage = stage
+        self.batches = batches
+        self.checkpointer = checkpointer
+        self.grid = grid
+        self.report = report
+        self.writer = metric_writers.create_default_writer(
+            str(directory / "logs"), just_logging=jax.process_index() != 0, asynchronous=True
+        )
+        self.guard = StepGuard(
+            stage.name,
+            directory / "bad_steps",
+            stage.train.max_bad_steps,
+            _rows_of_this_host(stage.train.batch_size, mesh),
+            report,
+        )
+        self.preemption = Preemption()
+        self.watchdog = Watchdog()
+        self.profiler = Profiler(directory / "logs", report)
+        self.clock = Clock(stage.train.batch_size)
+        self._taken: collections.deque[_Taken] = collections.deque()
+        self._seen: list[Any] = []  # metrics of the steps since the last log
+        self._spikes = 0
+
+    def run(self, state: TrainState, take_step: Callable[[TrainState, Any], Any]) -> TrainState:
+        """All steps from a state to the end."""
+        config = self.stage.train
+        progress = tqdm(
+            total=config.steps,
+            initial=int(state.step),
+            desc=self.stage.name,
+            unit="step",
+            disable=jax.process_index() != 0,
+        )
+        save_due = False
+        with self.preemption, self.watchdog, self.profiler, progress:
+            for step in range(int(state.step) + 1, config.steps + 1):
+                with self.clock.waiting():
+                    batch = next(self.batches)
+                state, metrics = take_step(state, batch)
+                self._taken.append(_Taken(step, metrics, self.batches.ids))
+                self._look(STEPS_AHEAD)
+                self.profiler.after_step(metrics)
+                progress.update()
+                last = step == config.steps
+                stop = self.preemption.reached(step)
+                save_due |= step % config.checkpoint_every == 0 or last or stop
+                if step % config.log_every == 0 or save_due:
+                    self._look(0)
+                    self._log(step, progress)
+                    self.checkpointer.check()
+                if step % config.sample_every == 0 or last:
+                    with self.clock.paused():  # sampling is timed apart from training
+                        self._sample(step, state)
+                # A state after which steps are skipped may be what is wrong with them.
+                if save_due and (last or not self.guard.in_a_row):
+                    self.checkpointer.save(state, self.batches)  # before the next batch is taken
+                    save_due = False
+                self.watchdog.beat(step)
+                if stop and not last:
+                    raise Preempted(f"{self.stage.name}: told to stop, and stopped at step {step}")
+        return state
+
+    def _look(self, ahead: int) -> None:
+        """Waits for the steps but the last `ahead`, and looks at their results."""
+        while len(self._taken) > ahead:
+            taken = self._taken.popleft()
+            metrics = jax.device_get(taken.metrics)
+            self._seen.append(metrics)
+            self._spikes += self.guard.check(taken.step, metrics, taken.ids)
+
+    def _log(self, step: int, progress: tqdm) -> None:
+        scalars = summarise(self._seen) | {"loss_spikes": self._spikes} | device_memory()
+        scalars |= self.clock.rates(len(self._seen))
+        self._seen, self._spikes = [], 0
+        self.writer.write_scalars(step, scalars)
+        progress.set_postfix(
+            loss=f"{scalars['loss']:.4f}", img_s=f"{scalars['images_per_second']:.0f}"
+        )
+
+    def _sample(self, step: int, state: TrainState) -> None:
+        picture, drift = self.grid.write(step, state.ema)
+        self.writer.write_images(step, {"samples": picture[None]})
+        self.writer.write_scalars(step, drift)
+
+
+def _silent(line: str) -> None:
+    """The first host alone reports."""
 
 
 def _to_device(
-    batch: dict[str, np.ndarray], shardings: dict[str, jax.sharding.NamedSharding]
+    batch: dict[str, np.ndarray], shardings: dict[str, NamedSharding]
 ) -> dict[str, jax.Array]:
     """Global arrays from this host's share of the batch."""
     return {
         name: jax.make_array_from_process_local_data(shardings[name], value)
         for name, value in batch.items()
     }
+
+
+def _rows_of_this_host(batch_size: int, mesh: Mesh) -> list[int]:
+    """Where in a global batch the examples of this host stand, in their order."""
+    shardings = sharding.batch_shardings(mesh, ("own",))
+    share = batch_size // jax.process_count()
+    own = np.arange(share) + jax.process_index() * share
+    everywhere = multihost_utils.process_allgather(_to_device({"own": own}, shardings), tiled=True)
+    place = {int(value): row for row, value in enumerate(everywhere["own"])}
+    return [place[int(value)] for value in own]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +33,74 @@ def summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
     """Means of the scalars of several steps, and the loss by bin of logsnr.
 
     Args:
-      steps: metrics of make_train_step, fetched from the devices.
+      steps: metrics of make_train_step, fetched from the devices; at least one.
 
     Returns:
-      loss, grad_norm, learning_rate, and loss_logsnr_<low>_<high> for every bin that has examples.
+      skipped_steps, how many were not finite; of the others loss, grad_norm, update_norm,
+      learning_rate, and loss_logsnr_<low>_<high> for every bin that has examples. Where all were
+      skipped, the scalars are of what was skipped.
     """
-    scalars = {
-        name: float(np.mean([m[name] for m in steps]))
-        for name in ("loss", "grad_norm", "learning_rate")
-    }
+    taken = [m for m in steps if m["finite"]]
+    scalars = {"skipped_steps": float(len(steps) - len(taken))}
+    for name in ("loss", "grad_norm", "update_norm", "learning_rate"):
+        scalars[name] = float(np.mean([m[name] for m in taken or steps]))
+    if not taken:
+        return scalars
     mean, count = loss_by_logsnr_bin(
-        jnp.concatenate([m["loss_per_example"] for m in steps]),
-        jnp.concatenate([m["logsnr"] for m in steps]),
+        jnp.concatenate([m["loss_per_example"] for m in taken]),
+        jnp.concatenate([m["logsnr"] for m in taken]),
         jnp.asarray(LOGSNR_EDGES),
     )
     for i, (low, high) in enumerate(zip(LOGSNR_EDGES[:-1], LOGSNR_EDGES[1:], strict=True)):
         if count[i]:
             scalars[f"loss_logsnr_{low:g}_{high:g}"] = float(mean[i])
     return scalars
+
+
+def device_memory() -> dict[str, float]:
+    """Memory of this host's first device in GiB, at its peak and in all; empty on the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = {"peak_bytes_in_use": "device_memory_peak_gib", "bytes_limit": "device_memory_gib"}
+    return {name: stats[key] / 2**30 for key, name in names.items() if key in stats}
+
+
+class Clock:
+    """How fast training goes, and how much of the time it waits for data."""
+
+    def __init__(self, batch_size: int):
+        """Args:
+        batch_size: examples of a step, over all hosts.
+        """
+        self._batch_size = batch_size
+        self._since = time.monotonic()
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around taking a batch."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what does not count as training."""
+        begin = time.monotonic()
+        yield
+        self._since += time.monotonic() - begin
+
+    def rates(self, steps: int) -> dict[str, float]:
+        """Rates since the last call: images_per_second over all hosts, steps_per_second, and
+        data_wait, the share of the time in which this host's loop waited for a batch."""
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        rates = {
+            "images_per_second": self._batch_size * steps / seconds,
+            "steps_per_second": steps / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self._since, self._waited = now, 0.0
+        return rates
 
 
 class SampleGrid:
@@ -78,15 +130,21 @@ class SampleGrid:
             states[i, : len(record.states)] = record.states
             mask[i, : len(record.states)] = True
         self._text = everywhere(TextEmbedding)(states, mask)
+        pictures = [np.asarray(PILImage.open(io.BytesIO(record.png))) for record in records]
+        self._colour = np.mean(pictures, axis=(0, 1, 2))
         self._low_res = None
         if stage.low_res is not None:
-            pictures = [np.asarray(PILImage.open(io.BytesIO(record.png))) for record in records]
             factor = pictures[0].shape[0] // stage.low_res
             images = np.stack(pictures).astype(np.float32) / 127.5 - 1
             self._low_res = everywhere(functools.partial(downsample, factor=factor))(images)
 
-    def write(self, step: int, params: Any) -> np.ndarray:
-        """Samples with `params`, writes <directory>/<step>.png, returns it as [h, w, 3] uint8."""
+    def write(self, step: int, params: Any) -> tuple[np.ndarray, dict[str, float]]:
+        """Samples with `params`, and writes <directory>/<step>.png.
+
+        Returns:
+          (the grid as [h, w, 3] uint8, how much redder, greener and bluer the samples are than the
+          true pictures of their captions: colour_drift_<channel>, mean of 0 to 255).
+        """
         samples = sample_stage(
             self._stage, params, self._text, self._keys, self._low_res, self._stage.sample
         )
@@ -96,4 +154,8 @@ class SampleGrid:
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             picture.save(self._directory / f"{step:07d}.png")
-        return np.asarray(picture.convert("RGB"))
+        drift = images.mean((0, 1, 2)) - self._colour
+        named = zip(("red", "green", "blue"), drift, strict=True)
+        return np.asarray(picture.convert("RGB")), {
+            f"colour_drift_{channel}": float(value) for channel, value in named
+        }

@@ -7,9 +7,11 @@ momentum of each kernel.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
@@ -74,12 +76,46 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then the optimiser that the config names.
 
+    Parameters that the config freezes get no updates, and their gradients do not count in the norm.
+
     Raises:
-      ValueError: an unknown optimiser.
+      ValueError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze that
+        no parameter's name matches, or nothing left to train.
     """
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}")
-    return optax.chain(
+    trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[config.optimizer](learning_rate_schedule(config)),
     )
+    if not config.freeze:
+        return trained
+    return optax.partition(
+        {"trained": trained, "frozen": optax.set_to_zero()},
+        lambda params: frozen_parameters(params, config.freeze),
+    )
+
+
+def frozen_parameters(params: Any, patterns: tuple[str, ...]) -> Any:
+    """The same tree with "frozen" or "trained" for every parameter.
+
+    Args:
+      params: of a network, boxed or not.
+      patterns: of names such as "conv_in/kernel"; * stands for any characters, slashes too.
+
+    Raises:
+      ValueError: a pattern that matches no name, or patterns that match all.
+    """
+    unboxed = nn.unbox(params)
+    paths, tree = jax.tree_util.tree_flatten_with_path(unboxed)
+    names = ["/".join(key.key for key in path) for path, _ in paths]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"train.freeze: no parameter's name matches {pattern!r}; names begin with "
+                f"{', '.join(sorted({name.split('/')[0] for name in names}))}"
+            )
+    frozen = [any(fnmatch.fnmatchcase(name, p) for p in patterns) for name in names]
+    if all(frozen):
+        raise ValueError(f"train.freeze: {patterns} leave nothing to train")
+    return jax.tree_util.tree_unflatten(tree, ["frozen" if f else "trained" for f in frozen])

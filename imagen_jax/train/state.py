@@ -24,12 +24,16 @@ class TrainState:
       params: float32 parameters.
       ema: exponential moving average of params; what is sampled from.
       opt_state: of the optax optimiser.
+      extra_ema: further averages, keyed by their decay as a string.
+      skipped: how many of the steps changed nothing because they were not finite, int32 scalar.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    extra_ema: dict[str, Any]
+    skipped: jax.Array
 
 
 def abstract_state(
@@ -41,6 +45,7 @@ def abstract_state(
       (state of ShapeDtypeStructs with shardings, matching pytree of shardings).
     """
     boxed = jax.eval_shape(lambda: _init(stage, optimizer))
+    sharding.check_annotated(boxed.params)
     shardings = sharding.state_shardings(boxed, mesh)
     shapes = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
@@ -63,6 +68,10 @@ def _init(stage: Stage, optimizer: optax.GradientTransformation) -> TrainState:
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        extra_ema={
+            str(decay): jax.tree.map(jnp.copy, params) for decay in stage.train.extra_ema_decays
+        },
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 

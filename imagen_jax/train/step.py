@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -127,8 +128,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step function of a stage, to be jitted with donated state.
 
-    Metrics are scalars of the global batch: loss, grad_norm, learning_rate, and per-example loss
-    [b] with its logsnr [b] for curves over the noise level.
+    A step whose loss, gradients or updates are not finite counts, and changes nothing else.
+
+    Metrics are scalars of the global batch: loss, grad_norm, update_norm, learning_rate and finite
+    (bool), and per-example loss [b] with its logsnr [b] for curves over the noise level.
     """
     schedule = learning_rate_schedule(stage.train)
 
@@ -138,16 +141,33 @@ def make_train_step(
         loss, detail, grads = loss_and_gradients(stage, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step, stage.train.ema_decay)
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+
+        def average(ema: Any, highest: float) -> Any:
+            decay = ema_decay(state.step, highest)
+            return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+        grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+        finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
+        moved = dataclasses.replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            ema=average(state.ema, stage.train.ema_decay),
+            extra_ema={name: average(e, float(name)) for name, e in state.extra_ema.items()},
+        )
+        kept = dataclasses.replace(state, skipped=state.skipped + 1)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step)),
+            "grad_norm": grad_norm,
+            "update_norm": update_norm,
+            # The optimiser's own count has not moved in skipped steps.
+            "learning_rate": jnp.asarray(schedule(state.step - state.skipped)),
+            "finite": finite,
             "loss_per_example": detail.per_example,
             "logsnr": detail.logsnr,
         }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return dataclasses.replace(after, step=state.step + 1), metrics
 
     return train_step
 

@@ -1,0 +1,110 @@
+"""A peer's network for unet_speed.py, in the peers' environment: reads "train" or "sample" from
+standard input, does that step, and writes the seconds that it took."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+SIZE, TOKENS, WIDTH = 64, 64, 512
+BATCH = {"train": 8, "sample": 4}
+
+
+def imagen_pytorch() -> tuple[Any, Any]:
+    """imagen-pytorch's Unet and how it is called."""
+    from imagen_pytorch import Unet
+
+    network = Unet(
+        dim=96,
+        dim_mults=(1, 2, 3, 4),
+        num_resnet_blocks=2,
+        layer_attns=(False, True, True, True),
+        layer_cross_attns=(False, True, True, True),
+        attn_dim_head=48,
+        attn_heads=4,
+        text_embed_dim=WIDTH,
+        cond_dim=WIDTH,
+        max_text_len=TOKENS,
+        memory_efficient=False,
+        cond_on_text=True,
+    )
+
+    def call(x: Any, t: Any, text: Any) -> Any:
+        return network(x, t, text_embeds=text)
+
+    return network, call
+
+
+def diffusers() -> tuple[Any, Any]:
+    """The U-Net of DeepFloyd IF in diffusers, and how it is called."""
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(
+        sample_size=SIZE,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(96, 192, 288, 384),
+        layers_per_block=2,
+        down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"),
+        attention_head_dim=48,
+        cross_attention_dim=WIDTH,
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_proj",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="silu",
+        norm_num_groups=32,
+    )
+
+    def call(x: Any, t: Any, text: Any) -> Any:
+        return network(x, t, encoder_hidden_states=text).sample
+
+    return network, call
+
+
+def main() -> None:
+    """Serves steps until standard input ends."""
+    network, call = {"imagen-pytorch": imagen_pytorch, "diffusers": diffusers}[sys.argv[1]]()
+    adam = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def inputs(what: str) -> tuple[Any, ...]:
+        batch = BATCH[what]
+        x = torch.randn(batch, 3, SIZE, SIZE)
+        return x, torch.full((batch,), 500.0), torch.randn(batch, TOKENS, WIDTH)
+
+    def train(x: Any, t: Any, text: Any) -> None:
+        loss = ((call(x, t, text) - x) ** 2).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    @torch.no_grad()
+    def sample(x: Any, t: Any, text: Any) -> None:
+        both = call(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, torch.zeros_like(text)]))
+        with_text, without = both.chunk(2)
+        (without + 3.0 * (with_text - without)).clamp(-1, 1)
+
+    steps = {"train": train, "sample": sample}
+    flops = {}
+    for what, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step(*inputs(what))
+        flops[what] = counter.get_total_flops()
+    parameters = sum(p.numel() for p in network.parameters())
+    print(json.dumps({"parameters": parameters, "flops": flops}), flush=True)
+    for line in sys.stdin:
+        what = line.strip()
+        arguments = inputs(what)
+        start = time.perf_counter()
+        steps[what](*arguments)
+        print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+if __name__ == "__main__":
+    main()

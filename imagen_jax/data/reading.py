@@ -1,0 +1,155 @@
+"""Reads records of shards in the global order, as a tf.data pipeline that can start anywhere.
+
+A window of batches is read at once: the host's records of it are sorted, neighbours are read as one
+run of bytes, and all are put into their order. So a host holds two windows of compressed records,
+the one it gives out and the next one, and decodes nothing that it does not give out.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from imagen_jax.data import records
+from imagen_jax.data.order import GlobalOrder
+
+_PARALLEL_RUNS = 4
+_LONGEST_RUN = 2**20
+_FOREVER = 2**62
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTable:
+    """Where each record is; records are numbered through all shards.
+
+    Attributes:
+      paths: of the shards.
+      first: [shards + 1] number of each shard's first record, and of all records.
+    """
+
+    paths: Sequence[str]
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, shards: Sequence[tuple[str, int]]) -> ShardTable:
+        """From (path, number of records) of each shard."""
+        paths = [path for path, _ in shards]
+        return cls(paths, np.cumsum([0, *(count for _, count in shards)], dtype=np.int64))
+
+    def locate(self, record: int) -> tuple[str, int]:
+        """(path of its shard, place in it) of a record."""
+        shard = int(np.searchsorted(self.first, record, side="right")) - 1
+        return self.paths[shard], record - int(self.first[shard])
+
+    def runs(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Neighbouring records as runs of bytes.
+
+        Args:
+          wanted: [n] ascending, different.
+
+        Returns:
+          (paths, byte offsets int64, numbers of records int64), each [runs].
+        """
+        shard = np.searchsorted(self.first, wanted, side="right") - 1
+        breaks = (np.diff(wanted) != 1) | (np.diff(shard) != 0)
+        starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+        counts = np.diff([*starts, len(wanted)])
+        places = wanted[starts] - self.first[shard[starts]]
+        paths = [self.paths[s] for s in shard[starts]]
+        offsets = [int(_offsets(path)[place]) for path, place in zip(paths, places, strict=True)]
+        return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
+
+    def read(self, record: int) -> tf.Tensor:
+        """One serialized record.
+
+        Raises:
+          tf.errors.DataLossError: it is damaged.
+        """
+        path, place = self.locate(record)
+        dataset = _records_from(tf.constant(path), tf.constant(_offsets(path)[place], tf.int64))
+        return dataset.take(1).get_single_element()
+
+
+def ordered_records(
+    order: GlobalOrder,
+    table: ShardTable,
+    rows: range,
+    steps: range | None,
+    start: int,
+    window_steps: int,
+    replaced: Mapping[int, int],
+) -> tf.data.Dataset:
+    """Serialized records of one host's rows of all batches from `start` on.
+
+    Args:
+      order: what is read when.
+      table: where it is.
+      rows: the host's rows of every batch.
+      steps: all batches there are; None for endlessly many.
+      start: the first batch.
+      window_steps: batches that are read at once.
+      replaced: records -> those read in their place.
+
+    Returns:
+      Elements {"record": string, "position": int64}; the position is that in the global order, and
+      seeds what is random about the example.
+    """
+    stop = _FOREVER if steps is None else steps.stop
+
+    def plan(window: np.ndarray) -> tuple[np.ndarray, ...]:
+        first = int(window) * window_steps
+        of_window = range(max(first, start), min(first + window_steps, stop))
+        wanted = order.records(of_window, rows)
+        for record in replaced.keys() & set(wanted.flat):
+            wanted[wanted == record] = replaced[record]
+        unique, place = np.unique(wanted, return_inverse=True)
+        positions = np.array(of_window)[:, None] * order.batch + np.array(rows)[None]
+        return *table.runs(unique), place.ravel().astype(np.int64), positions.ravel()
+
+    def read(window: tf.Tensor) -> dict[str, tf.Tensor]:
+        types = (tf.string, tf.int64, tf.int64, tf.int64, tf.int64)
+        planned = tf.numpy_function(plan, [window], types)
+        for tensor in planned:
+            tensor.set_shape([None])
+        paths, offsets, counts, place, position = planned
+        runs = tf.data.Dataset.from_tensor_slices((paths, offsets, counts)).interleave(
+            lambda path, offset, count: _records_from(path, offset).take(count),
+            cycle_length=_PARALLEL_RUNS,
+            block_length=_LONGEST_RUN,  # each run to its end
+            num_parallel_calls=_PARALLEL_RUNS,
+            deterministic=True,
+        )
+        total = tf.reduce_sum(counts)
+        read = runs.batch(total).get_single_element()
+        complete = tf.debugging.Assert(
+            tf.equal(tf.size(read, tf.int64), total),
+            ["shards hold fewer records than their manifest says: read", tf.size(read), "of", total,
+             "from", paths],
+        )  # fmt: skip
+        with tf.control_dependencies([complete]):
+            return {"record": tf.gather(read, place), "position": position}
+
+    windows = tf.data.Dataset.range(start // window_steps, -(-stop // window_steps))
+    return windows.map(read).prefetch(1).unbatch()
+
+
+def _records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
+    """The records of a TFRecord file from a byte on."""
+    # The public TFRecordDataset always begins at the first byte.
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[tf.newaxis],
+        compression_type="",
+        buffer_size=256 * 1024,
+        byte_offsets=offset[tf.newaxis],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+@functools.lru_cache(maxsize=1024)
+def _offsets(path: str) -> np.ndarray:
+    return records.read_offsets(os.fspath(path))
