@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
                         "percentile": 99.5,
                         "aug_level": 0.1,
                     },
-                    "mesh": {"fsdp": -1},
+                    "mesh": {"data": -1, "fsdp": 32},
                 },
             },
         }

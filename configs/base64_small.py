@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     stage = config.stages.base64
     stage.network.update(channels=256, blocks=(2, 2, 2, 2))
     stage.train.update(batch_size=256, steps=500_000)
+    stage.mesh = ConfigDict({"fsdp": -1})
     return config

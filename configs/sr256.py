@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                 "diffusion": base.diffusion,
                 "train": base.train,
                 "sample": base.sample,
-                "mesh": base.mesh,
+                "mesh": {"data": -1, "fsdp": 16},
             }
         }
     )

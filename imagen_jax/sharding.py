@@ -6,9 +6,10 @@ live. A new way of sharding is an edit of LOGICAL_AXIS_RULES, never of a network
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -132,6 +133,36 @@ def batch_shardings(mesh: Mesh, names: Iterable[str]) -> dict[str, NamedSharding
         name: NamedSharding(mesh, PICTURE_SPEC if name in PICTURES else BATCH_SPEC)
         for name in names
     }
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Keeps activations divided by example, and pictures also by height, within `on_mesh`.
+
+    Left to itself, XLA's partitioner divides them by channels where a kernel is divided so, and
+    sends every activation to every device. Channels may be divided over the axis tensor.
+
+    Args:
+      x: [b, ...]; four axes are a picture [b, h, w, c].
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    free = PartitionSpec.UNCONSTRAINED
+    if x.ndim == 4:
+        spec = PartitionSpec(*PICTURE_SPEC, None, free)
+    else:
+        spec = PartitionSpec(*BATCH_SPEC, *(free,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function, to be jitted, with the activations in it laid out on the mesh."""
+
+    @functools.wraps(function)
+    def placed(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return placed
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -131,6 +131,7 @@ def test_collectives_of_a_loop() -> None:
         ("replica_groups=[2,4]<=[8]", 4),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", 4),
         ("source_target_pairs={{0,1},{1,0}}", 2),
     ],
 )

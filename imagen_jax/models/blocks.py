@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention
 from imagen_jax.models.stack import Context
+from imagen_jax.sharding import constrain
 
 Resample = Literal["none", "down", "up"]
 
@@ -49,7 +50,7 @@ class ResBlock(nn.Module):
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
         if x.shape[-1] != self.channels:
             x = layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
-        return x + y
+        return constrain(x + y)
 
 
 class UNetBlock(nn.Module):
@@ -73,7 +74,7 @@ class UNetBlock(nn.Module):
     ) -> Float[Array, "b h w d"]:
         vector, tokens, mask = context
         if skip is not None:
-            y = jnp.concatenate([y, skip], axis=-1)
+            y = constrain(jnp.concatenate([y, skip], axis=-1))
         y = ResBlock(self.channels, self.dtype, self.dropout, name="residual")(
             y, vector, self.train
         )
@@ -106,7 +107,7 @@ class EfficientBlock(nn.Module):
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y))
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
-        y += layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
+        y = constrain(y + layers.Conv(self.channels, self.dtype, 1, name="shortcut")(x))
         _, tokens, mask = context
         for i, fields in enumerate(self.attention):
             y = ImageAttention(**fields, name=f"attention_{i}")(y, tokens, mask)
@@ -122,4 +123,5 @@ class CombineEmbedding(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], vector: Float[Array, "b f"]
     ) -> Float[Array, "b h w c"]:
-        return x + layers.Dense(x.shape[-1], self.dtype, name="project")(vector)[:, None, None]
+        added = layers.Dense(x.shape[-1], self.dtype, name="project")(vector)
+        return constrain(x + added[:, None, None])

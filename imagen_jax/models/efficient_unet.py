@@ -16,6 +16,7 @@ from imagen_jax.models.blocks import CombineEmbedding, EfficientBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
 from imagen_jax.models.unet import check_divisible
+from imagen_jax.sharding import constrain
 from imagen_jax.typing import Conditioning
 
 
@@ -123,7 +124,7 @@ class EfficientUNet(nn.Module):
             return y
 
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
-        y = jnp.concatenate(inputs, axis=-1).astype(dtype)
+        y = constrain(jnp.concatenate(inputs, axis=-1).astype(dtype))
         y = layers.Conv(self.channels[0], dtype, axes=("pixel", "out"), name="conv_in")(y)
         full_resolution = y
         skips = []
@@ -133,11 +134,11 @@ class EfficientUNet(nn.Module):
             skips.append(y)
         scale = 1 / math.sqrt(2)
         for i in reversed(range(levels)):
-            y = jnp.concatenate([y, skips[i] * scale], axis=-1)
+            y = constrain(jnp.concatenate([y, skips[i] * scale], axis=-1))
             y = stack(y, i, "up")
             channels = self.channels[max(i - 1, 0)]
             y = layers.upsample(layers.Conv(channels, dtype, name=f"up_{i}_conv")(y))
-        y = jnp.concatenate([y, full_resolution * scale], axis=-1)
+        y = constrain(jnp.concatenate([y, full_resolution * scale], axis=-1))
         # How much of its input the network passes on depends on the levels of noise in it.
         film = layers.film(vector, y.shape[-1], dtype, name="film")
         y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y, *film))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from imagen_jax.sharding import constrain
+
 PRODUCT = "product"
 """Name that results of convolutions and dense layers carry, for rematerialisation policies."""
 TEXT_CACHE = "text_cache"
@@ -56,7 +58,7 @@ class Dense(nn.Module):
             bias_init=partitioned(ZEROS, "vector"),
             name="dense",
         )(x)
-        return checkpoint_name(y, PRODUCT)
+        return checkpoint_name(constrain(y), PRODUCT)
 
 
 class Conv(nn.Module):
@@ -82,7 +84,7 @@ class Conv(nn.Module):
             bias_init=partitioned(ZEROS, bias_axis),
             name="conv",
         )(x)
-        return checkpoint_name(y, PRODUCT)
+        return checkpoint_name(constrain(y), PRODUCT)
 
 
 def num_groups(channels: int) -> int:
@@ -126,7 +128,7 @@ class GroupNorm(nn.Module):
         if scale is not None and shift is not None:
             slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
         y = x32 * slope[:, None, None, :] + offset[:, None, None, :]
-        return y.astype(self.dtype)
+        return constrain(y.astype(self.dtype))
 
 
 def film(
@@ -183,11 +185,11 @@ def downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h
     b, h, w, c = x.shape
     if h % factor or w % factor:
         raise ValueError(f"a picture of {h} x {w} cannot be downsampled by {factor}")
-    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+    return constrain(x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4)))
 
 
 def upsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
     """Nearest-neighbour upsampling."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, factor, w, factor, c))
-    return x.reshape(b, h * factor, w * factor, c)
+    return constrain(x.reshape(b, h * factor, w * factor, c))

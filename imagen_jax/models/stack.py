@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax.models import layers
+from imagen_jax.sharding import constrain
 
 SCAN_FROM = 3
 """Identical blocks in a row that are worth a loop in the compiled program."""
@@ -91,6 +92,7 @@ def repeat(
         length=len(names),
         metadata_params={nn.PARTITION_NAME: "stack"},
     )
-    stacked = None if skips is None else jnp.stack(skips)
+    stacked = None if skips is None else jax.vmap(constrain)(jnp.stack(skips))
     y, outputs = loop(name=f"{names[0]}_stack")(y, stacked, context)
-    return y, list(outputs)
+    outputs = jax.vmap(constrain)(outputs)
+    return y, [constrain(outputs[i]) for i in range(len(names))]

@@ -14,6 +14,7 @@ from imagen_jax.models.attention import ImageAttention
 from imagen_jax.models.blocks import ResBlock, UNetBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
+from imagen_jax.sharding import constrain
 from imagen_jax.typing import Conditioning
 
 
@@ -119,7 +120,7 @@ class UNet(nn.Module):
             qk_norm=self.qk_norm,
         )
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
-        y = jnp.concatenate(inputs, axis=-1).astype(dtype)
+        y = constrain(jnp.concatenate(inputs, axis=-1).astype(dtype))
         y = layers.Conv(self.channels, dtype, axes=("pixel", "out"), name="conv_in")(y)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         skips = []

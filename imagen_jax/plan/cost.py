@@ -19,6 +19,8 @@ import functools
 import math
 import re
 
+import numpy as np
+
 from imagen_jax.plan.hlo import Computation, Instruction, Module, Shape
 from imagen_jax.plan.products import window_pairs
 
@@ -262,23 +264,31 @@ def replica_group(attributes: str, slice_devices: int | None) -> tuple[int, bool
     elif found := re.search(
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
-        import numpy as np
-
-        groups, reshape = ([int(d) for d in found[i].split(",")] for i in (1, 2))
-        devices = np.arange(math.prod(reshape)).reshape(reshape)
-        if found[3]:
-            devices = devices.transpose([int(d) for d in found[3].split(",")])
-        members = devices.reshape(groups)[0].tolist()
-    elif found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        groups = [int(d) for d in found[1].split(",")]
+        members = _transposed(found[2], found[3]).reshape(groups)[0].tolist()
+    elif found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+        r"\{([^}]*)\}",
+        attributes,
+    ):
         sizes = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        names = re.findall(r"'([^']+)'", found[2])
-        members = _mesh_members(sizes, names)
+        devices = _transposed(found[2] or str(math.prod(sizes.values())), found[3]).reshape(-1)
+        names = re.findall(r"'([^']+)'", found[4])
+        members = devices[_mesh_members(sizes, names)].tolist()
     elif found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         members = [int(found[1]), int(found[2])]
     else:
         return 1, False
     spans = slice_devices is not None and len({m // slice_devices for m in members}) > 1
     return max(1, len(members)), spans
+
+
+def _transposed(sizes: str, axes: str | None) -> np.ndarray:
+    """Device numbers in the order that "[8,32]T(1,0)" writes: counted in the first shape, then
+    transposed."""
+    shape = [int(size) for size in sizes.split(",")]
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose([int(axis) for axis in axes.split(",")]) if axes else devices
 
 
 def _mesh_members(sizes: dict[str, int], names: list[str]) -> list[int]:

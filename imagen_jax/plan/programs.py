@@ -23,6 +23,14 @@ from imagen_jax.train.state import abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step, loss_and_gradients
 from imagen_jax.typing import TextEmbedding
 
+EFFORT = {
+    "quick": {"exec_time_optimization_effort": -1.0},
+    "full": {},
+}
+"""Options of XLA's TPU compiler: "quick" leaves out most of its searches for faster code, compiles
+ten times as fast; products are the same, traffic with the main memory a little more. "full" is what
+training runs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -71,11 +79,12 @@ def batch_shapes(stage: Stage, batch_size: int, mesh: Mesh) -> dict[str, jax.Sha
     }
 
 
-def train_program(stage: Stage, mesh: Mesh, where: str) -> Program:
+def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") -> Program:
     """The train step of a stage, compiled for a mesh.
 
     Args:
       where: what the mesh is of, for the report.
+      effort: key of EFFORT; for TPUs.
 
     Raises:
       ValueError: the batch does not divide over the mesh.
@@ -85,7 +94,8 @@ def train_program(stage: Stage, mesh: Mesh, where: str) -> Program:
     state, shardings = abstract_state(stage, optimizer, mesh)
     batch = batch_shapes(stage, stage.train.batch_size, mesh)
     start = time.monotonic()
-    compiled = jit_train_step(stage, optimizer, mesh, shardings).lower(state, batch).compile()
+    lowered = jit_train_step(stage, optimizer, mesh, shardings).lower(state, batch)
+    compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
     plain = dataclasses.replace(
         stage,
@@ -137,7 +147,9 @@ def _check_divides(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
         )
 
 
-def sample_program(stage: Stage, mesh: Mesh, where: str, batch_size: int) -> Program:
+def sample_program(
+    stage: Stage, mesh: Mesh, where: str, batch_size: int, effort: str = "full"
+) -> Program:
     """The sampler of a stage with its default settings, compiled for a mesh.
 
     Weights are copied to every device, in the network's dtype; pictures are divided.
@@ -165,7 +177,7 @@ def sample_program(stage: Stage, mesh: Mesh, where: str, batch_size: int) -> Pro
     guidance = None if settings.guidance == 1 else jax.ShapeDtypeStruct((), jnp.float32)
     start = time.monotonic()
     lowered = compiled_sampler(stage, settings).lower(params, text, keys, low_res, guidance)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
 
     def one_call(params: Any, text: TextEmbedding, keys: Any, low_res: Any) -> Any:
@@ -194,7 +206,7 @@ def sample_program(stage: Stage, mesh: Mesh, where: str, batch_size: int) -> Pro
 
 
 def embed_program(
-    config: T5Config, mesh: Mesh, where: str, batch_size: int, length: int
+    config: T5Config, mesh: Mesh, where: str, batch_size: int, length: int, effort: str = "full"
 ) -> Program:
     """T5's encoder over a batch of captions, its parameters divided over the whole mesh."""
     place = t5.shardings(mesh.devices.reshape(-1).tolist())
@@ -222,7 +234,7 @@ def embed_program(
             out_shardings=copied,
         )
         .lower(params, tokens, mask)
-        .compile()
+        .compile(compiler_options=EFFORT[effort])
     )
     return Program(
         stage="t5",

@@ -178,7 +178,7 @@ def jit_train_step(
     """The step function compiled for a mesh: the state is donated and keeps its shardings, and
     every host can read the metrics."""
     return jax.jit(
-        make_train_step(stage, optimizer),
+        sharding.on_mesh(make_train_step(stage, optimizer), mesh),
         in_shardings=(state_shardings, sharding.batch_shardings(mesh, stage.batch_names)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
