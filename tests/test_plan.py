@@ -190,6 +190,14 @@ def test_plan_for_a_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert plan["terms"]["memory"] > 0
 
 
+def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """On one device there is one mesh, and without limits of memory the first accumulation fits."""
+    args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]
+    assert main(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["none", "products", "blocks"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

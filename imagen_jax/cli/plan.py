@@ -57,6 +57,14 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--remat", help="none, products or blocks (default: the config's)")
     parser.add_argument("--accumulation", type=positive, help="parts of a step's batch")
+    parser.add_argument(
+        "--effort",
+        choices=("quick", "full"),
+        default="quick",
+        help="of the TPU compiler: quick answers in a minute or two and is a little pessimistic "
+        "about memory and traffic; full compiles what training runs, and takes ten times as long "
+        "(default: quick)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write every figure there")
     parser.add_argument("--chart", metavar="FILE", help="also draw memory and time there (PNG)")
     parser.add_argument(
@@ -90,9 +98,10 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         remat=args.remat,
         accumulation=args.accumulation,
+        effort=args.effort if args.topology else "full",
     )
     if args.search:
-        plans, failed = search(job.stage, target.devices, target.name, target.chip)
+        plans, failed = search(job.stage, target, args.effort if args.topology else "full")
         print(format_ranking(plans, failed))
         if not plans:
             raise ValueError("nothing could be compiled")

@@ -93,6 +93,6 @@ def repeat(
         metadata_params={nn.PARTITION_NAME: "stack"},
     )
     stacked = None if skips is None else jax.vmap(constrain)(jnp.stack(skips))
-    y, outputs = loop(name=f"{names[0]}_stack")(y, stacked, context)
-    outputs = jax.vmap(constrain)(outputs)
-    return y, [constrain(outputs[i]) for i in range(len(names))]
+    y, outputs_stack = loop(name=f"{names[0]}_stack")(y, stacked, context)
+    outputs_stack = jax.vmap(constrain)(outputs_stack)
+    return y, [constrain(outputs_stack[i]) for i in range(len(names))]

@@ -53,6 +53,15 @@ KINDS = {"NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, "NVIDIA H100 dat
 """Rates of local accelerators, by how JAX's name of their kind begins."""
 
 
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+    "TPU_ACCELERATOR_TYPE": "v4-8",  # nor this; what is compiled for is said elsewhere
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU that two processes could fight for
+}
+"""What the TPU compiler would otherwise ask of a TPU machine, and complain about."""
+
+
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     """Devices of a TPU topology, to compile for; no TPU is needed, only its compiler (libtpu).
 
@@ -74,8 +83,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
             "the TPU compiler is missing; install it with: pip install libtpu (its version is in "
             "launch/pins-tpu.txt)"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU that two could fight for
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     # A v4 or v5p chip has two cores that programs see as one device.

@@ -227,7 +227,10 @@ def describe(instruction: Instruction) -> str:
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     shape = max(instruction.shapes, key=lambda s: s.size, default=None)
     text = "" if shape is None else f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
-    return f"{instruction.opcode} {text} {source[1] if source else instruction.name}"
+    where = source[1] if source else instruction.name
+    for noise in (r"jit\(\w+\)/", "while/body/", "closed_call/", "checkpoint/", "block/"):
+        where = re.sub(noise, "", where)
+    return f"{instruction.opcode} {text} {where}"
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:

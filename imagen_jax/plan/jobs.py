@@ -68,6 +68,7 @@ def make_job(
     batch: int | None = None,
     remat: str | None = None,
     accumulation: int | None = None,
+    effort: str = "full",
 ) -> Job:
     """What to compile.
 
@@ -80,6 +81,7 @@ def make_job(
       batch: examples; None is the config's for training, and one for each device otherwise.
       remat: key of models.stack.REMAT; None is the config's.
       accumulation: parts of a batch; None is the config's.
+      effort: key of programs.EFFORT; of compiling for a TPU.
 
     Raises:
       ValueError: an unknown stage, axis or policy, or sizes that do not divide.
@@ -102,14 +104,17 @@ def make_job(
         stage = dataclasses.replace(stage, mesh=MeshConfig(**_axes(mesh)))
     if job == "train":
         made = sharding.make_mesh(stage.mesh.axes(), target.devices)
-        return Job(stage, functools.partial(train_program, stage, made, target.name))
+        return Job(stage, functools.partial(train_program, stage, made, target.name, effort))
     made = sharding.make_mesh({"data": -1}, target.devices)
     batch = batch or made.size
     if job == "sample":
-        return Job(stage, functools.partial(sample_program, stage, made, target.name, batch))
+        return Job(
+            stage, functools.partial(sample_program, stage, made, target.name, batch, effort)
+        )
     encoder = t5_of_width(stage.text.width)
     length = stage.text.max_length
-    return Job(stage, functools.partial(embed_program, encoder, made, target.name, batch, length))
+    program = functools.partial(embed_program, encoder, made, target.name, batch, length, effort)
+    return Job(stage, program)
 
 
 def _axes(mesh: Sequence[str]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from imagen_jax.train.state import abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step, loss_and_gradients
 from imagen_jax.typing import TextEmbedding
 
-EFFORT = {
+EFFORT: dict[str, Any] = {
     "quick": {"exec_time_optimization_effort": -1.0},
     "full": {},
 }
@@ -113,6 +113,7 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
             "accumulation": stage.train.accumulation,
             "remat": stage.network.remat,
             "optimiser": stage.train.optimizer,
+            "effort": effort,
         },
         parameters=count_parameters(state.params),
         calls=stage.train.steps,
@@ -190,7 +191,12 @@ def sample_program(
         stage=stage.name,
         job="sample",
         where=where,
-        settings={"batch": batch_size, "sampler": settings.sampler, "steps": settings.steps},
+        settings={
+            "batch": batch_size,
+            "sampler": settings.sampler,
+            "steps": settings.steps,
+            "effort": effort,
+        },
         parameters=count_parameters(params),
         calls=1,
         compiled=compiled,
@@ -240,7 +246,7 @@ def embed_program(
         stage="t5",
         job="embed",
         where=where,
-        settings={"batch": batch_size, "tokens": length, "dtype": config.dtype},
+        settings={"batch": batch_size, "tokens": length, "dtype": config.dtype, "effort": effort},
         parameters=count_parameters(params),
         calls=1,
         compiled=compiled,

@@ -203,8 +203,8 @@ def format_plan(plan: Plan) -> str:
     lines += [
         "",
         "work of a device in one " + ("step" if plan.job == "train" else "call"),
-        f"  products    {plan.flops / 1e12:10.2f} TFLOP, of which the model asks for "
-        f"{plan.model_flops / 1e12:.2f}",
+        f"  products    {plan.flops / 1e12:10.4g} TFLOP, of which the model asks for "
+        f"{plan.model_flops / 1e12:.4g}",
         f"  main memory {plan.hbm_bytes / 1e9:10.1f} GB",
     ]
     for kind, values in plan.collectives.items():

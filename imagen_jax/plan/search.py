@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.models.stack import REMAT
-from imagen_jax.plan.chips import Chip
+from imagen_jax.plan.jobs import Target
 from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.report import Plan, make_plan
 from imagen_jax.stage import MeshConfig, Stage
@@ -28,25 +27,22 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
                 yield {"data": copies, "fsdp": devices // (tensor * copies), "tensor": tensor}
 
 
-def search(
-    stage: Stage, devices: Sequence[Any], where: str, chip: Chip | None
-) -> tuple[list[Plan], list[str]]:
+def search(stage: Stage, target: Target, effort: str) -> tuple[list[Plan], list[str]]:
     """Compiles the train step for every choice, with a progress bar.
 
     Where a mesh and policy fit without accumulation, more of it is not tried: it only costs.
 
     Args:
       stage: whose batch size stays as it is.
-      devices: of a topology, or of this machine.
-      where: their name, for the reports.
-      chip: their rates; without, plans are ranked by FLOPs.
+      target: devices; where their rates are not known, plans are ranked by FLOPs.
+      effort: key of programs.EFFORT.
 
     Returns:
       (plans: those that fit first, the fastest of them first; what could not be compiled, and why)
     """
     plans: list[Plan] = []
     failed: list[str] = []
-    choices = list(itertools.product(meshes(len(devices)), REMAT))
+    choices = list(itertools.product(meshes(len(target.devices)), REMAT))
     with tqdm(choices, desc="plans", unit="choice") as progress:
         for axes, remat in progress:
             for accumulation in ACCUMULATION:
@@ -54,8 +50,9 @@ def search(
                 progress.set_postfix_str(name)
                 try:
                     changed = with_choice(stage, axes, remat, accumulation)
-                    mesh = sharding.make_mesh(axes, devices)
-                    plan = make_plan(train_program(changed, mesh, where), chip)
+                    mesh = sharding.make_mesh(axes, target.devices)
+                    program = train_program(changed, mesh, target.name, effort)
+                    plan = make_plan(program, target.chip, target.slice_devices)
                 except Exception as error:  # the compiler has many ways of refusing
                     failed.append(f"{name}: {str(error).splitlines()[0][:200]}")
                     continue
