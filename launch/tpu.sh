@@ -167,7 +167,8 @@ install() {
   on_all_hosts "set -e; tar xzf imagen-jax.tar.gz
     sudo apt-get update -qq; sudo apt-get install -y -qq python3.11 python3.11-venv gcsfuse
     sudo mkdir -p /bucket; mountpoint -q /bucket ||
-      sudo gcsfuse --implicit-dirs -o allow_other --uid \$(id -u) --gid \$(id -g) $bucket /bucket
+      sudo gcsfuse --implicit-dirs --rename-dir-limit 200000 -o allow_other \\
+        --uid \$(id -u) --gid \$(id -g) $bucket /bucket
     bash imagen-jax/launch/setup.sh --tpu"
 }
 
