@@ -151,15 +151,17 @@ class Checkpointer:
             )
         return None
 
-    def close(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-          OSError: it could not be written.
-        """
+    def wait(self) -> None:
+        """Waits until everything is written; raises an OSError if it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
-        self._manager.close()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends the background's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
