@@ -6,9 +6,9 @@ usage() {
   cat <<'HELP'
 usage: bash launch/fits.sh TOPOLOGY ARGUMENT OF imagen train ...
 
-Runs imagen plan on this machine for the --config and --stage among the arguments, which compiles
-the stage for TOPOLOGY (such as v4:2x2x4) without having one. Ends with status 0 if it fits, and
-with 2 if it does not or nobody can tell.
+Runs imagen plan on this machine with the --config, --stage and --set among the arguments, which
+compiles the stage for TOPOLOGY (such as v4:2x2x4) without having one. Ends with status 0 if it fits,
+and with 2 if it does not or nobody can tell.
 HELP
 }
 
@@ -20,19 +20,17 @@ case "${1:-}" in
 esac
 topology=$1
 shift
-config='' stage=''
-while (($#)); do
-  case "$1" in
-    --config) config=${2:-} ;;
-    --stage) stage=${2:-} ;;
+arguments=() option=''
+for argument in "$@"; do
+  [[ "$argument" != --* ]] || option=$argument
+  case "$option" in
+    --config | --stage | --set | --config=* | --stage=* | --set=*) arguments+=("$argument") ;;
   esac
-  shift
 done
-[[ -n "$config" && -n "$stage" ]] ||
-  fail "the arguments of imagen train must name --config and --stage"
+[[ " ${arguments[*]} " == *" --config"* ]] || fail "the arguments of imagen train lack --config"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 imagen=.venv/bin/imagen
 [[ -x $imagen ]] || fail "there is no .venv yet: bash launch/setup.sh --tpu makes it"
 $imagen plan --help > /dev/null 2>&1 || fail "this version of imagen has no command plan"
-$imagen plan --config "$config" --stage "$stage" --topology "$topology" ||
-  fail "stage $stage of $config does not fit $topology, or cannot be planned; see above"
+$imagen plan "${arguments[@]}" --topology "$topology" ||
+  fail "the stage does not fit $topology, or cannot be planned; see above"

@@ -180,8 +180,9 @@ def test_dry_run_asks_nobody(world: World) -> None:
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_stage_that_does_not_fit_is_refused(world: World, fits: bool) -> None:
     world.venv("imagen", f'[[ "$*" == *--help ]] || exit {0 if fits else 2}')
-    status, printed = world.run(*ARGUMENTS, "--plan", "v4:2x2x4", "--", *TRAIN)
-    planned = "imagen plan --config quickstart --stage base --topology v4:2x2x4"
+    arguments = [*TRAIN, "--set", "a=1", "b=2", "--init-from", "d"]
+    status, printed = world.run(*ARGUMENTS, "--plan", "v4:2x2x4", "--", *arguments)
+    planned = "imagen plan --config quickstart --stage base --set a=1 b=2 --topology v4:2x2x4"
     assert planned in world.log()
     assert world.asked(VERBS) == (["upload", "create", "delete"] if fits else [])
     assert (status == 0) == fits
