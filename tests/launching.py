@@ -68,6 +68,8 @@ class World:
             ["bash", self.repository / "launch" / self.script, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env=os.environ | {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
+            # Whatever started the tests may have told them to ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *arguments: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ KUBECTL = """
     case "$(next runs)" in
       pending) exit 1 ;;
       training) echo "base: 50%" ;;
-      endless) touch following; sleep 60 ;;
+      endless) touch following; exec sleep 60 ;;
     esac ;;
   "get jobset base -o"*) next conditions ;;
   "delete jobset base"*) rm created.yaml ;;

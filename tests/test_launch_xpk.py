@@ -17,7 +17,7 @@ XPK = """
       case "$argument" in --script-dir=*) ls "${argument#*=}/launch" > script_dir ;; esac
     done ;;
   "workload list"*"--wait-for-job-completion=base"*)
-    case "$(cat run)" in endless) touch following; sleep 60 ;; failed) exit 125 ;; esac ;;
+    case "$(cat run)" in endless) touch following; exec sleep 60 ;; failed) exit 125 ;; esac ;;
 """
 ARGUMENTS = ["--name", "base", "--cluster", "tpus", "--type", "v4-32"]
 VERBS = {"create": "workload create --cluster=tpus --workload=base",
