@@ -65,11 +65,11 @@ class World:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", self.repository / "launch" / self.script, *arguments],
+            # Whatever started the tests may have told them to ignore Ctrl-C.
+            ["env", "--default-signal=INT", "bash", self.repository / "launch" / self.script,
+             *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env=os.environ | {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
-            # Whatever started the tests may have told them to ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *arguments: str) -> tuple[int, str]:
