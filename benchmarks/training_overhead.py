@@ -31,8 +31,8 @@ from imagen_jax.train.loop import STEPS_AHEAD
 from imagen_jax.train.metrics import summarise
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.start import make_checkpointer, open_batches
-from imagen_jax.train.state import create_state
-from imagen_jax.train.step import make_train_step
+from imagen_jax.train.state import abstract_state, create_state
+from imagen_jax.train.step import jit_train_step
 
 
 class Rounds:
@@ -43,11 +43,12 @@ class Rounds:
         self._steps = steps
         mesh = sharding.make_mesh()
         optimizer = make_optimizer(self.stage.train)
+        _, shardings = abstract_state(self.stage, optimizer, mesh)
         self._state = create_state(self.stage, optimizer, mesh)
-        self._step = jax.jit(make_train_step(self.stage, optimizer), donate_argnums=0)
+        self._step = jit_train_step(self.stage, optimizer, mesh, shardings)
         self._batches = open_batches(self.stage, data, mesh)
-        self._batch = jax.device_put(next(self._batches), sharding.batch_sharding(mesh))
-        self._sharding = sharding.batch_sharding(mesh)
+        self._shardings = sharding.batch_shardings(mesh, self.stage.batch_names)
+        self._batch = jax.device_put(next(self._batches), self._shardings)
         rows = range(self.stage.train.batch_size)
         self._guard = StepGuard(stage, Path(directory), self.stage.train.max_bad_steps, rows, print)
         self._writer = metric_writers.create_default_writer(
@@ -78,7 +79,7 @@ class Rounds:
         for n in range(1, self._steps + 1):
             batch = self._batch
             if load:
-                batch = jax.device_put(next(self._batches), self._sharding)
+                batch = jax.device_put(next(self._batches), self._shardings)
             self._state, metrics = self._step(self._state, batch)
             if look:
                 taken.append(metrics)
