@@ -100,7 +100,7 @@ class Torture:
 
 def arrays_of(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint by its name."""
-    import flax.traverse_util
+    import jax
     import orbax.checkpoint as ocp
 
     from imagen_jax.workdir import newest_checkpoint
@@ -109,8 +109,8 @@ def arrays_of(workdir: Path) -> dict[str, np.ndarray]:
     found = {}
     for item in ("state", "ema"):
         tree = ocp.StandardCheckpointer().restore(path / item)
-        flat = flax.traverse_util.flatten_dict(tree, sep="/")
-        found |= {f"{item}/{name}": np.asarray(value) for name, value in flat.items()}
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        found |= {item + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     return found
 
 
