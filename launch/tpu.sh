@@ -23,6 +23,7 @@ options:
   --runtime VERSION  software of the TPU (default: tpu-ubuntu2204-base)
   --spot             spare capacity: cheaper, and preempted at any time
   --attempts N       how many TPUs to create one after another at most (default: 20)
+  --plan TOPOLOGY    first ask imagen plan whether the stage fits, such as v4:2x2x1
   --poll SECONDS     between looks at what has become of the TPU (default: 30)
   --keep             leave the TPU running in the end; deleting it is then up to you
   --dry-run          print every command in place of running it
@@ -40,7 +41,7 @@ HELP
 fail() { echo "launch/tpu.sh: $*" >&2; exit 2; }
 say() { echo "launch/tpu.sh: $*"; }
 
-name='' type='' zone='' bucket='' runtime=tpu-ubuntu2204-base attempts=20 poll=30
+name='' type='' zone='' bucket='' runtime=tpu-ubuntu2204-base attempts=20 poll=30 plan=''
 spot=() keep=false dry=false
 while (($#)); do
   case "$1" in
@@ -51,6 +52,7 @@ while (($#)); do
     --runtime) runtime=${2:?--runtime needs a version}; shift 2 ;;
     --attempts) attempts=${2:?--attempts needs a number}; shift 2 ;;
     --poll) poll=${2:?--poll needs seconds}; shift 2 ;;
+    --plan) plan=${2:?--plan needs a topology}; shift 2 ;;
     --spot) spot=(--spot); shift ;;
     --keep) keep=true; shift ;;
     --dry-run) dry=true; shift ;;
@@ -108,6 +110,7 @@ if ! $dry; then
     *) fail "$name exists in $zone already; choose another --name, or delete it yourself" ;;
   esac
 fi
+[[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
 
 created=false
 
@@ -167,7 +170,8 @@ install() {
   on_all_hosts "set -e; tar xzf imagen-jax.tar.gz
     sudo apt-get update -qq; sudo apt-get install -y -qq python3.11 python3.11-venv gcsfuse
     sudo mkdir -p /bucket; mountpoint -q /bucket ||
-      sudo gcsfuse --implicit-dirs -o allow_other --uid \$(id -u) --gid \$(id -g) $bucket /bucket
+      sudo gcsfuse --implicit-dirs --rename-dir-limit 200000 -o allow_other \\
+        --uid \$(id -u) --gid \$(id -g) $bucket /bucket
     bash imagen-jax/launch/setup.sh --tpu"
 }
 

@@ -143,7 +143,7 @@ def test_damage_is_named_and_falling_back_is_asked_for(
     shutil.copytree(saved, directory)
     newest = directory / "checkpoints" / "2"
     damage(newest)
-    with pytest.raises(DamagedCheckpoint, match=rf"{newest} .*Older ones: 1; --fall-back"):
+    with pytest.raises(DamagedCheckpoint, match=rf"{newest}\b.*Older ones: 1; --fall-back"):
         restore(directory)
     assert checkpoint_steps(directory) == [1, 2]
     said: list[str] = []
@@ -228,7 +228,7 @@ def test_a_save_that_fails_leaves_the_one_before(
             checkpointer.save(state_at(3), batches)
             checkpointer.close()
 
-    with pytest.raises(OSError, match=r"(?i)cannot write .*(too large|denied).* of steps: 1, 2"):
+    with pytest.raises(OSError, match=r"(?i)cannot write .*(too large|denied).* as they were"):
         fail()
     assert checkpoint_steps(directory)[-1] == 2
     assert_is(restore(directory), 2)

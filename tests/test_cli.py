@@ -296,7 +296,13 @@ def test_train_calls_train_with_the_overridden_config() -> None:
     config = arguments.pop("config")
     assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (7, 1)
     assert config.stages.base.train.steps != 7
-    assert arguments == {"stage_name": "sr", "data_dir": "d", "workdir": "w", "init_from": None}
+    assert arguments == {
+        "stage_name": "sr",
+        "data_dir": "d",
+        "workdir": "w",
+        "init_from": None,
+        "fall_back": False,
+    }
 
 
 def test_sample_passes_on_only_what_is_said() -> None:
@@ -323,7 +329,7 @@ def test_evaluate_calls_evaluate() -> None:
 
 def test_export_calls_export_cascade() -> None:
     argv = ["export", "--workdir", "w", "--output", "o"]
-    expected = {"workdir": "w", "output": "o"}
+    expected = {"workdir": "w", "output": "o", "ema_decay": None}
     assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 

@@ -48,7 +48,7 @@ class Tampered:
     def __init__(self) -> None:
         self.ids: dict[int, list[str]] = {}
         self.poisoned: range = range(0)
-        self.signal_at: int | None = None
+        self.signals: dict[int, signal.Signals] = {}
 
     def next(self, batches: BatchIterator, original: Any) -> dict[str, np.ndarray]:
         batch = original(batches)
@@ -56,8 +56,8 @@ class Tampered:
         if batches.step in self.poisoned:
             batch["image"] = batch["image"].copy()
             batch["image"][2] = np.nan
-        if batches.step == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if batches.step in self.signals:
+            os.kill(os.getpid(), self.signals[batches.step])
         return batch
 
 
@@ -127,19 +127,32 @@ def test_told_to_stop(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    tampered.signal_at = 6
+    tampered.signals = {6: signal.SIGTERM}
     with pytest.raises(Preempted, match="stopped at step 6"):
         train(tmp_path)
     assert checkpoint_steps(tmp_path / "base") == [4, 6]
-    tampered.signal_at = 9
+    tampered.signals = {9: signal.SIGTERM}
     argv = ["train", "--config", str(Path(__file__).with_name("tiny_config.py"))]
     argv += ["--stage", "base", "--data", str(tiny.embeddings()), "--workdir", str(tmp_path)]
     assert main([*argv, "--set", *RUN]) == PREEMPTED == 75
     assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path / "base") == [8, 9]
-    tampered.signal_at = None
+    tampered.signals = {}
     assert_identical(train(tmp_path), undisturbed[0])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_profiler_trace_on_demand(
+    tmp_path: Path,
+    tampered: Tampered,
+    undisturbed: tuple[TrainState, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tampered.signals = {3: signal.SIGUSR1}
+    assert_identical(train(tmp_path), undisturbed[0])
+    (trace,) = (tmp_path / "base" / "logs" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert trace.stat().st_size > 0
+    assert f"profiler trace of 5 steps in {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_job_that_cannot_stop_is_ended() -> None:

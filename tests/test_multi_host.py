@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,10 +19,11 @@ from imagen_jax import sharding
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.main import main
 from imagen_jax.pretrained import abstract_params
+from imagen_jax.train.interruption import PREEMPTED
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import create_state
 from imagen_jax.train.step import make_train_step
-from imagen_jax.workdir import restore_ema
+from imagen_jax.workdir import checkpoint_steps, restore_ema
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch" / "processes.sh"
@@ -25,10 +31,14 @@ CONFIG = str(ROOT / "tests" / "tiny_config.py")
 HOSTS, STEPS = 2, 2
 
 
-def train_together(data: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
+def arguments(data: Path, workdir: Path, *overrides: str) -> list[str]:
+    return ["--config", CONFIG, "--stage", "sr", "--data", str(data), "--workdir", str(workdir),
+            "--set", *tiny.ONE_LEVEL, *overrides]  # fmt: skip
+
+
+def train_together(data: Path, workdir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Trains the sr stage in two processes."""
-    argv = ["bash", SCRIPT, str(HOSTS), "--config", CONFIG, "--stage", "sr", "--data", str(data)]
-    argv += ["--workdir", str(workdir), "--set", *tiny.ONE_LEVEL]
+    argv = ["bash", SCRIPT, str(HOSTS), *arguments(data, workdir, *overrides)]
     return subprocess.run(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
     )
@@ -69,6 +79,54 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
     # The position of both in the data is restored.
     assert "steps 2 -> 2" in train_together(data, workdir).stdout
+
+
+LONG = ("stages.sr.train.steps=150", "stages.sr.train.sample_every=150",
+        "stages.sr.train.checkpoint_every=10")  # fmt: skip
+
+
+def start_two(workdir: Path) -> list[subprocess.Popen[str]]:
+    """Two processes that train, once they have saved a checkpoint; each with its own output."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    before = checkpoint_steps(workdir / "sr")
+    argv = [sys.executable, "-m", "imagen_jax.main", "train"]
+    argv += arguments(tiny.embeddings(), workdir, *LONG)
+    processes = [
+        subprocess.Popen(
+            [*argv, "--multi-host", f"{host}/{HOSTS}@localhost:{port}"], cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for host in range(HOSTS)
+    ]  # fmt: skip
+    while checkpoint_steps(workdir / "sr") == before:
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, ended[0].communicate()[0]
+        time.sleep(0.05)
+    return processes
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_survive_each_other(tmp_path: Path) -> None:
+    workdir = tmp_path / "workdir"
+    told, other = start_two(workdir)
+    told.send_signal(signal.SIGTERM)
+    printed = [process.communicate(timeout=120)[0] for process in (told, other)]
+    assert (told.returncode, other.returncode) == (PREEMPTED, PREEMPTED), printed
+    stopped = [re.search(r"stopped at step (\d+)", text) for text in printed]
+    assert all(stopped)
+    assert {int(match[1]) for match in stopped if match} == {checkpoint_steps(workdir / "sr")[-1]}
+
+    left, killed = start_two(workdir)
+    killed.kill()
+    printed = [process.communicate(timeout=120)[0] for process in (left, killed)]
+    assert left.returncode not in (0, PREEMPTED, None)
+    assert "imagen: error: host 0 of 2 has lost another" in printed[0]
+
+    resumed = train_together(tiny.embeddings(), workdir, *LONG)
+    assert resumed.returncode == 0, resumed.stdout
+    assert checkpoint_steps(workdir / "sr")[-1] == 150
 
 
 def test_when_one_fails_all_end(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,15 @@ def test_steps_and_their_average(optimizer: str) -> None:
     stage = tiny.stage(
         "base", *tiny.ONE_LEVEL, f"stages.base.train.optimizer={optimizer}",
         "stages.base.train.steps=20", "stages.base.train.ema_decay=0.3",
-        "stages.base.train.clip_norm=0.01",
+        "stages.base.train.clip_norm=0.01", "stages.base.train.extra_ema_decays=(0.15,)",
     )  # fmt: skip
     transform = make_optimizer(stage.train)
     params = tiny.random_params(stage)
-    state = state_of(params, transform)
+    state = state_of(params, transform, "0.15")
     step, batch = jax.jit(make_train_step(stage, transform)), tiny.batch(stage, 4)
     again, _ = step(state, batch)
 
-    average = jax.device_get(params)
+    averages = dict.fromkeys((0.3, 0.15), jax.device_get(params))
     rate = learning_rate_schedule(stage.train)
     for n in range(5):
         before = state.params
@@ -132,11 +133,25 @@ def test_steps_and_their_average(optimizer: str) -> None:
         assert all(jax.tree.leaves(moved))
         decay = min(0.3, (1 + n) / (10 + n))
         assert float(ema_decay(jnp.int32(n), 0.3)) == pytest.approx(decay)
-        average = jax.tree.map(
-            lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p, np.float64), average, state.params
-        )
-        jax.tree.map(lambda e, a: np.testing.assert_allclose(e, a, rtol=1e-4, atol=1e-6),
-                     jax.device_get(state.ema), average)  # fmt: skip
+        for highest, found in ((0.3, state.ema), (0.15, state.extra_ema["0.15"])):
+            decay = min(highest, (1 + n) / (10 + n))
+            averages[highest] = jax.tree.map(
+                lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p, np.float64),
+                averages[highest], state.params,
+            )  # fmt: skip
+            jax.tree.map(lambda e, a: np.testing.assert_allclose(e, a, rtol=1e-4, atol=1e-6),
+                         jax.device_get(found), averages[highest])  # fmt: skip
+
+    # One that is not finite counts, and changes nothing else.
+    bad = batch | {"image": batch["image"].at[1, 0, 0, 0].set(jnp.inf)}
+    skipped, metrics = step(state, bad)
+    assert not metrics["finite"]
+    assert (int(skipped.step), int(skipped.skipped)) == (6, 1)
+    assert_identical(dataclasses.replace(skipped, step=state.step, skipped=state.skipped), state)
+    following, metrics = step(skipped, batch)
+    assert metrics["finite"]
+    assert float(metrics["learning_rate"]) == float(rate(5))  # the optimiser's sixth step
+    assert (int(following.step), int(following.skipped)) == (7, 1)
 
 
 def test_muon_orthogonalises_hidden_kernels_alone() -> None:
@@ -326,6 +341,19 @@ def test_fine_tuning_starts_from_the_average(run: Run, tmp_path: Path) -> None:
     assert_identical(state.params, run.state.ema)
     assert_identical(state.ema, run.state.ema)
     assert tiny.record(tmp_path, "base")["init_from"]["train"]["steps"] == 60
+    # Once it has a checkpoint of its own, it goes on without where it came from.
+    for init_from in (None, tmp_path / "gone"):
+        assert_identical(run.train(tmp_path, *still, init_from=init_from), state)
+
+
+def test_weights_without_a_checkpoint_are_refused_before_anything_is_written(
+    run: Run, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run.directory.parent, other, ignore=lambda *_: ["checkpoints"])
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {other}"):
+        run.train(tmp_path / "workdir", init_from=other)
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:

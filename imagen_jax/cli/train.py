@@ -54,7 +54,7 @@ def add_command(commands: Commands) -> None:
         "--fall-back",
         action="store_true",
         help="where the newest checkpoint is damaged: set it aside, and resume from the newest "
-        "one that is whole",
+        "one that is whole (default: an error)",
     )
     parser.add_argument(
         "--multi-host",

@@ -29,7 +29,6 @@ from imagen_jax.workdir import (
     CHECKPOINTS,
     DamagedCheckpoint,
     check_restored,
-    checkpoint_steps,
     ema_item,
     reason,
 )
@@ -151,15 +150,17 @@ class Checkpointer:
             )
         return None
 
-    def close(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-          OSError: it could not be written.
-        """
+    def wait(self) -> None:
+        """Waits until everything is written; raises an OSError if it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
-        self._manager.close()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends the background's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -169,10 +170,9 @@ class Checkpointer:
         except jax.errors.JaxRuntimeError:  # of the devices, or another host
             raise
         except Exception as error:
-            whole = ", ".join(map(str, checkpoint_steps(self._directory.parent))) or "none"
             raise OSError(
-                f"cannot write a checkpoint to {self._directory}: {reason(error)}; complete ones, "
-                f"untouched, are of steps: {whole}"
+                f"cannot write a checkpoint to {self._directory}: {reason(error)}; those before it "
+                "are as they were"
             ) from error
 
     def _restore(self, step: int, abstract: TrainState, batches: BatchIterator) -> TrainState:

@@ -14,7 +14,9 @@ import numpy as np
 SPIKE = 6.0
 """Standard deviations of log loss above its mean, from which on a loss is reported."""
 MEMORY = 100
-"""Steps that the mean and deviation remember, and that they are learned from at first."""
+"""Steps that the deviation remembers, and that it is learned from at first."""
+MEAN_MEMORY = 20
+"""Steps that the mean remembers: few, so that it follows a loss that falls."""
 NAMED = 8
 """Examples that a message names at most; the file that it points to has all."""
 
@@ -105,11 +107,11 @@ class StepGuard:
                 f"{self._stage}: the loss jumped at step {step}: {loss:.4g}, after a mean of "
                 f"{math.exp(self._mean):.4g}; the examples are in {path}"
             )
-        # Exponentially weighted mean and variance; over the first steps, with equal weights.
-        weight = 1 / min(self._seen + 1, MEMORY)
-        self._mean += weight * above
-        self._variance = (1 - weight) * (self._variance + weight * above**2)
+        # Exponentially weighted; over the first steps, with equal weights.
         self._seen += 1
+        self._mean += above / min(self._seen, MEAN_MEMORY)
+        if self._seen > 1:
+            self._variance += (above**2 - self._variance) / min(self._seen - 1, MEMORY)
         return spiked
 
     def _write(

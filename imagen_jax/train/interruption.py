@@ -40,20 +40,22 @@ class Preemption:
         grace: seconds after which a process that did not get to an end is ended by force.
         """
         self._grace = grace
-        self._noticed = False
-        self._timer: threading.Timer | None = None
+        self._noticed_at: float | None = None
         self._previous: Any = None
         self._alone = jax.process_count() == 1
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
 
     def __enter__(self) -> Preemption:
         # Only the main thread may ask for signals; JAX's own service needs none of this.
         if self._alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._notice)
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._over.set()
+        self._thread.join()
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
@@ -61,18 +63,20 @@ class Preemption:
         """Whether to stop after this step; the same on every host. Call it after every step."""
         if not self._alone and multihost_utils.reached_preemption_sync_point(step):
             self._notice()
-        return self._noticed
+        return self._noticed_at is not None
 
     def _notice(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        self._noticed = True
-        if self._timer is None:
-            self._timer = threading.Timer(self._grace, self._give_up)
-            self._timer.daemon = True
-            self._timer.start()
+        if self._noticed_at is None:
+            self._noticed_at = time.monotonic()
 
-    def _give_up(self) -> None:
-        report_stacks(f"still running {self._grace:g} s after the notice to stop, and ended now")
-        os._exit(PREEMPTED)
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._grace)):
+            at = self._noticed_at
+            if at is not None and time.monotonic() - at > self._grace:
+                report_stacks(
+                    f"still running {self._grace:g} s after the notice to stop; ended now"
+                )
+                os._exit(PREEMPTED)
 
 
 class Watchdog:

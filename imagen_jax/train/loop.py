@@ -191,7 +191,7 @@ class _Loop:
                     self._look(0)
                     self._log(step, progress)
                     self.checkpointer.check()
-                if step % config.sample_every == 0 or last:
+                if (step % config.sample_every == 0 and not stop) or last:
                     with self.clock.paused():  # sampling is timed apart from training
                         self._sample(step, state)
                 # A state after which steps are skipped may be what is wrong with them.
@@ -200,6 +200,7 @@ class _Loop:
                     save_due = False
                 self.watchdog.beat(step)
                 if stop and not last:
+                    self.checkpointer.wait()
                     raise Preempted(f"{self.stage.name}: told to stop, and stopped at step {step}")
         return state
 

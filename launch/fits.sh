@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Asks whether a stage fits a TPU topology; the launch scripts call this before they spend money.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: bash launch/fits.sh TOPOLOGY ARGUMENT OF imagen train ...
+
+Runs imagen plan on this machine with the --config, --stage and --set among the arguments, which
+compiles the stage for TOPOLOGY (such as v4:2x2x4) without having one. Ends with status 0 if it fits,
+and with 2 if it does not or nobody can tell.
+HELP
+}
+
+fail() { echo "launch/fits.sh: $*" >&2; exit 2; }
+
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  '') fail "which topology? see bash launch/fits.sh --help" ;;
+esac
+topology=$1
+shift
+arguments=() option=''
+for argument in "$@"; do
+  [[ "$argument" != --* ]] || option=$argument
+  case "$option" in
+    --config | --stage | --set | --config=* | --stage=* | --set=*) arguments+=("$argument") ;;
+  esac
+done
+[[ " ${arguments[*]} " == *" --config"* ]] || fail "the arguments of imagen train lack --config"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+imagen=.venv/bin/imagen
+[[ -x $imagen ]] || fail "there is no .venv yet: bash launch/setup.sh --tpu makes it"
+$imagen plan --help > /dev/null 2>&1 || fail "this version of imagen has no command plan"
+$imagen plan "${arguments[@]}" --topology "$topology" ||
+  fail "the stage does not fit $topology, or cannot be planned; see above"

@@ -1,0 +1,95 @@
+"""A repository with the launch scripts, and stand-ins for programs that record what they are asked.
+
+A stand-in writes its arguments to `log`, and then does what its part of a case statement says. Its
+world is files: what exists, and what becomes of what is created.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+TRAIN = ["--config", "quickstart", "--stage", "base", "--data", "/bucket/it's my data"]
+
+
+class World:
+    """Files, programs and a repository under one directory."""
+
+    def __init__(self, root: Path, script: str, programs: dict[str, str], files: dict[str, str]):
+        """Args:
+        root: an empty directory.
+        script: name of a launch script.
+        programs: name -> what it does by "$*", as cases of bash; next FILE prints and removes the
+          first line of a file.
+        files: name -> first contents.
+        """
+        self.root = root
+        self.repository = root / "repository"
+        self.script = script
+        self.write("log")
+        for name, content in files.items():
+            self.write(name, *content.splitlines())
+        (root / "bin").mkdir()
+        for name, cases in programs.items():
+            path = root / "bin" / name
+            path.write_text(
+                f'#!/usr/bin/env bash\ncd {root}\necho "{name} $*" >> log\n'
+                'next() { head -n 1 "$1"; sed -i 1d "$1"; }\n'
+                f'case "$*" in\n{cases}\nesac\n'
+            )
+            path.chmod(0o755)
+        shutil.copytree(LAUNCH, self.repository / "launch")
+        (self.repository / ".gitignore").write_text("*.log\n.venv\n")
+        self.git("init", "--quiet")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "state")
+
+    def git(self, *arguments: str) -> None:
+        names = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *names, *arguments], cwd=self.repository, check=True)
+
+    def write(self, name: str, *lines: str) -> None:
+        (self.root / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def venv(self, program: str, code: str) -> None:
+        """Puts a program into the repository's .venv."""
+        path = self.repository / ".venv" / "bin" / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/usr/bin/env bash\necho "{program} $*" >> {self.root}/log\n{code}\n')
+        path.chmod(0o755)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            # Whatever started the tests may have told them to ignore Ctrl-C.
+            ["env", "--default-signal=INT", "bash", self.repository / "launch" / self.script,
+             *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        printed = process.communicate(timeout=120)[0]
+        return process.returncode, printed
+
+    def interrupt_when(self, name: str, *arguments: str) -> int:
+        """Presses Ctrl-C when a file appears; returns the status."""
+        process = self.start(*arguments)
+        while not (self.root / name).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=120)
+        return process.returncode
+
+    def log(self) -> list[str]:
+        return (self.root / "log").read_text().splitlines()
+
+    def asked(self, verbs: dict[str, str]) -> list[str]:
+        """What was asked, in short: the names of those verbs whose text is in a line of the log."""
+        return [verb for line in self.log() for verb, part in verbs.items() if part in line]
