@@ -98,7 +98,7 @@ def write_tfds(directory: Path) -> None:
     tfds.dataset_builders.store_as_tfds_dataset(
         name="pairs", version="1.0.0", features=features, data_dir=directory,
         split_datasets={"train": [
-            {"image": pixels(n), "captions": [{"text": caption}, {"text": "another"}]}
+            (n, {"image": pixels(n), "captions": {"text": [caption, "another"]}})
             for n, caption in enumerate(CAPTIONS)
         ]},
     )  # fmt: skip

@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
 
         chip = Chip(args.chip_tflops, args.utilisation, args.chip_price)
         handling = Handling(args.image_size, args.fit, args.long_captions)
-        print(report(estimate(source, encoder, handling, args.estimate, chip, shards), chip))
+        print(report(estimate(source, encoder, handling, args.estimate, chip), chip))
         return
     manifest = embed(
         source,

@@ -92,8 +92,9 @@ class Damage:
 
 def first_line(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of graph nodes; `[a] [b]` of assertions as `a b`."""
-    lines = [line.strip() for line in error.message.splitlines()]
-    line = next((line for line in lines if "assertion failed: " in line), lines[0])
+    # In a compiled function a trace comes before the message; what comes after names the node.
+    lines = error.message.split("[[{{node", 1)[0].splitlines()
+    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
     line = re.sub(r"^\{\{.*?\}\}\s*", "", line)
     if "assertion failed: " in line:
         line = line.split("assertion failed: ", 1)[1].replace("] [", " ").strip("[] ")

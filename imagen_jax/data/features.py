@@ -229,7 +229,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
              self._text_length],
         )  # fmt: skip
         stored, scales = record["emb"], record["emb_scale"]
-        stored_bytes = [tf.strings.length(value, out_type=tf.int64) for value in (stored, scales)]
+        stored_bytes = [tf.cast(tf.strings.length(value), tf.int64) for value in (stored, scales)]
         expected_bytes = [length * row_bytes, length * scale_bytes]
         suitable_width = tf.debugging.Assert(
             tf.reduce_all(tf.equal(stored_bytes, expected_bytes)),

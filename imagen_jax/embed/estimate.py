@@ -73,10 +73,9 @@ def estimate(
     handling: Handling,
     count: int,
     chip: Chip,
-    num_shards: int = 1,
     sample: int = 512,
 ) -> Estimate:
-    """Embeds a sample, the beginning of the first shard, without writing it.
+    """Embeds a sample, the beginning of the source, without writing it.
 
     Args:
       source: the corpus.
@@ -84,16 +83,14 @@ def estimate(
       handling: of examples that do not fit.
       count: examples that the corpus has, or is to have.
       chip: what it would be embedded on.
-      num_shards: into how many the corpus would be divided.
       sample: examples to take.
 
     Raises:
       ValueError: no example of the sample can be used.
     """
     started = time.perf_counter()
-    chunks = list(
-        prepare(islice(source.examples_of_shard(0, num_shards), sample), encoder, handling)
-    )
+    first = islice(source.examples_of_shard(0, 1), sample)
+    chunks = list(prepare(first, encoder, handling))
     prepare_seconds = time.perf_counter() - started
     sampled = sum(chunk.seen for chunk in chunks)
     examples = [example for chunk in chunks for example in chunk.examples]
