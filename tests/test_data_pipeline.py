@@ -1,6 +1,7 @@
 """Embedding shards to batches: exact values, order, hosts, and one clear error per fault."""
 
 import collections
+import json
 import re
 
 import jax
@@ -24,6 +25,7 @@ from embedding_shards import (
 
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter
+from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.tasks import embeddings_task, register_embeddings_task
 
 
@@ -291,3 +293,24 @@ def test_registered_task_is_read_by_name(shards):
 def test_records_stay_compressed_until_after_the_shuffle(shards):
     ds = embeddings_task("compressed", str(shards)).get_dataset(TASK_FEATURE_LENGTHS, seed=0)
     assert ds.element_spec["image"] == tf.TensorSpec([], tf.string)
+
+
+def test_scenes_of_another_rendering_are_refused(tmp_path):
+    write_shards(tmp_path)
+    path = tmp_path / records.MANIFEST
+    manifest = json.loads(path.read_text())
+    for rendering, refused in ((RENDERING, False), (RENDERING - 1, True), (None, True)):
+        description = {"name": "scenes", "level": "demo"}
+        if rendering is not None:
+            description["rendering"] = rendering
+        manifest["source"] = {"train": description}
+        manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+        records.write_json(path, manifest)
+        if refused:
+            message = (
+                f"drawn by version {rendering} of the renderer, and this is version {RENDERING}"
+            )
+            with pytest.raises(ValueError, match=message):
+                batches(tmp_path)
+        else:
+            batches(tmp_path)
