@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax.diffusion.parametrization import diffuse
@@ -358,8 +359,9 @@ def test_a_stage_trains_on_crops_of_sound_records(
     content = bytearray(shard.read_bytes())
     content[40] ^= 1  # in its first record
     shard.write_bytes(content)
-    config = tiny.config(*tiny.ONE_LEVEL, "stages.sr.crop=4", "stages.sr.train.steps=4",
-                         "stages.sr.train.max_damaged=0.1")  # fmt: skip
+    config = ConfigDict(tiny.config(*tiny.ONE_LEVEL, "stages.sr.train.steps=4"))
+    config.stages.sr.crop = 4
+    config.stages.sr.train.max_damaged = 0.1
     state = loop.train(config, "sr", str(data), str(tmp_path / "workdir"))
     assert int(state.step) == 4
     assert f"{shard}: record 0 is damaged or unsuitable" in capsys.readouterr().err
