@@ -122,6 +122,7 @@ class TrainConfig:
       ema_decay: decay of the weights' moving average, which is what is sampled from.
       text_dropout: share of examples trained without text, for classifier-free guidance.
       max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
+      max_damaged: share of records that may be damaged; they are reported and read past.
       seed: of initialisation, noise, dropout and data order.
       log_every, sample_every, checkpoint_every: steps between the respective events.
       keep_checkpoints: newest checkpoints that are kept.
@@ -152,12 +153,13 @@ class TrainConfig:
     extra_ema_decays: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
     max_bad_steps: int = 10
+    max_damaged: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "accumulation", "steps", "log_every", "sample_every",
                       "checkpoint_every", "keep_checkpoints", "max_bad_steps"):  # fmt: skip
             _check_range(self, field, 1)
-        for field in ("ema_decay", "text_dropout", "max_aug_level"):
+        for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
         for field in ("learning_rate", "clip_norm", "keep_every_hours"):
             _check_range(self, field, 0)

@@ -33,7 +33,9 @@ def make_example(index, size=SIZE):
     return pixels, states
 
 
-def write_shards(directory, split="train", files=FILES, salt="", change=None, image_size=SIZE):
+def write_shards(
+    directory, split="train", files=FILES, salt="", change=None, image_size=SIZE, stored="bfloat16"
+):
     """Writes an embedding directory; `change` replaces fields of record 3, `salt` the captions."""
     names, index = [], 0
     for shard in range(files):
@@ -44,12 +46,17 @@ def write_shards(directory, split="train", files=FILES, salt="", change=None, im
                 record = Record(f"{split}/{index}", f"a dog{salt}", encode(pixels), states)
                 if change and index == 3:
                     record = dataclasses.replace(record, **change)
-                writer.write(records.serialize_record(record))
+                writer.write(records.serialize_record(record, stored))
                 index += 1
     contents = [(directory / name).read_bytes() for name in names]
     entry = {
         "shards": names,
         "examples": index,
+        "captions": files,
+        "tokens": sum(1 + i % LENGTH for i in range(index)),
+        "dropped": {},
+        "changed": {},
+        "sides": {},
         "bytes": sum(map(len, contents)),
         "shard_examples": [PER_FILE] * files,
         "shard_bytes": [len(content) for content in contents],
@@ -61,6 +68,7 @@ def write_shards(directory, split="train", files=FILES, salt="", change=None, im
         "format": records.FORMAT,
         "encoder": {"name": "minilm", "fingerprint": "e", "width": WIDTH, "max_length": LENGTH},
         "source": {split: {"name": "examples"}},
+        "states": stored,
         "image_size": image_size,
         "splits": {**splits, split: entry},
     }

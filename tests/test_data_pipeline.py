@@ -1,5 +1,9 @@
 """Embedding shards to batches: exact values, order, hosts, and one clear error per fault."""
 
+import collections
+import json
+import re
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -11,6 +15,7 @@ from embedding_shards import (
     LENGTH,
     SIZE,
     WIDTH,
+    assert_equal,
     batches,
     encode,
     make_example,
@@ -20,6 +25,7 @@ from embedding_shards import (
 
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter
+from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.tasks import embeddings_task, register_embeddings_task
 
 
@@ -96,10 +102,10 @@ PIXELS, STATES = make_example(3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"png": encode(PIXELS[:8])}, r"record train/3 has a picture of size 8 16 3 expected 16"),
-        ({"png": encode(PIXELS[..., 0])}, r"record train/3 has a picture of size 16 16 1"),
-        ({"png": encode(np.dstack([PIXELS, PIXELS[..., :1]]))}, r"train/3 .* size 16 16 4"),
-        ({"png": b"not a picture"}, "(?i)unknown image"),
+        ({"image": encode(PIXELS[:8])}, r"record train/3 has a picture of size 8 16 3 expected 16"),
+        ({"image": encode(PIXELS[..., 0])}, r"record train/3 has a picture of size 16 16 1"),
+        ({"image": encode(np.dstack([PIXELS, PIXELS[..., :1]]))}, r"train/3 .* size 16 16 4"),
+        ({"image": b"not a picture"}, "(?i)unknown image"),
         (
             {"states": np.zeros((LENGTH + 1, WIDTH))},
             r"record train/3 has 6 tokens, text_length allows 1 to 5",
@@ -117,21 +123,115 @@ def test_unsuitable_records_are_named(tmp_path, change, message):
 
 def test_jpeg_is_read(tmp_path):
     flat = np.full((SIZE, SIZE, 3), (200, 100, 50), np.uint8)
-    write_shards(tmp_path, change={"png": encode(flat, "JPEG")})
+    write_shards(tmp_path, change={"image": encode(flat, "JPEG")})
     for batch in batches(tmp_path, repeat=False):
         for index, image in zip(batch["text_emb"][:, 0, 0], batch["image"], strict=True):
             if index == 3:
                 np.testing.assert_allclose(image, flat / 127.5 - 1, atol=0.03)
 
 
-def test_damaged_shard_is_an_error(tmp_path):
-    write_shards(tmp_path)
-    path = tmp_path / records.load_manifest(tmp_path)["splits"]["train"]["shards"][1]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+@pytest.mark.parametrize(("image_size", "crop"), [(16, 8), (8, 4), (16, 4)])
+def test_crops_are_squares_of_the_picture(shards, image_size, crop):
+    """Of the picture and of its small version, the same one, at places of all kinds."""
+    whole = batches(shards, image_size=image_size, low_res_size=image_size // 4)
+    cropped = batches(shards, image_size=image_size, low_res_size=image_size // 4, crop=crop)
+    places = set()
+    for _ in range(18):
+        full, part = next(whole), next(cropped)
+        np.testing.assert_array_equal(full["text_emb"], part["text_emb"])
+        assert part["image"].shape[1:] == (crop, crop, 3)
+        for row in range(4):
+            found = [
+                (y, x)
+                for y in range(0, image_size - crop + 1, 4)
+                for x in range(0, image_size - crop + 1, 4)
+                if np.array_equal(
+                    part["image"][row], full["image"][row, y : y + crop, x : x + crop]
+                )
+            ]
+            ((y, x),) = found
+            places.add((y, x))
+            low_res = full["low_res"][row, y // 4 : (y + crop) // 4, x // 4 : (x + crop) // 4]
+            np.testing.assert_allclose(part["low_res"][row], low_res, atol=1.2e-7)
+    assert len(places) == ((image_size - crop) // 4 + 1) ** 2
+
+
+def test_crops_are_those_of_the_position(shards):
+    """A resumed or divided run crops as the uninterrupted one does."""
+    alone = batches(shards, crop=8)
+    expected = [next(alone) for _ in range(6)]
+    second = batches(shards, crop=8, shard_index=1, num_shards=2)
+    second.seek(5)
+    assert_equal(next(second), {name: value[2:] for name, value in expected[5].items()})
+    assert (next(batches(shards, crop=8, seed=1))["image"] != expected[0]["image"]).any()
+
+
+def test_int8_states_are_within_half_a_scale(tmp_path):
+    write_shards(tmp_path, stored="int8")
+    for batch in batches(tmp_path, repeat=False):
+        for index, states, mask in zip(
+            batch["text_emb"][:, 0, 0], batch["text_emb"], batch["text_mask"], strict=True
+        ):
+            _, expected = make_example(round(float(index)))
+            expected = expected.astype(np.float32)
+            scale = np.abs(expected).max(1, keepdims=True) / 127
+            rounding = 2**-8 * np.abs(expected)  # of bfloat16
+            error = np.abs(states[mask].astype(np.float32) - expected)
+            assert (error <= scale / 2 + rounding + 1e-6).all()
+    path = tmp_path / "train-00000-of-00004.tfrecord"
+    for index, record in enumerate(records.read_records(path)):
+        numbers, scale = records.quantise(make_example(index)[1])
+        assert numbers.dtype == np.int8
+        assert np.abs(numbers).max() == 127
+        expected = (numbers * scale[:, None]).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(record.states, expected)
+
+
+def damage(directory, shard, places):
+    """Changes a byte in the middle of some records of a shard."""
+    path = directory / records.load_manifest(directory)["splits"]["train"]["shards"][shard]
+    offsets, content = records.read_offsets(path), bytearray(path.read_bytes())
+    for place in places:
+        content[(int(offsets[place]) + int(offsets[place + 1])) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="corrupted record"):
+    return path
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write_shards(tmp_path)
+    path = damage(tmp_path, 1, [4])
+    message = (
+        rf"{re.escape(str(path))}: record 4 is damaged.*corrupted record.*makes 1, and 0 of 36"
+    )
+    with pytest.raises(ValueError, match=message):
         list(batches(tmp_path, repeat=False))
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
+    write_shards(tmp_path, change={"image": b"not a picture"})  # record 3
+    path = damage(tmp_path, 1, [4, 8])  # records 13 and 17
+    together = [
+        batches(tmp_path, max_damaged=0.1, shard_index=i, num_shards=hosts) for i in range(hosts)
+    ]
+    found = []
+    for _ in range(EXAMPLES // 4):
+        for host in together:
+            found += [int(i) for i in next(host)["text_emb"][:, 0, 0]]
+    # In their place come those after them, 4 and 14; after the last of a file its first.
+    assert sorted(found) == sorted([*(set(range(EXAMPLES)) - {3, 13, 17}), 4, 14, 9])
+    counted = sum((host.damage.by_file for host in together), collections.Counter())
+    assert counted == {str(path): 2, str(tmp_path / "train-00000-of-00004.tfrecord"): 1}
+    assert f"{path}: record 4 is damaged" in capsys.readouterr().err
+
+
+def test_more_damage_than_is_tolerated(tmp_path):
+    write_shards(tmp_path)
+    damage(tmp_path, 2, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="that makes 4, and 3 of 36 are tolerated"):
+        list(batches(tmp_path, repeat=False, max_damaged=0.1))
+    with pytest.raises(ValueError, match=r"max_damaged must be in \[0, 1\), got 1"):
+        batches(tmp_path, max_damaged=1.0)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +240,7 @@ def test_damaged_shard_is_an_error(tmp_path):
         ({"image_size": 6}, r"image_size 6 does not divide .* 16; choose .* \[1, 2, 4, 8, 16\]"),
         ({"image_size": 32}, "image_size 32 does not divide the recorded picture size 16"),
         ({"image_size": 8, "low_res_size": 3}, r"low_res_size 3 does not divide image_size 8"),
+        ({"crop": 6}, r"crop 6 must be a multiple of 4 .* and at most image_size 16"),
         ({"text_width": 384}, "width: 6 != 384"),
         ({"text_length": 0}, "text_length must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1 .*, got 0"),
@@ -192,3 +293,24 @@ def test_registered_task_is_read_by_name(shards):
 def test_records_stay_compressed_until_after_the_shuffle(shards):
     ds = embeddings_task("compressed", str(shards)).get_dataset(TASK_FEATURE_LENGTHS, seed=0)
     assert ds.element_spec["image"] == tf.TensorSpec([], tf.string)
+
+
+def test_scenes_of_another_rendering_are_refused(tmp_path):
+    write_shards(tmp_path)
+    path = tmp_path / records.MANIFEST
+    manifest = json.loads(path.read_text())
+    for rendering, refused in ((RENDERING, False), (RENDERING - 1, True), (None, True)):
+        description = {"name": "scenes", "level": "demo"}
+        if rendering is not None:
+            description["rendering"] = rendering
+        manifest["source"] = {"train": description}
+        manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+        records.write_json(path, manifest)
+        if refused:
+            message = (
+                f"drawn by version {rendering} of the renderer, and this is version {RENDERING}"
+            )
+            with pytest.raises(ValueError, match=message):
+                batches(tmp_path)
+        else:
+            batches(tmp_path)

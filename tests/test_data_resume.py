@@ -104,6 +104,7 @@ def test_position_lives_in_an_orbax_checkpoint(shards, tmp_path):
         {"batch_size": 2},
         {"image_size": 8},
         {"low_res_size": 8},
+        {"crop": 8},
         {"text_length": LENGTH + 1},
         {"shuffle_records": 9},
         {"repeat": False},

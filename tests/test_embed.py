@@ -70,7 +70,7 @@ def fake_encoder(**overrides) -> TextEncoder:
         ids = [np.arange(len(caption.split()) + 2, dtype=np.int32) for caption in captions]
         for caption, row in zip(captions, ids, strict=True):
             if len(row) > MAX_LENGTH:
-                raise CaptionTooLongError(caption, len(row), MAX_LENGTH)
+                raise CaptionTooLongError(caption, len(row), MAX_LENGTH, row[:MAX_LENGTH])
         return ids
 
     def network(params, ids, mask):
@@ -112,7 +112,8 @@ def test_records_hold_what_the_source_yields(tmp_path):
     assert split["bytes"] == sum((tmp_path / name).stat().st_size for name in split["shards"])
     assert manifest["source"] == {"train": {"name": "fake", "count": 20}}
     assert manifest["encoder"] == {
-        "name": "fake", "fingerprint": "f" * 64, "width": WIDTH, "max_length": MAX_LENGTH
+        "name": "fake", "fingerprint": "f" * 64, "width": WIDTH, "max_length": MAX_LENGTH,
+        "dtype": "float32",
     }  # fmt: skip
     for shard, name in enumerate(split["shards"]):
         read = list(records.read_records(tmp_path / name))
@@ -126,7 +127,7 @@ def test_records_hold_what_the_source_yields(tmp_path):
         for record, index in zip(read, range(shard, 20, 3), strict=True):
             example = make_example(index)
             assert (record.id, record.caption) == (example.id, example.caption)
-            picture = Image.open(io.BytesIO(record.png))
+            picture = Image.open(io.BytesIO(record.image))
             assert picture.format == "PNG"
             np.testing.assert_array_equal(np.asarray(picture), example.image)
             states, mask = encoder.encode([example.caption])
@@ -245,11 +246,15 @@ def test_unusable_examples_are_left_out_and_counted(tmp_path):
     assert split["dropped"] == {
         "empty caption": 2,
         "caption of more than 6 tokens": 2,
-        "undecodable picture": 1,
-        "picture is uint8 [8, 4, 3], not uint8 [8, 8, 3]": 1,
-        "picture is float32 [8, 8, 3], not uint8 [8, 8, 3]": 1,
-        "picture is uint8 [8, 8], not uint8 [8, 8, 3]": 1,
+        "no picture": 1,
+        "picture is not of 8 x 8 pixels, uint8": 3,
     }
+    listed = [json.loads(line) for path in sorted(tmp_path.glob("*.dropped"))
+              for line in path.read_text().splitlines()]  # fmt: skip
+    assert sorted(entry["id"] for entry in listed) == list("abcdefgh")
+    details = {entry["id"]: entry.get("detail") for entry in listed}
+    assert details["c"] == "7 tokens"
+    assert [details[i] for i in "fgh"] == ["uint8 [8, 4, 3]", "float32 [8, 8, 3]", "uint8 [8, 8]"]
     ids = [r.id for name in split["shards"] for r in records.read_records(tmp_path / name)]
     assert sorted(ids) == sorted(f"example-{i}" for i in range(20) if i not in special)
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax.diffusion.parametrization import diffuse
@@ -376,6 +377,22 @@ def test_divergence_stops_before_the_checkpoint(run: Run, tmp_path: Path) -> Non
         run.train(tmp_path, "stages.base.train.learning_rate=1e38", "stages.base.train.log_every=7",
                   "stages.base.train.checkpoint_every=3")  # fmt: skip
     assert checkpoints(tmp_path / "base") == []
+
+
+def test_a_stage_trains_on_crops_of_sound_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.embed_colours(tmp_path / "data")
+    shard = data / "train-00001-of-00002.tfrecord"
+    content = bytearray(shard.read_bytes())
+    content[40] ^= 1  # in its first record
+    shard.write_bytes(content)
+    config = ConfigDict(tiny.config(*tiny.ONE_LEVEL, "stages.sr.train.steps=4"))
+    config.stages.sr.crop = 4
+    config.stages.sr.train.max_damaged = 0.1
+    state = loop.train(config, "sr", str(data), str(tmp_path / "workdir"))
+    assert int(state.step) == 4
+    assert f"{shard}: record 0 is damaged or unsuitable" in capsys.readouterr().err
 
 
 def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from imagen_jax.config import load_config, to_plain
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import encoder as encoder_lib
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizer import CaptionTooLongError
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 WIDTH, MAX_TOKENS = 8, 7
@@ -53,7 +54,8 @@ def encoder(name: str = "tiny", width: int = WIDTH) -> TextEncoder:
     def tokenize(captions: Sequence[str]) -> list[np.ndarray]:
         for caption in captions:
             if len(caption.split()) > MAX_TOKENS:
-                raise ValueError(f"caption {caption!r} has more than {MAX_TOKENS} tokens")
+                cut = tokenize([" ".join(caption.split()[:MAX_TOKENS])])[0]
+                raise CaptionTooLongError(caption, len(caption.split()), MAX_TOKENS, cut)
         words = [caption.split() for caption in captions]
         return [np.array([zlib.crc32(w.encode()) % 64 for w in ws], np.int32) for ws in words]
 
@@ -65,7 +67,7 @@ def encoder(name: str = "tiny", width: int = WIDTH) -> TextEncoder:
     return TextEncoder(name, width, MAX_TOKENS, fingerprint, tokenize, network, table)
 
 
-encoder_lib.ENCODERS["tiny"] = lambda weights, vocabulary: encoder()  # type: ignore[index]
+encoder_lib.ENCODERS["tiny"] = lambda weights, vocabulary, dtype: encoder()  # type: ignore[index]
 
 
 class Example(NamedTuple):

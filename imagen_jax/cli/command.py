@@ -89,7 +89,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scenes(parser: argparse.ArgumentParser) -> None:
-    """Adds --scenes, the level of the built-in scenes, and --emoji, which adds to it."""
+    """Adds --scenes, the level of the built-in scenes, and --emoji."""
     parser.add_argument(
         "--scenes",
         choices=LEVELS,
@@ -97,6 +97,11 @@ def add_scenes(parser: argparse.ArgumentParser) -> None:
         help="how rich the pictures are: what minutes on a CPU can learn, what hours can, or all "
         "there is",
     )
+    add_emoji(parser)
+
+
+def add_emoji(parser: argparse.ArgumentParser) -> None:
+    """Adds --emoji, which adds to the scenes."""
     parser.add_argument(
         "--emoji",
         metavar="DIR",

@@ -1,4 +1,4 @@
-"""`imagen data`: the built-in pictures."""
+"""`imagen data`: the built-in pictures, and what is in embedding directories."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "data",
-        "look at the built-in pictures, or fetch more of them",
-        "The built-in scenes: sprites on coloured backgrounds with captions of a small grammar.",
+        "look at pictures: built-in or embedded ones; fetch more of them",
+        """
+        The built-in scenes, sprites on coloured backgrounds with captions of a small grammar; and
+        reports on what was embedded.""",
         """
         imagen data show --scenes quickstart --output sheet.png
         imagen data show --scenes demo --split heldout --output heldout.png
-        imagen data fetch --output emoji""",
+        imagen data fetch --output emoji
+        imagen data inspect runs/quickstart/embeddings --output report.html""",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = command(
@@ -64,6 +67,19 @@ def add_command(commands: Commands) -> None:
     )
     fetch.add_argument("--output", metavar="DIR", required=True, help="where the sets go")
     fetch.set_defaults(run=_fetch)
+    inspect = command(
+        actions,
+        "inspect",
+        "a report on an embedding directory",
+        """
+        Writes a report on what `imagen embed` wrote: counts, sizes, what was left out and why,
+        lengths of captions, sizes of pictures, and examples. One HTML file, for any browser.""",
+        """
+        imagen data inspect runs/quickstart/embeddings --output report.html""",
+    )
+    inspect.add_argument("directory", metavar="DIR", help="what `imagen embed` wrote")
+    inspect.add_argument("--output", metavar="HTML", required=True, help="the file to write")
+    inspect.set_defaults(run=_inspect)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -85,3 +101,10 @@ def _fetch(args: argparse.Namespace) -> None:
         raise ValueError(error) from error
     drawn = ", ".join(f"{count} of {style}" for style, count in counts.items())
     print(f"emoji in {args.output}: {drawn}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from imagen_jax.data.report import write_report
+
+    read = write_report(args.directory, args.output)
+    print(f"{args.output}: from {read} examples")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import (
+    LEVELS,
     Commands,
+    add_emoji,
     add_encoder_files,
-    add_scenes,
     add_seed,
     command,
     positive,
 )
 
+if TYPE_CHECKING:
+    from imagen_jax.data.sources import Source
+
 ENCODERS = ("minilm", "minilm-random", "t5")
+DEFAULT_SHARDS = 8
 
 
 def add_command(commands: Commands) -> None:
@@ -23,9 +29,11 @@ def add_command(commands: Commands) -> None:
         "embed",
         "pictures and captions -> shards with the captions' token states",
         """
-        Renders scenes, runs their captions through the frozen language model, and writes pictures,
-        captions and token states as shards for `imagen train`. Done once: training never runs the
-        language model. Interrupted, the same command goes on after the last complete shard.""",
+        Reads captioned pictures, or draws scenes, runs their captions through the frozen language
+        model, and writes pictures, captions and token states as shards for `imagen train`. Done
+        once: training never runs the language model. What cannot be used is left out, counted by
+        reason, and listed beside the shards. Interrupted, the same command goes on after the last
+        complete shard.""",
         """
         imagen embed --scenes quickstart --count 20000 --output runs/quickstart/embeddings
         imagen embed --scenes demo --count 200000 --shards 64 --output runs/demo/embeddings
@@ -33,14 +41,21 @@ def add_command(commands: Commands) -> None:
             with the emoji of `imagen data fetch --output emoji`
         imagen embed --scenes quickstart --count 20000 --encoder minilm-random --output runs/random
             what the pretraining of the language model buys: the same model with random weights
-        imagen embed --scenes demo --count 200000 --output runs/t5/embeddings --encoder t5 \\
-            --encoder-weights t5_1_1_xl/checkpoint_1000000 --vocabulary sentencepiece.model
-            by T5, to be trained with --set text.encoder=t5 text.width=2048""",
+        imagen embed --tfrecords 'laion/*.tfrecord' --image-size 256 --fit crop --states int8 \\
+            --long-captions truncate --output runs/laion --encoder t5 --encoder-dtype bfloat16 \\
+            --encoder-weights t5_1_1_xxl/checkpoint_1000000 --vocabulary sentencepiece.model
+            what img2dataset has downloaded, by T5, to be trained with
+            --set text.encoder=t5 text.width=4096; add --estimate 100000000 to see what it takes
+        imagen embed --webdataset 'shards/*.tar' --image-size 256 --output runs/tars --process 3/16
+            one of 16 processes, each of which writes every sixteenth shard
+        imagen embed --table captions.csv --image-key path --caption-key text --image-size 64 \\
+            --fit crop --output runs/mine
+        imagen embed --tfds coco_captions:train --caption-key captions/text --image-size 256 \\
+            --fit crop --output runs/coco""",
         when_interrupted="; the same command goes on after the last complete shard",
     )
-    add_scenes(parser)
-    parser.add_argument("--count", type=positive, required=True, help="number of examples")
-    parser.add_argument("--output", metavar="DIR", required=True, help="where the shards go")
+    _add_sources(parser)
+    parser.add_argument("--output", metavar="DIR", help="where the shards go")
     parser.add_argument(
         "--image-size",
         type=positive,
@@ -49,36 +64,197 @@ def add_command(commands: Commands) -> None:
         help="side of the pictures, at least that of the last stage (default: %(default)s)",
     )
     parser.add_argument(
+        "--fit",
+        choices=("exact", "crop"),
+        default="exact",
+        help="pictures of another size: leave them out, or reduce larger ones and crop them to the "
+        "middle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--long-captions",
+        choices=("drop", "truncate"),
+        default="drop",
+        help="captions of more tokens than the language model takes: leave them out, or cut them "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--states",
+        choices=("bfloat16", "int8"),
+        default="bfloat16",
+        help="how token states are stored; int8 is half the size (default: %(default)s)",
+    )
+    parser.add_argument(
         "--encoder",
         choices=ENCODERS,
         default="minilm",
         help="frozen language model (default: %(default)s)",
     )
     add_encoder_files(parser)
-    add_seed(parser, "of the scenes; the same seed gives the same pictures")
+    parser.add_argument(
+        "--encoder-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of T5: what it computes in (default: %(default)s)",
+    )
     parser.add_argument(
         "--shards",
         type=positive,
-        default=8,
-        help="number of files to divide the examples into (default: %(default)s)",
+        help="number of files to divide the examples into (default: 8; of --tfrecords and "
+        "--webdataset, as many as there are files, which is the most)",
     )
+    parser.add_argument(
+        "--process",
+        metavar="ID/COUNT",
+        default="0/1",
+        help="which of several processes this is, from 0; each writes its part of the shards, and "
+        "the last to finish writes the manifest (default: %(default)s)",
+    )
+    _add_estimate(parser)
     parser.set_defaults(run=run)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument(
+        "--scenes", choices=LEVELS, help="built-in scenes: how rich the pictures are"
+    )
+    sources.add_argument(
+        "--tfrecords", metavar="PATTERN", help="TFRecord files, as img2dataset writes them"
+    )
+    sources.add_argument("--webdataset", metavar="PATTERN", help="tar files of WebDataset")
+    sources.add_argument(
+        "--table", metavar="FILE", help=".csv or .parquet with columns of captions and pictures"
+    )
+    sources.add_argument(
+        "--tfds", metavar="NAME:SPLIT", help="a prepared dataset of TensorFlow Datasets"
+    )
+    add_emoji(parser)
+    parser.add_argument("--count", type=positive, help="with --scenes: number of examples")
+    add_seed(parser, "of the scenes; the same seed gives the same pictures")
+    parser.add_argument(
+        "--image-key",
+        metavar="NAME",
+        help="feature, extension or column of pictures (default: jpg, jpeg, png, webp or image; of "
+        "--table and --tfds, image)",
+    )
+    parser.add_argument(
+        "--caption-key",
+        metavar="NAME",
+        help="feature, extension or column of captions (default: txt, caption or text; of --table "
+        "and --tfds, caption)",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="with --tfds: where the dataset was prepared"
+    )
+
+
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--estimate",
+        type=positive,
+        metavar="N",
+        help="write nothing; say what N examples would take, from the first 512",
+    )
+    parser.add_argument(
+        "--chip-tflops",
+        type=float,
+        default=275.0,
+        help="with --estimate: peak of the chip in bfloat16 (default: %(default)s, TPU v4)",
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.4,
+        help="with --estimate: share of the peak that is reached (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chip-price",
+        type=float,
+        default=3.22,
+        help="with --estimate: USD for an hour of the chip (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
-    from imagen_jax.embed import embed_scenes
+    process, processes = _process(args.process)
+    if args.output is None and not args.estimate:
+        raise ValueError("--output is missing: where the shards go")
+    source, shards = _source(args)
+    from imagen_jax.embed import embed
+    from imagen_jax.text.encoder import load_encoder
 
-    manifest = embed_scenes(
-        level=args.scenes,
-        count=args.count,
-        size=args.image_size,
-        seed=args.seed,
-        encoder_name=args.encoder,
-        output_dir=args.output,
-        num_shards=args.shards,
-        emoji=args.emoji,
-        weights=args.encoder_weights,
-        vocabulary=args.vocabulary,
+    encoder = load_encoder(args.encoder, args.encoder_weights, args.vocabulary, args.encoder_dtype)
+    if args.estimate:
+        from imagen_jax.embed.estimate import Chip, estimate, report
+        from imagen_jax.embed.shard import Handling
+
+        chip = Chip(args.chip_tflops, args.utilisation, args.chip_price)
+        handling = Handling(args.image_size, args.fit, args.long_captions)
+        print(report(estimate(source, encoder, handling, args.estimate, chip), chip))
+        return
+    manifest = embed(
+        source,
+        encoder,
+        args.output,
+        split="train",
+        image_size=args.image_size,
+        num_shards=shards,
+        shards=range(process, shards, processes),
+        states=args.states,
+        fit=args.fit,
+        long_captions=args.long_captions,
     )
-    print(f"{manifest['splits']['train']['examples']} examples in {args.output}")
+    if manifest is None:
+        print(f"shards of this process are in {args.output}; others are not finished")
+        return
+    split = manifest["splits"]["train"]
+    print(f"{split['examples']} examples in {args.output}")
+    for what in ("dropped", "changed"):
+        for reason, number in sorted(split[what].items()):
+            print(f"  {what}: {number} {reason}")
+
+
+def _process(text: str) -> tuple[int, int]:
+    process, _, processes = text.partition("/")
+    if not (process.isdecimal() and processes.isdecimal() and int(process) < int(processes)):
+        raise ValueError(f"--process is {text!r}; it must be ID/COUNT with ID from 0, such as 0/16")
+    return int(process), int(processes)
+
+
+def _source(args: argparse.Namespace) -> tuple[Source, int]:
+    """The source that was named, and the number of its shards."""
+    if args.scenes is not None:
+        from imagen_jax.data.sources import SceneSource
+
+        if args.count is None:
+            raise ValueError("--scenes needs --count, the number of scenes")
+        scenes = SceneSource(
+            args.scenes, "train", args.seed, args.count, args.image_size, args.emoji
+        )
+        return scenes, args.shards or DEFAULT_SHARDS
+    for name in ("count", "emoji"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} belongs to --scenes; corpora are embedded whole")
+    from imagen_jax.data import corpora
+
+    if args.table is not None:
+        table = corpora.Table(args.table, args.image_key or "image", args.caption_key or "caption")
+        return table, args.shards or DEFAULT_SHARDS
+    if args.tfds is not None:
+        name, colon, split = args.tfds.rpartition(":")
+        if not colon:
+            raise ValueError(f"--tfds is {args.tfds!r}; it must be NAME:SPLIT, such as coco:train")
+        dataset = corpora.TensorFlowDataset(
+            name, split, args.image_key or "image", args.caption_key or "caption", args.data_dir
+        )
+        return dataset, args.shards or DEFAULT_SHARDS
+    tar = args.webdataset is not None
+    files = corpora.Files(
+        "webdataset" if tar else "tfrecords",
+        args.webdataset if tar else args.tfrecords,
+        corpora.read_tar if tar else corpora.read_tfrecord,
+        [args.image_key] if args.image_key else corpora.IMAGE_KEYS,
+        [args.caption_key] if args.caption_key else corpora.CAPTION_KEYS,
+    )
+    return files, args.shards or len(files.files)

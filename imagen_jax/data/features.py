@@ -9,9 +9,11 @@ after shuffling; `ImagenFeatureConverter` then decodes them into
   text_mask  bool [l]           True at real tokens
   id         string             name of the record in its source
 
-Nothing is cropped, stretched, recoloured or truncated: a record of another size is an error that
-names it. There is no augmentation either: a flipped or cropped picture would contradict a caption
-that says "left of" or counts objects.
+Nothing is stretched, recoloured or truncated: a record of another size is an error that names it.
+There is no augmentation either: a flipped picture would contradict a caption that says "left of".
+Only where a stage asks for it, it gets a random square of the picture (Imagen's 1024-pixel stage
+trains on squares of 256, section 2.4); which one is a function of the seed and of the example's
+position.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ RECORD_FEATURES = {
     "id": tf.io.FixedLenFeature([], tf.string),
     "image": tf.io.FixedLenFeature([], tf.string),
     "emb": tf.io.FixedLenFeature([], tf.string),
+    "emb_scale": tf.io.FixedLenFeature([], tf.string, default_value=""),
     "emb_len": tf.io.FixedLenFeature([1], tf.int64),
 }
 """The features that training reads; a record may hold more (its caption)."""
@@ -37,6 +40,7 @@ _TASK_SPECS = {
     "id": (tf.string, 0),
     "image": (tf.string, 0),
     "emb": (tf.string, 0),
+    "emb_scale": (tf.string, 0),
     "emb_len": (tf.int64, 1),
     "position": (tf.int64, 0),
 }
@@ -46,7 +50,9 @@ TASK_FEATURES = {
 }
 """seqio output features of a task over embedding shards: the record, still compressed, and its
 position in the order, which seeds what is random about it."""
-TASK_FEATURE_LENGTHS = {"id": None, "image": None, "emb": None, "emb_len": 1, "position": None}
+TASK_FEATURE_LENGTHS = {
+    "id": None, "image": None, "emb": None, "emb_scale": None, "emb_len": 1, "position": None
+}  # fmt: skip
 """Task feature lengths for `seqio.get_dataset`; sizes are arguments of the feature converter."""
 
 
@@ -86,6 +92,11 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
       low_res_size: side of "low_res", or None for a stage without one; divides `image_size`.
       text_length: length l that token states are padded to.
       text_width: width d of the token states.
+      states: how they are stored, one of records.STATES; an int8 state is multiplied by the scale
+        of its token.
+      crop: side of a random square of "image", in pixels, or None for all of it. "low_res" is the
+        same square: it lies on whole pixels of "low_res", so that averaging and cropping commute.
+      seed: of the squares.
 
     Raises:
       ValueError: sizes that do not divide, or a length below 1. While iterating, an
@@ -112,6 +123,9 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         low_res_size: int | None,
         text_length: int,
         text_width: int,
+        states: str = "bfloat16",
+        crop: int | None = None,
+        seed: int = 0,
     ):
         if image_size < 1 or record_size % image_size:
             raise ValueError(
@@ -128,6 +142,12 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
                 **self.MODEL_FEATURES,
                 "low_res": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=3),
             }
+        step = 1 if low_res_size is None else image_size // low_res_size
+        if crop is not None and not (0 < crop <= image_size and crop % step == 0):
+            raise ValueError(
+                f"crop {crop} must be a multiple of {step} (image_size / low_res_size) and at most "
+                f"image_size {image_size}"
+            )
         if text_length < 1:
             raise ValueError(f"text_length must be at least 1, got {text_length}")
         self._record_size = record_size
@@ -135,6 +155,10 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         self._low_res_size = low_res_size
         self._text_length = text_length
         self._text_width = text_width
+        self._crop = image_size if crop is None else crop
+        self._step = step  # of places that a square may have
+        self._seed = seed
+        self._states = {"bfloat16": tf.bfloat16, "int8": tf.int8}[states]
         super().__init__(pack=False)
 
     def get_model_feature_lengths(
@@ -143,20 +167,21 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         """First dimension of every model feature, checked exactly by seqio."""
         lengths: dict[str, int | None] = {
             "id": None,
-            "image": self._image_size,
+            "image": self._crop,
             "text_emb": self._text_length,
             "text_mask": self._text_length,
         }
         if self._low_res_size is not None:
-            lengths["low_res"] = self._low_res_size
+            lengths["low_res"] = self._crop // self._step
         return lengths
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int | None]
     ) -> tf.data.Dataset:
-        return ds.map(self._convert, num_parallel_calls=tf.data.AUTOTUNE)
+        return ds.map(self.convert, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _convert(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def convert(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One record."""
         features = {**self._image_features(record), **self._text_features(record)}
         features["id"] = record["id"]
         return {name: features[name] for name in self.MODEL_FEATURES}
@@ -172,37 +197,59 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         # Without the dependency another operation may fail first, and its error names no record.
         with tf.control_dependencies([suitable]):
             pixels = tf.ensure_shape(pixels, size)
+        factor = self._record_size // self._image_size
+        if self._crop != self._image_size:
+            pixels = self._square(pixels, record["position"], factor)
         # Means of 0..255 are exact for factors that are powers of two; only the map to [-1, 1]
         # rounds.
         pixels = tf.cast(pixels, tf.float32)
-        image = area_downsample(pixels, self._record_size // self._image_size)
+        image = area_downsample(pixels, factor)
         features = {"image": _to_unit_range(image)}
         if self._low_res_size is not None:
-            low_res = area_downsample(image, self._image_size // self._low_res_size)
-            features["low_res"] = _to_unit_range(low_res)
+            features["low_res"] = _to_unit_range(area_downsample(image, self._step))
         return features
+
+    def _square(self, pixels: tf.Tensor, position: tf.Tensor, factor: int) -> tf.Tensor:
+        """A random square, before averaging: `factor` times the crop's side."""
+        places = (self._image_size - self._crop) // self._step + 1
+        at = tf.random.stateless_uniform(
+            [2], [tf.cast(self._seed, tf.int64), position], 0, places, tf.int32
+        )
+        start = tf.concat([at * self._step * factor, [0]], 0)
+        side = self._crop * factor
+        return tf.ensure_shape(tf.slice(pixels, start, [side, side, 3]), [side, side, 3])
 
     def _text_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         length = record["emb_len"][0]
-        row_bytes = self._text_width * tf.bfloat16.size
+        row_bytes = self._text_width * self._states.size
+        scale_bytes = tf.float32.size if self._states == tf.int8 else 0
         suitable_length = tf.debugging.Assert(
             (length >= 1) & (length <= self._text_length),
             ["record", record["id"], "has", length, "tokens, text_length allows 1 to",
              self._text_length],
         )  # fmt: skip
-        stored_bytes = tf.strings.length(record["emb"])
+        stored, scales = record["emb"], record["emb_scale"]
+        stored_bytes = [tf.cast(tf.strings.length(value), tf.int64) for value in (stored, scales)]
+        expected_bytes = [length * row_bytes, length * scale_bytes]
         suitable_width = tf.debugging.Assert(
-            tf.equal(tf.cast(stored_bytes, tf.int64), length * row_bytes),
-            ["record", record["id"], "has an embedding of", stored_bytes, "bytes, expected",
-             length * row_bytes, "for width", self._text_width],
+            tf.reduce_all(tf.equal(stored_bytes, expected_bytes)),
+            ["record", record["id"], "has an embedding of", stored_bytes[0], "bytes, expected",
+             expected_bytes[0], "for width", self._text_width, "and scales of", stored_bytes[1],
+             "bytes, expected", expected_bytes[1]],
         )  # fmt: skip
-        # fixed_length pads with zeros; it would also truncate, which the check above rules out.
+
+        def padded(value: tf.Tensor, dtype: tf.DType, row: int) -> tf.Tensor:
+            # fixed_length pads with zeros; it would also truncate, which is ruled out above.
+            size = self._text_length * row * dtype.size
+            flat = tf.io.decode_raw(value, dtype, fixed_length=size)
+            return tf.reshape(flat, [self._text_length, row])
+
         with tf.control_dependencies([suitable_length, suitable_width]):
-            states = tf.io.decode_raw(
-                record["emb"], tf.bfloat16, fixed_length=self._text_length * row_bytes
-            )
+            states = padded(stored, self._states, self._text_width)
+            if self._states == tf.int8:
+                states = tf.cast(states, tf.float32) * padded(scales, tf.float32, 1)
         return {
-            "text_emb": tf.reshape(states, [self._text_length, self._text_width]),
+            "text_emb": tf.cast(states, tf.bfloat16),
             "text_mask": tf.range(self._text_length, dtype=tf.int64) < length,
         }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +19,13 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.data import records, tasks
-from imagen_jax.data.features import TASK_FEATURE_LENGTHS, TASK_FEATURES, ImagenFeatureConverter
+from imagen_jax.data.damage import Damage, first_line
+from imagen_jax.data.features import (
+    TASK_FEATURE_LENGTHS,
+    TASK_FEATURES,
+    ImagenFeatureConverter,
+    parse_example,
+)
 from imagen_jax.data.order import GlobalOrder
 from imagen_jax.data.reading import ShardTable, ordered_records
 
@@ -38,11 +43,14 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         of its parts.
       fingerprint: everything that fixes the order of the batches; compared on restore.
       ids: of the records in the batch taken last, in its order.
+      damage: damaged records that were met so far.
     """
 
     def __init__(
         self,
         make_dataset: Callable[[int], tf.data.Dataset],
+        damage: Damage,
+        near: Callable[[int], np.ndarray],
         data: str,
         manifest: records.Manifest,
         fingerprint: dict[str, Any],
@@ -52,6 +60,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self.manifest = manifest
         self.fingerprint = fingerprint
         self.ids: list[str] = []
+        self.damage = damage
+        self._near = near  # records that are read together with a step's
         self._data = data
         self._first_host = first_host
         self._first_shard = first_shard
@@ -73,19 +83,23 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
         Raises:
           StopIteration: after one epoch, if the data is not repeated.
-          ValueError: a damaged or unsuitable record, named where its id can be read.
+          ValueError: more damaged or unsuitable records than are tolerated; names file and record.
         """
-        if self._batches is None:
-            self._batches = iter(self._make_dataset(self.step))
-        try:
-            batch = next(self._batches)
-        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-            raise ValueError(
-                f"cannot read the embeddings in {self._data}: {_first_line(error)}"
-            ) from error
-        self.step += 1
-        self.ids = [name.decode() for name in batch.pop("id").numpy()]
-        return {name: value.numpy() for name, value in batch.items()}
+        while True:
+            if self._batches is None:
+                self._batches = iter(self._make_dataset(self.step))
+            try:
+                batch = next(self._batches)
+            except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+                if not self.damage.examine(self._near(self.step)):
+                    raise ValueError(
+                        f"cannot read the embeddings in {self._data}: {first_line(error)}"
+                    ) from error
+                self.seek(self.step)  # others are read in place of those found
+            else:
+                self.step += 1
+                self.ids = [name.decode() for name in batch.pop("id").numpy()]
+                return {name: value.numpy() for name, value in batch.items()}
 
     def first_records(self, count: int) -> list[records.Record]:
         """The first records of the data, the same on every host."""
@@ -143,6 +157,8 @@ def train_batches(
     *,
     split: str = "train",
     text_width: int | None = None,
+    crop: int | None = None,
+    max_damaged: float = 0.0,
     shuffle_records: int = tasks.SHUFFLE_RECORDS,
     threads: int = 2,
 ) -> BatchIterator:
@@ -153,6 +169,7 @@ def train_batches(
       text_emb   bfloat16 [b, text_length, width], as stored; JAX takes it as it is
       text_mask  bool [b, text_length]
       low_res    float32 [b, low_res_size, low_res_size, 3] in [-1, 1], unless low_res_size is None
+    With `crop`, image is [b, crop, crop, 3], and low_res smaller by the same factor.
 
     Args:
       data: what `imagen embed` wrote, or several of them with rates: see `tasks.open_data`.
@@ -168,6 +185,10 @@ def train_batches(
       repeat: endless if True, else one epoch without its last incomplete batch.
       split: split of the manifest.
       text_width: width of the token states that the model expects; None takes the recorded one.
+      crop: side of random squares that "image" then has, with "low_res" to match; None for whole
+        pictures.
+      max_damaged: share of all records that may be damaged or unsuitable. They are counted in
+        `damage`, reported, and others read in their place, the same on any number of hosts.
       shuffle_records: compressed records, over all hosts, that are shuffled at once; a host holds
         its share of them twice.
       threads: threads of the input pipeline.
@@ -191,7 +212,14 @@ def train_batches(
     if len(sources) > 1 and not repeat:
         raise ValueError(f"{os.fspath(data)!r} mixes sources, which have no common epoch: repeat")
     converter = ImagenFeatureConverter(
-        manifest["image_size"], image_size, low_res_size, text_length, manifest["encoder"]["width"]
+        manifest["image_size"],
+        image_size,
+        low_res_size,
+        text_length,
+        manifest["encoder"]["width"],
+        manifest["states"],
+        crop,
+        seed,
     )
     table = ShardTable.of([
         (path, count)
@@ -210,12 +238,22 @@ def train_batches(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
 
+    def check(record: tf.Tensor) -> None:
+        features = parse_example(record)
+        converter.convert(features | {"position": tf.zeros([], tf.int64)})
+
+    def near(step: int) -> np.ndarray:
+        first = step - step % window_steps
+        return order.records(range(first, first + window_steps), rows)
+
+    damage = Damage(table, check, max_damaged)
+
     def make_dataset(start: int) -> tf.data.Dataset:
         task = seqio.Task(
             "ordered",
             seqio.FunctionDataSource(
                 lambda split, shuffle_files, seed=None: ordered_records(
-                    order, table, rows, steps, start, window_steps, {}
+                    order, table, rows, steps, start, window_steps, damage.replaced
                 ),
                 splits=[split],
             ),
@@ -239,7 +277,7 @@ def train_batches(
         # Not the whole manifest's fingerprint: adding another split leaves this one as it is.
         "records": [
             [records.json_fingerprint(
-                [m["encoder"], m["image_size"], m["splits"][split]]), rate]
+                [m["encoder"], m["states"], m["image_size"], m["splits"][split]]), rate]
             for m, rate in ((source.manifest, rate) for source, rate in sources)
         ],
         "split": split,
@@ -247,14 +285,21 @@ def train_batches(
         "batch_size": batch_size,
         "image_size": image_size,
         "low_res_size": low_res_size,
+        "crop": crop,
         "text_length": text_length,
         "shuffle_records": shuffle_records,
         "repeat": repeat,
     }  # fmt: skip
     return BatchIterator(
-        make_dataset, os.fspath(data), _joined(sources), fingerprint, shard_index == 0,
-        table.paths[0],
-    )  # fmt: skip
+        make_dataset,
+        damage,
+        near,
+        os.fspath(data),
+        _joined(sources),
+        fingerprint,
+        first_host=shard_index == 0,
+        first_shard=table.paths[0],
+    )
 
 
 def _joined(sources: list[tuple[tasks.EmbeddingShards, float]]) -> records.Manifest:
@@ -264,7 +309,7 @@ def _joined(sources: list[tuple[tasks.EmbeddingShards, float]]) -> records.Manif
         return manifests[0]
     splits = {split for manifest in manifests for split in manifest["source"]}
     return {
-        **{key: manifests[0][key] for key in ("format", "encoder", "image_size")},
+        **{key: manifests[0][key] for key in ("format", "encoder", "states", "image_size")},
         "source": {
             split: {
                 "name": "mixture",
@@ -276,12 +321,3 @@ def _joined(sources: list[tuple[tasks.EmbeddingShards, float]]) -> records.Manif
             for split in sorted(splits)
         },
     }
-
-
-def _first_line(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of graph nodes; `[a] [b]` of assertions as `a b`."""
-    line = error.message.splitlines()[0]
-    line = re.sub(r"^\{\{.*?\}\}\s*", "", line)
-    if "assertion failed: " in line:
-        line = line.split("assertion failed: ", 1)[1].replace("] [", " ").strip("[] ")
-    return line

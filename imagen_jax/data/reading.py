@@ -46,6 +46,11 @@ class ShardTable:
         shard = int(np.searchsorted(self.first, record, side="right")) - 1
         return self.paths[shard], record - int(self.first[shard])
 
+    def records_of(self, path: str) -> int:
+        """Number of records of a shard."""
+        shard = self.paths.index(path)
+        return int(self.first[shard + 1] - self.first[shard])
+
     def runs(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Neighbouring records as runs of bytes.
 

@@ -2,13 +2,16 @@
 
   manifest.json                     written last: its presence means that the directory is complete
   train-00000-of-00008.tfrecord     TFRecords of tf.train.Example
-      image    PNG, RGB, 8 bit
-      caption  UTF-8
-      id       UTF-8
-      emb      token states [l, d], bfloat16, little endian, without padding
-      emb_len  l
+      image      PNG or JPEG, RGB, 8 bit
+      caption    UTF-8
+      id         UTF-8
+      emb        token states [l, d] without padding: bfloat16, little endian, or int8
+      emb_scale  only with int8: float32 [l], by which the states of each token are multiplied
+      emb_len    l
   train-00000-of-00008.offsets      where each record begins, and the shard's size: uint64, little
                                     endian; by these any record is read without those before it
+  train-00000-of-00008.dropped      what was left out of a shard and why, in JSON lines; absent
+                                    if nothing was
   progress/                         how far an embedding job is; nothing reads it afterwards
 
 Reading and checking manifests needs no TensorFlow.
@@ -34,12 +37,14 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
 OFFSETS_DTYPE = np.dtype("<u8")
+STATES = ("bfloat16", "int8")
+"""How token states may be stored."""
 _FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksums
 
 Manifest = dict[str, Any]
 """{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
-"image_size", "splits": {split: {"shards", "examples", "bytes", "captions", "dropped",
-"shard_examples", "shard_bytes", "shard_sha256"}}, "fingerprint"}"""
+"states", "image_size", "splits": {split: {"shards", "examples", "bytes", "captions", "tokens",
+"dropped", "changed", "sides", "shard_examples", "shard_bytes", "shard_sha256"}}, "fingerprint"}"""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,13 @@ class Record:
     Attributes:
       id: name of the example in its source.
       caption: the text.
-      png: encoded RGB picture.
+      image: encoded RGB picture, PNG or JPEG.
       states: [l, d] bfloat16 token states of the caption.
     """
 
     id: str
     caption: str
-    png: bytes
+    image: bytes
     states: np.ndarray
 
 
@@ -64,40 +69,71 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
-def serialize_record(record: Record) -> bytes:
-    """A tf.train.Example, byte for byte the same for the same record."""
-    train = _tensorflow().train
+def quantise(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Token states as whole numbers with one scale for each token.
+
+    Args:
+      states: [l, d] of any floating type.
+
+    Returns:
+      (int8 [l, d] in -127..127, float32 [l]) whose product is at most half a scale off the states.
+    """
+    states = states.astype(np.float32)
+    scale = np.abs(states).max(axis=1) / 127
+    safe = np.where(scale > 0, scale, 1)  # a state of zeros stays one
+    return np.rint(states / safe[:, None]).astype(np.int8), scale.astype(np.float32)
+
+
+def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
+    """A tf.train.Example, byte for byte the same for the same record.
+
+    Args:
+      record: the example.
+      states: how its token states are stored, one of STATES.
+    """
+    train = tensorflow().train
 
     def of_bytes(value: bytes) -> Any:
         return train.Feature(bytes_list=train.BytesList(value=[value]))
 
     length = train.Feature(int64_list=train.Int64List(value=[record.states.shape[0]]))
     feature = {
-        "image": of_bytes(record.png),
+        "image": of_bytes(record.image),
         "caption": of_bytes(record.caption.encode()),
         "id": of_bytes(record.id.encode()),
-        "emb": of_bytes(record.states.astype(STATES_DTYPE).tobytes()),
         "emb_len": length,
     }
+    if states == "int8":
+        numbers, scale = quantise(record.states)
+        feature["emb"] = of_bytes(numbers.tobytes())
+        feature["emb_scale"] = of_bytes(scale.astype("<f4").tobytes())
+    else:
+        feature["emb"] = of_bytes(record.states.astype(STATES_DTYPE).tobytes())
     example = train.Example(features=train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
 
 def parse_record(serialized: bytes) -> Record:
     """Reads a serialized tf.train.Example back."""
-    feature = _tensorflow().train.Example.FromString(serialized).features.feature
-    states = np.frombuffer(feature["emb"].bytes_list.value[0], STATES_DTYPE)
+    feature = tensorflow().train.Example.FromString(serialized).features.feature
+    stored, length = feature["emb"].bytes_list.value[0], feature["emb_len"].int64_list.value[0]
+    if "emb_scale" in feature:
+        scale = np.frombuffer(feature["emb_scale"].bytes_list.value[0], "<f4")
+        states = np.frombuffer(stored, np.int8).reshape(length, -1) * scale[:, None]
+        states = states.astype(STATES_DTYPE)
+    else:
+        states = np.frombuffer(stored, STATES_DTYPE).reshape(length, -1)
     return Record(
         id=feature["id"].bytes_list.value[0].decode(),
         caption=feature["caption"].bytes_list.value[0].decode(),
-        png=feature["image"].bytes_list.value[0],
-        states=states.reshape(feature["emb_len"].int64_list.value[0], -1),
+        image=feature["image"].bytes_list.value[0],
+        states=states,
     )
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
     """All records of one shard, in order."""
-    for serialized in _tensorflow().data.TFRecordDataset(str(path)).as_numpy_iterator():
+    for serialized in tensorflow().data.TFRecordDataset(str(path)).as_numpy_iterator():
         yield parse_record(serialized)
 
 
@@ -118,7 +154,7 @@ class RecordWriter:
 def record_writer(path: str | Path) -> Iterator[RecordWriter]:
     """A writer of a shard; when the block ends without an exception, `path` exists complete."""
     with atomic_path(path) as temporary:
-        with _tensorflow().io.TFRecordWriter(str(temporary)) as file:
+        with tensorflow().io.TFRecordWriter(str(temporary)) as file:
             writer = RecordWriter(file)
             yield writer
         # Offsets before the shard: where a shard is, they are.
@@ -261,7 +297,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tensorflow() -> ModuleType:
+def tensorflow() -> ModuleType:
     """TensorFlow, which takes seconds to import, and must leave the accelerators to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf

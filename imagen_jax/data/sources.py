@@ -1,6 +1,7 @@
 """What an embedding job reads: sources of captioned pictures.
 
-Any object with the methods of `Source` will do; the built-in one is `SceneSource`.
+Any object with the methods of `Source` will do; the built-in one is `SceneSource`, and `corpora`
+has those that read files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from imagen_jax.data.scenes.art import fingerprint
 from imagen_jax.data.scenes.levels import Level, get_level
+from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.scenes.source import scene_examples
 
 
@@ -23,7 +25,7 @@ class Example(Protocol):
     Attributes:
       id: name of the example, unique in the source.
       caption: the text.
-      image: [size, size, 3] uint8; None if the source could not decode its picture.
+      image: [size, size, 3] uint8 pixels, or an encoded picture; None if there is none.
     """
 
     @property
@@ -31,11 +33,14 @@ class Example(Protocol):
     @property
     def caption(self) -> str: ...
     @property
-    def image(self) -> np.ndarray | None: ...
+    def image(self) -> np.ndarray | bytes | None: ...
 
 
 class Source(Protocol):
-    """Captioned pictures, in a fixed order and division into shards."""
+    """Captioned pictures, in a fixed order and division into shards.
+
+    One that knows how many examples it has says so by __len__.
+    """
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example]:
         """The examples of one shard: the same ones whenever it is called."""
@@ -43,10 +48,6 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON values that fix the examples: two sources with one description are the same."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of examples in all shards."""
         ...
 
 
@@ -70,6 +71,9 @@ class SceneSource:
     size: int
     emoji: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        get_level(self.level, self.emoji)  # an unknown one is an error at once
+
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
         """The scenes of one shard, rendered one by one."""
         start, end = (self.count * edge // num_shards for edge in (shard, shard + 1))
@@ -77,8 +81,8 @@ class SceneSource:
         return scene_examples(level, self.split, self.seed, end - start, self.size, start=start)
 
     def describe(self) -> dict[str, Any]:
-        """The name of the source, the arguments, and what the fetched emoji are."""
-        description = {"name": "scenes", **asdict(self)}
+        """The name of the source, the arguments, and what draws the scenes."""
+        description = {"name": "scenes", **asdict(self), "rendering": RENDERING}
         del description["emoji"]  # not in the descriptions of scenes without them
         if self.emoji is not None:
             emoji = {"directory": str(self.emoji), "sha256": fingerprint(self.emoji)}
@@ -106,3 +110,23 @@ def described_level(description: Mapping[str, Any]) -> Level:
             f"sha256 is {found}, not {emoji['sha256']}; imagen data fetch gets the pinned versions"
         )
     return level
+
+
+def check_rendering(description: Mapping[str, Any] | None, where: str) -> None:
+    """Checks that recorded scenes look as scenes do now; other sources pass.
+
+    Args:
+      description: of the source, from a manifest.
+      where: the embedding directory, for the message.
+
+    Raises:
+      ValueError: they were drawn by another version, so that new ones would not be like them.
+    """
+    if description is None or description.get("name") != "scenes":
+        return
+    if (found := description.get("rendering")) != RENDERING:
+        raise ValueError(
+            f"the scenes in {where} were drawn by version {found} of the renderer, and this is "
+            f"version {RENDERING}: pictures or captions have changed since; embed them again into "
+            "a new directory"
+        )

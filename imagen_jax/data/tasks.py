@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURES, parse_example
+from imagen_jax.data.sources import check_rendering
 
 SHUFFLE_RECORDS = 4096
 """Compressed records in the shuffle buffer. It is saved in every iterator checkpoint."""
@@ -145,9 +146,11 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
     for task, _ in found:
         if not isinstance(task.source, EmbeddingShards):
             raise ValueError(f"task {task.name!r} of {name!r} does not read an embedding directory")
+        for description in task.source.manifest["source"].values():
+            check_rendering(description, task.source.directory)
     first = found[0][0].source
     for task, _ in found[1:]:
-        kept = ("encoder", "image_size")
+        kept = ("encoder", "image_size", "states")
         there, here = ({key: s.manifest[key] for key in kept} for s in (first, task.source))
         if lines := records.differences(there, here):
             raise ValueError(

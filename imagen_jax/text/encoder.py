@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ MAX_LENGTH = 128
 RANDOM_SEED = 0
 T5_VOCABULARY_FILE = "spiece.model"
 BYTES = "bytes"
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +45,10 @@ class TextEncoder:
       fingerprint: sha256 over the weights and the tokenizer; two encoders with the same
         fingerprint give the same states.
       tokenize: n captions -> n int32 arrays [l_i]; raises ValueError for more than max_length.
-      network: (params, ids [b, l] int32, mask [b, l] bool) -> states [b, l, d] float32.
+      network: (params, ids [b, l] int32, mask [b, l] bool) -> states [b, l, d].
       params: weights of the network.
+      dtype: of the network's activations; not part of the fingerprint, since states differ by
+        rounding only.
     """
 
     name: str
@@ -54,6 +58,7 @@ class TextEncoder:
     tokenize: Callable[[Sequence[str]], list[np.ndarray]]
     network: Callable[[Any, ArrayLike, ArrayLike], jax.Array] = field(repr=False)
     params: Any = field(repr=False)
+    dtype: str = "float32"
 
     def encode(self, captions: Sequence[str]) -> TextEmbedding:
         """Encodes captions for immediate use.
@@ -95,31 +100,39 @@ class TextEncoder:
         Returns:
           n float32 arrays [l_i, d], in the order of `tokens`.
         """
-        by_bucket: dict[int, list[int]] = {}
-        for i, row in enumerate(tokens):
-            by_bucket.setdefault(_bucket(len(row), LENGTH_BUCKETS), []).append(i)
         result: list[np.ndarray] = [np.zeros((0, self.width), np.float32)] * len(tokens)
+        for shape, members in self.batches([len(row) for row in tokens]):
+            states = self._run([tokens[i] for i in members], shape)
+            for i, row in zip(members, states, strict=True):
+                result[i] = row[: len(tokens[i])].copy()
+            on_progress(len(members))
+        return result
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """How captions of these lengths are batched: ((b, l) that the network runs on, which)."""
+        by_bucket: dict[int, list[int]] = {}
+        for i, size in enumerate(lengths):
+            by_bucket.setdefault(_bucket(size, LENGTH_BUCKETS), []).append(i)
         for length, members in sorted(by_bucket.items()):
             for start in range(0, len(members), BATCH_BUCKETS[-1]):
                 chunk = members[start : start + BATCH_BUCKETS[-1]]
-                states = self._run([tokens[i] for i in chunk], length)
-                for i, row in zip(chunk, states, strict=True):
-                    result[i] = row[: len(tokens[i])].copy()
-                on_progress(len(chunk))
-        return result
+                yield (_bucket(len(chunk), BATCH_BUCKETS), length), chunk
 
-    def _run(self, rows: list[np.ndarray], length: int) -> np.ndarray:
-        batch = _bucket(len(rows), BATCH_BUCKETS)
-        ids = np.zeros((batch, length), np.int32)
-        mask = np.zeros((batch, length), bool)
+    def _run(self, rows: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        ids = np.zeros(shape, np.int32)
+        mask = np.zeros(shape, bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = True
-        return np.asarray(self.network(self.params, ids, mask))[: len(rows)]
+        states = np.asarray(self.network(self.params, ids, mask))[: len(rows)]
+        return states.astype(np.float32, copy=False)
 
 
 def load_encoder(
-    name: str, weights: str | Path | None = None, vocabulary: str | None = None
+    name: str,
+    weights: str | Path | None = None,
+    vocabulary: str | None = None,
+    dtype: str = "float32",
 ) -> TextEncoder:
     """Loads a frozen text encoder.
 
@@ -131,15 +144,19 @@ def load_encoder(
         package; of T5, a checkpoint as load_t5_encoder reads it.
       vocabulary: of T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None for
         the spiece.model beside the weights (as Hugging Face lays them out).
+      dtype: of weights and activations, "float32" or, of T5 only, "bfloat16": several times
+        faster on accelerators.
 
     Raises:
-      ValueError: unknown name, T5 without weights, MiniLM with a vocabulary, a vocabulary with
-        more tokens than the weights embed, or files that are damaged.
+      ValueError: unknown name or dtype, T5 without weights, MiniLM with a vocabulary, a vocabulary
+        with more tokens than the weights embed, or files that are damaged.
       FileNotFoundError: the weights or the vocabulary are not there; says what to do.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-    return ENCODERS[name](weights, vocabulary)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r} of a text encoder; choices: {', '.join(DTYPES)}")
+    return ENCODERS[name](weights, vocabulary, dtype)
 
 
 def fingerprint(params: Any, *files: Path) -> str:
@@ -159,9 +176,12 @@ def _minilm(
     read: Callable[[Path], minilm.Params],
     weights: str | Path | None,
     vocabulary: str | None,
+    dtype: str,
 ) -> TextEncoder:
     if vocabulary is not None:
         raise ValueError(f"encoder {name!r} brings its own vocabulary; give none")
+    if dtype != "float32":
+        raise ValueError(f"encoder {name!r} computes in float32 only, not in {dtype}")
     directory = minilm.find_weights() if weights is None else Path(weights)
     for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
         if not (directory / file).is_file():
@@ -179,7 +199,7 @@ def _minilm(
     )
 
 
-def _t5(weights: str | Path | None, vocabulary: str | None) -> TextEncoder:
+def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextEncoder:
     # Imported here: its libraries would slow down the start of all that reads no checkpoint.
     from imagen_jax.text.t5_checkpoint import load_t5_encoder
 
@@ -207,14 +227,19 @@ def _t5(weights: str | Path | None, vocabulary: str | None) -> TextEncoder:
             f"the vocabulary has {tokenize.vocab_size} tokens, but the weights in {weights} embed "
             f"only {config.vocab_size}; they do not belong together"
         )
+    digest = fingerprint(params, *files)
+    if dtype == "bfloat16":
+        config = dataclasses.replace(config, dtype="bfloat16")
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     return TextEncoder(
         name="t5",
         width=config.width,
         max_length=MAX_LENGTH,
-        fingerprint=fingerprint(params, *files),
+        fingerprint=digest,
         tokenize=tokenize,
         network=jax.jit(lambda params, ids, mask: t5.encode(params, config, ids, mask)),
         params=params,
+        dtype=dtype,
     )
 
 
@@ -223,7 +248,7 @@ def _bucket(size: int, buckets: tuple[int, ...]) -> int:
     return next(bucket for bucket in buckets if bucket >= size)
 
 
-ENCODERS: Mapping[str, Callable[[str | Path | None, str | None], TextEncoder]] = {
+ENCODERS: Mapping[str, Callable[[str | Path | None, str | None, str], TextEncoder]] = {
     "minilm": functools.partial(_minilm, "minilm", minilm.read_params),
     "minilm-random": functools.partial(
         _minilm, "minilm-random", lambda _: minilm.random_params(RANDOM_SEED)

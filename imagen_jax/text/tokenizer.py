@@ -112,17 +112,25 @@ def _list_of(captions: Sequence[str]) -> list[str]:
 def _arrays(captions: list[str], ids: list[list[int]], max_length: int) -> list[np.ndarray]:
     for caption, tokens in zip(captions, ids, strict=True):
         if len(tokens) > max_length:
-            raise CaptionTooLongError(caption, len(tokens), max_length)
+            # What ends a sentence ends the shortened one, too.
+            cut = np.asarray([*tokens[: max_length - 1], tokens[-1]], np.int32)
+            raise CaptionTooLongError(caption, len(tokens), max_length, cut)
     return [np.asarray(tokens, np.int32) for tokens in ids]
 
 
 class CaptionTooLongError(ValueError):
-    """A caption has more tokens than the encoder takes."""
+    """A caption has more tokens than the encoder takes.
 
-    def __init__(self, caption: str, tokens: int, max_length: int) -> None:
+    Attributes:
+      tokens: how many it has.
+      cut: int32 [max_length], its first tokens and the special token that ends a caption.
+    """
+
+    def __init__(self, caption: str, tokens: int, max_length: int, cut: np.ndarray) -> None:
         shown = caption if len(caption) <= 200 else caption[:200] + "..."
         super().__init__(
             f"caption has {tokens} tokens (special tokens included), the encoder takes at most "
             f"{max_length}; shorten it: {shown!r}"
         )
         self.tokens = tokens
+        self.cut = cut

@@ -130,7 +130,7 @@ class SampleGrid:
             states[i, : len(record.states)] = record.states
             mask[i, : len(record.states)] = True
         self._text = everywhere(TextEmbedding)(states, mask)
-        pictures = [np.asarray(PILImage.open(io.BytesIO(record.png))) for record in records]
+        pictures = [np.asarray(PILImage.open(io.BytesIO(record.image))) for record in records]
         self._colour = np.mean(pictures, axis=(0, 1, 2))
         self._low_res = None
         if stage.low_res is not None:

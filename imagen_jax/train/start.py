@@ -45,14 +45,16 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh) -> BatchIterator:
         )
     batches = train_batches(
         data_dir,
-        image_size=stage.train_resolution,
-        low_res_size=stage.train_low_res,
+        image_size=stage.resolution,
+        low_res_size=stage.low_res,
         text_length=stage.text.max_length,
         batch_size=stage.train.batch_size,
         seed=stage.train.seed,
         shard_index=jax.process_index(),
         num_shards=jax.process_count(),
         text_width=stage.text.width,
+        crop=stage.crop,
+        max_damaged=stage.train.max_damaged,
     )
     recorded = batches.manifest["encoder"]["name"]
     if recorded != stage.text.encoder:

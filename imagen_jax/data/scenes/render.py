@@ -15,6 +15,9 @@ from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
 GRID = 64
 """Boxes lie on a grid of this many cells a side; pictures of 64, 128, 192, 256 hit it exactly."""
 MAX_SIZE = 256
+RENDERING = 1
+"""Version of how scenes look and are captioned. Raise it with every change of either: embeddings
+made by another version are then refused, where they would be reused or trained on."""
 GAP = 2
 """Least distance of a sprite from the edge of its region, in cells: sprites are 2 GAP apart."""
 

@@ -1,4 +1,4 @@
-"""Embeds captions once, offline: pictures and captions -> shards of pictures and token states.
+"""The embedding job: its directory, how processes share it, and its manifest.
 
 A frozen encoder gives the same states in every epoch, so they are computed before training. The job
 writes shard after shard; each appears whole under its name or not at all. Run again after an
@@ -9,27 +9,23 @@ The manifest is written last, by whichever process finds all shards there.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import operator
+import socket
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from imagen_jax.data import records
-from imagen_jax.data.records import Manifest, Record
-from imagen_jax.data.sources import Example, SceneSource, Source
+from imagen_jax.data.pictures import FITS
+from imagen_jax.data.records import Manifest
+from imagen_jax.data.sources import SceneSource, Source
+from imagen_jax.embed.shard import LONG_CAPTIONS, Counts, Handling, write_shard
 from imagen_jax.text.encoder import TextEncoder, load_encoder
-from imagen_jax.text.tokenizer import CaptionTooLongError
-
-CHUNK = 2048
-"""Examples held in memory between rendering, encoding and writing."""
 
 Job = dict[str, Any]
 
@@ -43,11 +39,15 @@ def embed(
     image_size: int,
     num_shards: int,
     shards: Iterable[int] | None = None,
+    states: str = "bfloat16",
+    fit: str = "exact",
+    long_captions: str = "drop",
 ) -> Manifest | None:
     """Writes one split of an embedding directory (layout: `imagen_jax.data.records`).
 
-    Examples that cannot be used are left out and counted by reason in the manifest: an empty
-    caption, one with too many tokens, a picture that is undecodable or of another size.
+    Examples that cannot be used are left out, counted by reason in the manifest and listed in a
+    file beside their shard: an empty caption, one with too many tokens, a picture that is missing,
+    undecodable, too small or of another size. What is changed is counted, too.
 
     Args:
       source: captioned pictures.
@@ -59,6 +59,10 @@ def embed(
       num_shards: files to divide the split into.
       shards: those of them that this process writes, for dividing the job over hosts; None for
         all.
+      states: how token states are stored: "bfloat16", or "int8" with a scale for each token.
+      fit: "exact" leaves out pictures of another size, "crop" reduces larger ones and crops them to
+        the middle.
+      long_captions: "drop" leaves out captions with too many tokens, "truncate" cuts them.
 
     Returns:
       The manifest, or None if other processes have shards of this split to finish.
@@ -71,6 +75,16 @@ def embed(
         raise ValueError(
             f"num_shards and image_size must be at least 1, got {num_shards} and {image_size}"
         )
+    for name, value, choices in (
+        ("states", states, records.STATES),
+        ("fit", fit, FITS),
+        ("long_captions", long_captions, LONG_CAPTIONS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; choices: {', '.join(choices)}")
+    known = operator.length_hint(source)
+    if 0 < known < num_shards:
+        raise ValueError(f"count must be at least num_shards = {num_shards}, got {known}")
     mine = list(range(num_shards) if shards is None else shards)
     if outside := [shard for shard in mine if not 0 <= shard < num_shards]:
         raise ValueError(f"shards {outside} are not in 0..{num_shards - 1}")
@@ -82,18 +96,38 @@ def embed(
             "fingerprint": encoder.fingerprint,
             "width": encoder.width,
             "max_length": encoder.max_length,
+            "dtype": encoder.dtype,
         },
+        "states": states,
         "image_size": image_size,
+        "fit": fit,
+        "long_captions": long_captions,
         "split": split,
         "num_shards": num_shards,
         "source": json.loads(json.dumps(source.describe())),
     }
     _claim(directory, job)
     todo = [shard for shard in mine if _finished(directory, job, shard) is None]
-    examples = round(len(source) * len(todo) / num_shards)
-    with tqdm(total=examples, desc=f"embed {split}", unit=" captions", disable=not todo) as bar:
+    # Of a source that does not know how many examples it has, the bar has no end.
+    total = round(known * len(todo) / num_shards) or None
+    handling = Handling(image_size, fit, long_captions)
+    with tqdm(total=total, desc=f"embed {split}", unit=" captions", disable=not todo) as bar:
         for shard in todo:
-            _embed_shard(source, encoder, directory, job, shard, bar)
+            name = records.shard_name(split, shard, num_shards)
+            started = time.monotonic()
+            counts = write_shard(
+                source, encoder, directory / name, shard, num_shards, handling, states, bar
+            )
+            _log(directory, name, counts, time.monotonic() - started)
+            # Counts after the shard: where they are, the shard is whole.
+            records.write_json(
+                directory / "progress" / f"{name}.json",
+                {
+                    **vars(counts),
+                    "bytes": (directory / name).stat().st_size,
+                    "sha256": _sha256(directory / name),
+                },
+            )
     return _write_manifest(directory, job)
 
 
@@ -127,11 +161,6 @@ def embed_scenes(
         "full", or see `embed`.
       FileNotFoundError: the encoder's weights are not installed, or no fetched emoji are there.
     """
-    from imagen_jax.data.scenes.levels import get_level
-
-    get_level(level, emoji)
-    if count < num_shards:
-        raise ValueError(f"count must be at least num_shards = {num_shards}, got {count}")
     manifest = embed(
         SceneSource(level, "train", seed, count, size, emoji),
         load_encoder(encoder_name, weights, vocabulary),
@@ -153,7 +182,9 @@ def _claim(directory: Path, job: Job) -> None:
     for path in sorted(progress.glob("*.job.json")):
         other = json.loads(path.read_text())
         # Splits of one directory differ in source and shards, but not in what a reader relies on.
-        shared = ("format", "encoder", "image_size") if other["split"] != job["split"] else job
+        shared = (
+            ("format", "encoder", "states", "image_size") if other["split"] != job["split"] else job
+        )
         if lines := records.differences({key: other[key] for key in shared},
                                         {key: job[key] for key in shared}):  # fmt: skip
             raise ValueError(
@@ -173,83 +204,17 @@ def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
     return result if file.stat().st_size == result["bytes"] else None
 
 
-def _embed_shard(
-    source: Source, encoder: TextEncoder, directory: Path, job: Job, shard: int, bar: tqdm
-) -> None:
-    name = records.shard_name(job["split"], shard, job["num_shards"])
-    dropped: Counter[str] = Counter()
-    states_of: dict[str, np.ndarray] = {}
-    examples = 0
-    for stale in directory.glob(f"{name}.*.tmp"):  # of a process that was killed
-        stale.unlink()
-    with records.record_writer(directory / name) as writer:
-        for chunk in _chunks(source.examples_of_shard(shard, job["num_shards"])):
-            usable, tokens_of = _prepare(chunk, encoder, job["image_size"], dropped, states_of)
-            encoded = encoder.encode_tokens(list(tokens_of.values()), bar.update)
-            for caption, states in zip(tokens_of, encoded, strict=True):
-                states_of[caption] = states.astype(ml_dtypes.bfloat16)
-            for example, png in usable:
-                states = states_of[example.caption]
-                writer.write(
-                    records.serialize_record(Record(example.id, example.caption, png, states))
-                )
-            examples += len(usable)
-            bar.update(len(chunk) - len(tokens_of))
-    # Counts after the shard: where they are, the shard is whole.
-    records.write_json(
-        directory / "progress" / f"{name}.json",
-        {
-            "examples": examples,
-            "captions": len(states_of),
-            "dropped": dict(dropped),
-            "bytes": (directory / name).stat().st_size,
-            "sha256": _sha256(directory / name),
-        },
-    )
-
-
-def _prepare(
-    chunk: list[Example],
-    encoder: TextEncoder,
-    image_size: int,
-    dropped: Counter[str],
-    known: dict[str, np.ndarray],
-) -> tuple[list[tuple[Example, bytes]], dict[str, np.ndarray]]:
-    """Usable examples with their PNGs, and the tokens of captions that are not yet known."""
-    usable: list[tuple[Example, bytes]] = []
-    tokens_of: dict[str, np.ndarray] = {}
-    for example in chunk:
-        caption = example.caption
-        try:
-            if not caption.strip():
-                raise _UnusableError("empty caption")
-            png = _png(example.image, image_size)
-            if caption not in known and caption not in tokens_of:
-                tokens_of[caption] = encoder.tokenize([caption])[0]
-        except CaptionTooLongError:
-            dropped[f"caption of more than {encoder.max_length} tokens"] += 1
-        except _UnusableError as error:
-            dropped[str(error)] += 1
-        else:
-            usable.append((example, png))
-    return usable, tokens_of
-
-
-class _UnusableError(Exception):
-    """Why an example is left out."""
-
-
-def _png(image: np.ndarray | None, size: int) -> bytes:
-    if image is None:
-        raise _UnusableError("undecodable picture")
-    if image.dtype != np.uint8 or image.shape != (size, size, 3):
-        raise _UnusableError(
-            f"picture is {image.dtype} {list(image.shape)}, not uint8 {[size, size, 3]}"
-        )
-    buffer = io.BytesIO()
-    # Level 1: PNG is lossless at any level, and higher ones cost more time than the encoder.
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:
+    """Adds a line to the log of this host."""
+    line = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "shard": name,
+        "seconds": round(seconds, 3),
+        "captions_per_second": round(counts.captions / seconds, 1),
+        **vars(counts),
+    }
+    with (directory / "progress" / f"{socket.gethostname()}.log").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _write_manifest(directory: Path, job: Job) -> Manifest | None:
@@ -260,9 +225,12 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     if len(counts) < num_shards:
         return None
     examples = sum(shard["examples"] for shard in counts)
-    dropped = sum((Counter(shard["dropped"]) for shard in counts), Counter())
+    dropped, changed, sides = (
+        dict(sum((Counter(shard[key]) for shard in counts), Counter[str]()))
+        for key in ("dropped", "changed", "sides")
+    )
     if not examples:
-        raise ValueError(f"no example of split {split!r} could be used; dropped: {dict(dropped)}")
+        raise ValueError(f"no example of split {split!r} could be used; dropped: {dropped}")
     path = directory / records.MANIFEST
     old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
     entry = {
@@ -270,11 +238,14 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         "examples": examples,
         "bytes": sum(shard["bytes"] for shard in counts),
         "captions": sum(shard["captions"] for shard in counts),
-        "dropped": dict(dropped),
+        "tokens": sum(shard["tokens"] for shard in counts),
+        "dropped": dropped,
+        "changed": changed,
+        "sides": sides,
         **{f"shard_{key}": [s[key] for s in counts] for key in ("examples", "bytes", "sha256")},
     }
     manifest: Manifest = {
-        **{key: job[key] for key in ("format", "encoder", "image_size")},
+        **{key: job[key] for key in ("format", "encoder", "states", "image_size")},
         "source": {**old["source"], split: job["source"]},
         "splits": {**old["splits"], split: entry},
     }
@@ -282,12 +253,6 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     if manifest != old:
         records.write_json(path, manifest)
     return manifest
-
-
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    iterator = iter(examples)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _sha256(path: Path) -> str:
