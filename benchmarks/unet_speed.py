@@ -36,6 +36,11 @@ from imagen_jax.typing import Conditioning, TextEmbedding
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "runs" / "peers"
+NETWORKS = ("imagen-pytorch==2.1.0", "diffusers==0.42.1")
+NEEDED = (  # by the networks alone; all that imagen-pytorch asks for is gigabytes
+    "beartype", "einops", "filelock", "fsspec", "httpx", "huggingface-hub", "importlib-metadata",
+    "numpy", "packaging", "pillow", "pydantic", "regex", "requests", "safetensors", "tqdm",
+)  # fmt: skip
 SIZE, TOKENS, WIDTH = 64, 64, 512
 TRAIN_BATCH, SAMPLE_BATCH = 8, 4
 
@@ -143,8 +148,8 @@ def install_peers() -> Path:
     if not (PEERS / "installed").exists():
         subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
         pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "torch==2.13.0"], check=True)
-        subprocess.run([*pip, "imagen-pytorch==2.1.0", "diffusers==0.42.1"], check=True)
+        subprocess.run([*pip, "torch==2.13.0", *NEEDED], check=True)
+        subprocess.run([*pip, "--no-deps", *NETWORKS], check=True)
         (PEERS / "installed").touch()
     return python
 

@@ -6,17 +6,37 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+import types
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+UNUSED = (
+    "torchvision", "torchvision.transforms", "kornia", "kornia.augmentation", "imagen_pytorch.t5",
+    "imagen_pytorch.trainer", "imagen_pytorch.configs", "imagen_pytorch.utils",
+)  # fmt: skip
 SIZE, TOKENS, WIDTH = 64, 64, 512
 BATCH = {"train": 8, "sample": 4}
 
 
+class _Absent(types.ModuleType):
+    """A package whose every attribute is an empty class, to call or to inherit from."""
+
+    __path__: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+
+
 def imagen_pytorch() -> tuple[Any, Any]:
     """imagen-pytorch's Unet and how it is called."""
+    # Its trainer, data and T5 want packages that its U-Net does not use, some of which do not load
+    # beside this build of torch.
+    for name in UNUSED:
+        sys.modules[name] = _Absent(name)
     from imagen_pytorch import Unet
 
     network = Unet(

@@ -295,10 +295,9 @@ class Stage:
         To be called under jit, where what the network computes of the zeros given as pictures here
         is never run.
         """
-        x, logsnr, _ = self.dummy_inputs(conditioning.text.mask.shape[0])
-        _, cache = self.network.apply(
-            {"params": params}, x, logsnr, conditioning, mutable=[TEXT_CACHE]
-        )
+        x, logsnr, dummy = self.dummy_inputs(conditioning.text.mask.shape[0])
+        given = dummy._replace(text=conditioning.text)
+        _, cache = self.network.apply({"params": params}, x, logsnr, given, mutable=[TEXT_CACHE])
         return conditioning._replace(text_cache=cache[TEXT_CACHE])
 
     def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:

@@ -170,10 +170,14 @@ def test_plan_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
-def test_plan_of_a_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_a_sampler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--set", *tiny.ONE_LEVEL, "--job", "sample", "--batch", "2"]
+    args += ["--json", str(tmp_path / "plan.json")]
     assert main(["plan", "--config", TINY, "--stage", "sr", *args]) == 0
     assert "sample" in capsys.readouterr().out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    # The text's keys and values are computed once, not in every step.
+    assert plan["model_flops"] == pytest.approx(plan["flops"], rel=0.02)
 
 
 @pytest.mark.slow

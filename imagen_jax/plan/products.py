@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 
 @functools.cache
@@ -27,6 +30,17 @@ def window_pairs(
     """
     where = np.arange(out)[:, None] * stride + np.arange(window)[None] * window_dilation - pad
     return int(((where >= 0) & (where <= (size - 1) * dilation) & (where % dilation == 0)).sum())
+
+
+def flops_of(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of all products that the results of a function need, see jaxpr_flops.
+
+    Args:
+      args: arrays or their shapes.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return jaxpr_flops(needed)
 
 
 def jaxpr_flops(jaxpr: Any) -> float:

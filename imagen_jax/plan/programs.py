@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
-from imagen_jax.plan.products import jaxpr_flops
+from imagen_jax.diffusion.guidance import stack_conditioning
+from imagen_jax.plan.products import flops_of
 from imagen_jax.sampling import compiled_sampler, stage_denoiser
 from imagen_jax.stage import Stage
 from imagen_jax.text import t5
@@ -21,7 +22,7 @@ from imagen_jax.text.t5 import T5Config
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step, loss_and_gradients
-from imagen_jax.typing import TextEmbedding
+from imagen_jax.typing import Conditioning, TextEmbedding
 
 EFFORT: dict[str, Any] = {
     "quick": {"exec_time_optimization_effort": -1.0},
@@ -103,7 +104,6 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
         train=dataclasses.replace(stage.train, accumulation=1),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    model = jax.make_jaxpr(lambda *args: loss_and_gradients(plain, *args))(state.params, batch, key)
     return Program(
         stage=stage.name,
         job="train",
@@ -120,7 +120,9 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
         compiled=compiled,
         seconds=seconds,
         images=stage.train.batch_size,
-        model_flops=jaxpr_flops(model.jaxpr),
+        model_flops=flops_of(
+            lambda *args: loss_and_gradients(plain, *args), state.params, batch, key
+        ),
         arguments={
             "parameters": bytes_on_one_device(state.params),
             "EMA": bytes_on_one_device(state.ema),
@@ -181,12 +183,19 @@ def sample_program(
     compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
 
-    def one_call(params: Any, text: TextEmbedding, keys: Any, low_res: Any) -> Any:
+    def one_step(params: Any, text: TextEmbedding, keys: Any, low_res: Any) -> Any:
         denoise = stage_denoiser(stage, params, text, keys, low_res, settings)
         x = jnp.zeros((batch_size, stage.resolution, stage.resolution, 3))
         return denoise(x, jnp.zeros(()))
 
-    model = jax.make_jaxpr(one_call)(params, text, keys, low_res)
+    def text_alone(params: Any, text: TextEmbedding) -> Any:
+        given = Conditioning(text)
+        if settings.guidance != 1:
+            given = stack_conditioning(given)
+        return stage.cache_text(params, given).text_cache
+
+    once = flops_of(text_alone, params, text)
+    each = flops_of(one_step, params, text, keys, low_res) - once
     return Program(
         stage=stage.name,
         job="sample",
@@ -202,7 +211,7 @@ def sample_program(
         compiled=compiled,
         seconds=seconds,
         images=batch_size,
-        model_flops=settings.steps * jaxpr_flops(model.jaxpr),
+        model_flops=once + settings.steps * each,
         arguments={
             "parameters": bytes_on_one_device(params),
             "batch": bytes_on_one_device((text, keys, low_res)),
@@ -252,7 +261,7 @@ def embed_program(
         compiled=compiled,
         seconds=time.monotonic() - start,
         images=batch_size,
-        model_flops=jaxpr_flops(jax.make_jaxpr(encode)(params, tokens, mask).jaxpr),
+        model_flops=flops_of(encode, params, tokens, mask),
         arguments={
             "parameters": bytes_on_one_device(params),
             "batch": 5 * batch_size * length,
