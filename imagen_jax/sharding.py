@@ -90,7 +90,7 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
     if free:
         sizes[free[0]] = devices // max(1, math.prod(s for s in sizes.values() if s != -1))
     if math.prod(sizes.values()) != devices:
-        longer = {name: size for name, size in sizes.items() if size != 1}
+        longer = {name: size for name, size in axes.items() if size != 1}
         raise ValueError(f"mesh {longer} does not use the {devices} devices exactly")
     return sizes
 

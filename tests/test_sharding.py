@@ -133,7 +133,7 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
         mesh = sharding.make_mesh(axes)
         _, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
         sharded = jax.jit(
-            jax.value_and_grad(loss),
+            sharding.on_mesh(jax.value_and_grad(loss), mesh),
             in_shardings=(shardings.params, sharding.batch_shardings(mesh, batch)),
             out_shardings=(sharding.replicated(mesh), shardings.params),
         )(params, batch)
@@ -153,6 +153,10 @@ def gradients_do_not_depend_on_the_mesh() -> None:
         [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2},
          {"fsdp": 2, "spatial": 2, "tensor": 2}],
     )  # fmt: skip
+    gradients_of(  # as the 1024 stage: no self-attention
+        tiny.stage("sr", *tiny.ONE_LEVEL, "stages.sr.network.self_attention=(False,)"),
+        [{"data": 2, "spatial": 4}, {"fsdp": 4, "tensor": 2}],
+    )
 
 
 def training_goes_on_with_another_mesh() -> None:
