@@ -25,6 +25,7 @@ from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
 from imagen_jax.cli import sample as sample_command
 from imagen_jax.cli.command import LEVELS, SETTINGS
+from imagen_jax.data.sources import SceneSource
 
 COMMANDS = [
     [], ["embed"], ["train"], ["sample"], ["evaluate"], ["export"], ["data"], ["data", "show"],
@@ -72,7 +73,10 @@ def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def test_help_of_every_option_says_its_default() -> None:
     for action in options(main_lib.make_parser()):
         assert action.help, f"{action.option_strings} has no help"
-        if action.default not in (None, argparse.SUPPRESS, []) and not action.required:
+        switched_off = action.nargs == 0 and action.default is False
+        if action.default not in (None, argparse.SUPPRESS, []) and not (
+            action.required or switched_off
+        ):
             assert "(default: " in action.help, action.option_strings
 
 
@@ -198,6 +202,7 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             ["embed", "--scenes", "demo", "--emoji", "absent", "--count", "8", "--output", "x"],
             "fetched emoji belong to level 'full', not to 'demo'",
         ),
+        (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
     ],
 )  # fmt: skip
 def test_mistakes(
@@ -223,7 +228,6 @@ def test_mistakes(
         (["paint"], "invalid choice: 'paint'"),
         (["sample", "a cat", "--steps", "0"], "must be at least 1, got 0"),
         (["sample", "a cat", "--threshold", "hard"], "invalid choice: 'hard'"),
-        (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
     ],
 )
 def test_malformed_arguments(
@@ -268,23 +272,25 @@ def called(function: str, argv: list[str]) -> dict[str, Any]:
     return inspect.signature(original).bind(*call.args, **call.kwargs).arguments
 
 
-def test_embed_calls_embed_scenes() -> None:
+def test_embed_calls_embed() -> None:
     argv = "embed --scenes demo --count 10 --image-size 32 --seed 3 --encoder minilm-random"
-    arguments = called(
-        "imagen_jax.embed.embed_scenes", [*argv.split(), "--shards", "2", "--output", "out"]
-    )
-    assert arguments == {
-        "level": "demo", "count": 10, "size": 32, "seed": 3, "encoder_name": "minilm-random",
-        "output_dir": "out", "num_shards": 2, "emoji": None, "weights": None, "vocabulary": None,
-    }  # fmt: skip
+    arguments = called("imagen_jax.embed.embed", [*argv.split(), "--shards", "2", "--output", "o"])
+    assert arguments["source"] == SceneSource("demo", "train", 3, 10, 32)
+    assert arguments.pop("encoder").name == "minilm-random"
+    expected = {"split": "train", "image_size": 32, "num_shards": 2, "states": "bfloat16"}
+    assert arguments == arguments | expected
+    argv = "embed --scenes demo --count 10 --encoder minilm-random --output o --process 1/4"
+    assert list(called("imagen_jax.embed.embed", argv.split())["shards"]) == [1, 5]
+
+
+def test_embed_loads_the_encoder_that_is_named() -> None:
     argv = (
         "embed --scenes demo --count 9 --encoder t5 --encoder-weights w --vocabulary v --output o"
     )
-    arguments = called("imagen_jax.embed.embed_scenes", argv.split())
-    of_encoder = {"encoder_name": "t5", "weights": "w", "vocabulary": "v"}
-    assert arguments == arguments | of_encoder
-    argv = "embed --scenes full --count 10 --emoji fetched --output out"
-    assert called("imagen_jax.embed.embed_scenes", argv.split())["emoji"] == "fetched"
+    with mock.patch("imagen_jax.embed.embed"):
+        arguments = called("imagen_jax.text.encoder.load_encoder", argv.split())
+    expected = {"name": "t5", "weights": "w", "vocabulary": "v", "dtype": "float32"}
+    assert arguments == expected
 
 
 def test_train_calls_train_with_the_overridden_config() -> None:

@@ -312,19 +312,22 @@ def test_a_damaged_fetched_set_is_named(fetched, content):
 
 
 def test_embedding_fetched_emoji_records_them(fetched, tmp_path):
-    from imagen_jax.embed import embed_scenes
+    from imagen_jax.embed import embed
+    from imagen_jax.text.encoder import load_encoder
 
-    output = tmp_path / "embeddings"
-    arguments = ("full", 4, 8, 0, "minilm-random", output, 1)
-    manifest = embed_scenes(*arguments, emoji=str(fetched))
-    source = SceneSource("full", "train", 0, 4, 8, str(fetched))
+    def embed_scenes(level, emoji, output):
+        source = SceneSource(level, "train", 0, 4, 8, emoji)
+        encoder = load_encoder("minilm-random")
+        return source, embed(source, encoder, output, split="train", image_size=8, num_shards=1)
+
+    source, manifest = embed_scenes("full", str(fetched), tmp_path / "embeddings")
     assert manifest["source"]["train"] == source.describe()
     with pytest.raises(ValueError, match=r"holds other embeddings(?s:.*)source\.emoji"):
-        embed_scenes(*arguments)
+        embed_scenes("full", None, tmp_path / "embeddings")
     with pytest.raises(ValueError, match="belong to level 'full', not to 'demo'"):
-        embed_scenes("demo", *arguments[1:5], tmp_path / "other", emoji=str(fetched))
+        embed_scenes("demo", str(fetched), tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="imagen data fetch"):
-        embed_scenes("full", *arguments[1:5], tmp_path / "other", emoji="absent")
+        embed_scenes("full", "absent", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

@@ -54,6 +54,7 @@ def add_command(commands: Commands) -> None:
             --fit crop --output runs/coco""",
         when_interrupted="; the same command goes on after the last complete shard",
     )
+    parser.usage = "imagen embed SOURCE --output DIR [OPTION ...]"
     _add_sources(parser)
     parser.add_argument("--output", metavar="DIR", help="where the shards go")
     parser.add_argument(

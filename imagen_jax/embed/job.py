@@ -23,9 +23,9 @@ from tqdm import tqdm
 from imagen_jax.data import records
 from imagen_jax.data.pictures import FITS
 from imagen_jax.data.records import Manifest
-from imagen_jax.data.sources import SceneSource, Source
+from imagen_jax.data.sources import Source
 from imagen_jax.embed.shard import LONG_CAPTIONS, Counts, Handling, write_shard
-from imagen_jax.text.encoder import TextEncoder, load_encoder
+from imagen_jax.text.encoder import TextEncoder
 
 Job = dict[str, Any]
 
@@ -129,48 +129,6 @@ def embed(
                 },
             )
     return _write_manifest(directory, job)
-
-
-def embed_scenes(
-    level: str,
-    count: int,
-    size: int,
-    seed: int,
-    encoder_name: str,
-    output_dir: str | Path,
-    num_shards: int = 8,
-    emoji: str | Path | None = None,
-    weights: str | None = None,
-    vocabulary: str | None = None,
-) -> Manifest:
-    """Embeds the training split of the built-in scenes.
-
-    Args:
-      level: vocabulary of the scenes.
-      count: number of scenes.
-      size: side of the pictures in pixels.
-      seed: seed of the scenes.
-      encoder_name: see `load_encoder`.
-      output_dir: embedding directory, see `embed`.
-      num_shards: files to divide the examples into.
-      emoji: directory of fetched emoji that join the level, see `get_level`.
-      weights, vocabulary: files of the encoder, see `load_encoder`.
-
-    Raises:
-      ValueError: an unknown level or encoder, count < num_shards, emoji with another level than
-        "full", or see `embed`.
-      FileNotFoundError: the encoder's weights are not installed, or no fetched emoji are there.
-    """
-    manifest = embed(
-        SceneSource(level, "train", seed, count, size, emoji),
-        load_encoder(encoder_name, weights, vocabulary),
-        output_dir,
-        split="train",
-        image_size=size,
-        num_shards=num_shards,
-    )
-    assert manifest is not None  # one process writes all shards
-    return manifest
 
 
 def _claim(directory: Path, job: Job) -> None:
