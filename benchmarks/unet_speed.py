@@ -9,6 +9,8 @@ float32 and take turns, so that what else the machine does falls on all of them 
 are the ratios of medians. A train step is loss, gradients and an Adam update; a guided step is one
 call with [conditional; unconditional] batch. Networks differ in their FLOPs, so that the table also
 has GFLOP/s (ours counted from the jaxpr, the peers' by torch's FlopCounterMode).
+
+Not yet run to the end: each network was run alone, and no figures are known.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Ours:
             multipliers=(1, 2, 3, 4),
             blocks=(2, 2, 2, 2),
             attention=(False, True, True, True),
-            head_channels=48,
+            head_channels=32,
             text_channels=WIDTH,
             text_layers=0,
             dropout=0.0,
