@@ -78,7 +78,8 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
       devices: that the mesh must use exactly.
 
     Raises:
-      ValueError: an unknown axis, or sizes whose product is not the number of devices.
+      ValueError: an unknown axis, sizes whose product is not the number of devices, or both spatial
+        and tensor, which do not work together.
     """
     unknown = set(axes) - set(MESH_AXES)
     if unknown:
@@ -89,6 +90,11 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
         raise ValueError(f"only one mesh axis may be -1, got {free}")
     if free:
         sizes[free[0]] = devices // max(1, math.prod(s for s in sizes.values() if s != -1))
+    if sizes["spatial"] > 1 and sizes["tensor"] > 1:
+        raise ValueError(
+            f"a mesh cannot have both spatial ({sizes['spatial']}) and tensor ({sizes['tensor']}) "
+            "longer than 1: XLA's partitioner (jaxlib 0.10.2) computes wrong losses for them"
+        )
     if math.prod(sizes.values()) != devices:
         longer = {name: size for name, size in axes.items() if size != 1}
         raise ValueError(f"mesh {longer} does not use the {devices} devices exactly")
