@@ -1,12 +1,14 @@
 """Examples per second that one processor core reads, against torch's DataLoader on WebDataset.
 
     python -m benchmarks.reader_throughput --peers PEERS
+    python -m benchmarks.reader_throughput --stages "sr 1024" --examples 128     # ours alone
 
 Both read the same JPEGs with the same token states, of T5-XXL's width and of realistic lengths, and
 give the same batches: pictures in [-1, 1], a low-resolution picture where the stage has one, states
 padded to 128 tokens, a mask. Each is bound to one core, and they take turns; what counts is the
 processor time of all threads and worker processes, which other jobs on the machine disturb little.
-The peers' libraries go into an environment of their own at PEERS, made if it is not there.
+The peers' libraries go into an environment of their own at PEERS, made if it is not there; without
+it ours alone is measured, as it is on the stage that trains on random crops, which they lack.
 docs/data.md shows the table.
 """
 
@@ -36,8 +38,8 @@ from imagen_jax.data.records import Record
 PEERS = ("torch==2.13.0", "webdataset==1.0.2", "numpy", "pillow")
 PEER_SCRIPT = Path(__file__).with_name("reader_throughput_peer.py")
 WIDTH, MAX_LENGTH = 4096, 128
-STAGES = {"base 64": (64, None), "sr 256": (256, 64)}
-"""Name -> sizes of the picture and of the low-resolution picture."""
+STAGES = {"base 64": (64, None, None), "sr 256": (256, 64, None), "sr 1024": (1024, 256, 256)}
+"""Name -> sizes of the picture, of the low-resolution picture, and of random crops."""
 
 
 def pictures(count: int, size: int) -> list[bytes]:
@@ -88,12 +90,14 @@ def write(directory: Path, size: int, count: int) -> None:
     records.write_json(directory / records.MANIFEST, manifest)
 
 
-def ours(directory: str, size: int, low_res: int | None, batch: int, batches: int) -> float:
+def ours(
+    directory: str, size: int, low_res: int | None, crop: int | None, batch: int, batches: int
+) -> float:
     """Examples per second of processor time of the input pipeline, once it has started."""
     from imagen_jax.data.iterator import train_batches
 
-    iterator = train_batches(directory, size, low_res, MAX_LENGTH, batch, seed=0, threads=1,
-                             shuffle_records=4 * batch)  # fmt: skip
+    iterator = train_batches(directory, size, low_res, MAX_LENGTH, batch, seed=0, crop=crop,
+                             threads=1, shuffle_records=4 * batch)  # fmt: skip
     for _ in range(8):
         next(iterator)
     started = time.process_time()
@@ -124,38 +128,42 @@ def measured(command: list[str], core: int) -> dict[str, float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", type=Path, help="environment of the peers")
+    parser.add_argument("--peers", type=Path, help="environment of the peers (default: ours alone)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--examples", type=int, default=1024)
-    parser.add_argument("--only", nargs=4, metavar=("DIR", "SIZE", "LOW_RES", "BATCH"))
+    parser.add_argument("--only", nargs=5, metavar=("DIR", "SIZE", "LOW_RES", "CROP", "BATCH"))
     args = parser.parse_args()
     if args.only:
-        directory, size, low_res, batch = args.only
-        speed = ours(directory, int(size), int(low_res) or None, int(batch), args.batches)
+        directory, (size, low_res, crop, batch) = args.only[0], map(int, args.only[1:])
+        speed = ours(directory, size, low_res or None, crop or None, batch, args.batches)
         print(json.dumps({"examples_per_core_second": speed}))
         return
-    if args.peers is None:
-        parser.error("--peers is missing")
-    peers = peers_python(args.peers)
+    peers = peers_python(args.peers) if args.peers else None
     core = max(os.sched_getaffinity(0))
     print(f"{'stage':<10}{'ours':>10}{'torch + webdataset':>22}{'ratio':>8}   examples/s/core")
-    for name, (size, low_res) in STAGES.items():
+    for name in args.stages:
+        size, low_res, crop = STAGES[name]
         with tempfile.TemporaryDirectory() as directory:
             write(Path(directory), size, args.examples)
-            arguments = [directory, str(size), str(low_res or 0), str(args.batch)]
+            sizes = [directory, str(size), str(low_res or 0)]
             commands = {
-                "ours": [sys.executable, "-m", "benchmarks.reader_throughput", "--only",
-                         *arguments, "--batches", str(args.batches)],
-                "theirs": [str(peers), str(PEER_SCRIPT), *arguments, str(args.batches)],
+                "ours": [sys.executable, "-m", "benchmarks.reader_throughput", "--only", *sizes,
+                         str(crop or 0), str(args.batch), "--batches", str(args.batches)],
             }  # fmt: skip
+            if peers and not crop:
+                commands["theirs"] = [
+                    str(peers), str(PEER_SCRIPT), *sizes, str(args.batch), str(args.batches)
+                ]  # fmt: skip
             found: dict[str, list[float]] = {key: [] for key in commands}
             for _ in range(args.rounds):
                 for key, command in commands.items():
                     found[key].append(measured(command, core)["examples_per_core_second"])
-            mine, theirs = (statistics.median(found[key]) for key in commands)
-            print(f"{name:<10}{mine:>10.0f}{theirs:>22.0f}{mine / theirs:>8.2f}   all: {found}")
+            mine, *others = (statistics.median(found[key]) for key in commands)
+            theirs = "".join(f"{other:>22.0f}{mine / other:>8.2f}" for other in others)
+            print(f"{name:<10}{mine:>10.0f}{theirs or ' ' * 30}   all: {found}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 <workdir>/<stage>/samples/        pictures made while training
 <workdir>/<stage>/bad_steps/      steps that were not finite or whose loss jumped, if any were
 <workdir>/<stage>/damaged_checkpoints/  what --fall-back set aside, if it did
+<workdir>/embeddings/             of the corpus, where training was given one to embed
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import (
@@ -16,10 +18,21 @@ from imagen_jax.cli.command import (
 )
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from imagen_jax.data.sources import Source
 
 ENCODERS = ("minilm", "minilm-random", "t5")
 DEFAULT_SHARDS = 8
+EMBEDDINGS = "embeddings"
+"""Folder of a work directory in which training embeds a corpus."""
+CORPORA = ("scenes", "tfrecords", "webdataset", "table", "tfds")
+"""Options that name a source, and so the kinds of corpora that training may be given."""
+TRAIN_OPTIONS = (
+    "caption-key", "count", "data-dir", "emoji", "encoder-dtype", "encoder-weights", "fit",
+    "image-key", "image-size", "long-captions", "seed", "shards", "states", "vocabulary",
+)  # fmt: skip
+"""Options that training may pass on; the others follow from its own."""
 
 
 def add_command(commands: Commands) -> None:
@@ -214,6 +227,51 @@ def run(args: argparse.Namespace) -> None:
     for what in ("dropped", "changed"):
         for reason, number in sorted(split[what].items()):
             print(f"  {what}: {number} {reason}")
+
+
+def is_corpus(data: str) -> bool:
+    """Whether `imagen train --data` names a corpus, KIND:WHERE, and nothing embedded."""
+    kind, colon, _ = data.partition(":")
+    return bool(colon) and kind in CORPORA and not os.path.isdir(data)
+
+
+def training_arguments(
+    data: str, options: Sequence[str], config: ConfigDict, workdir: str
+) -> list[str]:
+    """The command that embeds a corpus for training, after `imagen`.
+
+    Pictures are as large as those of the config's last stage, so that all stages read them.
+
+    Args:
+      data: the corpus, KIND:WHERE with KIND one of CORPORA.
+      options: more of the command, KEY=VALUE with KEY one of TRAIN_OPTIONS.
+      config: of the cascade; has the encoder and the sizes of its stages.
+      workdir: embeddings go to <workdir>/embeddings.
+
+    Raises:
+      ValueError: an option that is not one of those.
+    """
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not equals or key not in TRAIN_OPTIONS:
+            raise ValueError(
+                f"--embed {option!r} must be KEY=VALUE with KEY one of: {', '.join(TRAIN_OPTIONS)}"
+            )
+    kind, _, where = data.partition(":")
+    size = max(stage.resolution for stage in config.stages.values())
+    return [
+        "embed", f"--{kind}={where}", f"--encoder={config.text.encoder}", f"--image-size={size}",
+        f"--output={os.path.join(workdir, EMBEDDINGS)}", *(f"--{option}" for option in options),
+    ]  # fmt: skip
+
+
+def embed_for_training(arguments: Sequence[str]) -> str:
+    """Embeds what `training_arguments` say, or what is left of it, and returns the directory."""
+    parser = argparse.ArgumentParser(prog="imagen")
+    add_command(parser.add_subparsers())
+    args = parser.parse_args(arguments)
+    run(args)
+    return args.output
 
 
 def _process(text: str) -> tuple[int, int]:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import Commands, add_config, command, one_line
+from imagen_jax.cli.embed import (
+    CORPORA,
+    EMBEDDINGS,
+    TRAIN_OPTIONS,
+    embed_for_training,
+    is_corpus,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def add_command(commands: Commands) -> None:
@@ -29,6 +42,9 @@ def add_command(commands: Commands) -> None:
         imagen train --config quickstart --stage base \\
             --data runs/quickstart/embeddings --workdir runs/short \\
             --set stages.base.train.steps=200 stages.base.train.batch_size=16
+        imagen train --config quickstart --stage base --workdir runs/mine \\
+            --data table:captions.csv --embed image-key=path fit=crop long-captions=truncate
+            a small corpus, embedded first into runs/mine/embeddings as `imagen embed` does
         imagen train --config quickstart --stage base --multi-host \\
             --data /bucket/embeddings --workdir /bucket/run
             on every host of a TPU pod, a GKE job or a Slurm job; the folders are shared by all
@@ -40,7 +56,23 @@ def add_command(commands: Commands) -> None:
         when_interrupted="; the same command goes on from the last checkpoint",
     )
     add_config(parser)
-    parser.add_argument("--data", metavar="DIR", required=True, help="what `imagen embed` wrote")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        required=True,
+        help="what `imagen embed` wrote; or, on one host, a corpus as KIND:WHERE, which is "
+        "embedded into WORKDIR/embeddings first, KIND and WHERE as in its options: "
+        f"{', '.join(CORPORA)}",
+    )
+    parser.add_argument(
+        "--embed",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="where --data is a corpus: more options of `imagen embed`, of "
+        f"{', '.join(TRAIN_OPTIONS)}; encoder and size of pictures are the config's",
+    )
     parser.add_argument(
         "--workdir", metavar="DIR", required=True, help="holds one folder for each stage"
     )
@@ -73,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from imagen_jax.config import load_config
 
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
+    data = _embedded(args, config)
     if args.multi_host is not None:
         from imagen_jax.sharding import join_hosts
 
@@ -84,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         train(
             config,
             args.stage,
-            args.data,
+            data,
             args.workdir,
             init_from=args.init_from,
             fall_back=args.fall_back,
@@ -97,6 +130,29 @@ def run(args: argparse.Namespace) -> int:
             raise
         _leave(error)
     return 0
+
+
+def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
+    """The embeddings to train on; of a corpus, they are made first."""
+    if not is_corpus(args.data):
+        if args.embed:
+            raise ValueError(
+                f"--embed belongs to a corpus, and --data is {args.data!r}; a corpus is KIND:WHERE "
+                f"with KIND one of: {', '.join(CORPORA)}"
+            )
+        return args.data
+    arguments = training_arguments(args.data, args.embed, config, args.workdir)
+    if args.multi_host is not None:
+        raise ValueError(
+            f"--data {args.data} is a corpus, which training embeds on one host only; before "
+            f"training on several, run: imagen {shlex.join(arguments)} (on several hosts, each "
+            f"with its --process ID/COUNT), then train with --data "
+            f"{os.path.join(args.workdir, EMBEDDINGS)}"
+        )
+    from imagen_jax.stage import make_stage
+
+    make_stage(config, args.stage)  # a mistake in it answers before hours of embedding
+    return embed_for_training(arguments)
 
 
 def _leave(error: Exception) -> None:
