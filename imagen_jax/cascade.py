@@ -18,7 +18,8 @@ from tqdm import tqdm
 from imagen_jax import pretrained
 from imagen_jax.grid import labelled_grid
 from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.typing import TextEmbedding
 

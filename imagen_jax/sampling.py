@@ -16,7 +16,8 @@ from imagen_jax.diffusion.augment import augment_low_res
 from imagen_jax.diffusion.guidance import DynamicThreshold, guided_denoiser
 from imagen_jax.diffusion.noise import initial_noise
 from imagen_jax.diffusion.samplers import Samples, sample, time_grid
-from imagen_jax.stage import SampleConfig, Stage, upsample_low_res
+from imagen_jax.stage import Stage, upsample_low_res
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.typing import Conditioning, Denoiser, Image, PRNGKey, TextEmbedding
 
 Progress = Callable[[Any], None]

@@ -44,11 +44,11 @@ commands, and the pods' manifest against the schema of Kubernetes (tests/test_la
 HELP
 }
 
-fail() { echo "launch/gke.sh: $*" >&2; exit 2; }
-say() { echo "launch/gke.sh: $*"; }
+# shellcheck source=launch/job.bash
+source "$(dirname "${BASH_SOURCE[0]}")/job.bash"
 
 name='' accelerator='' topology='' chips=4 bucket='' account='' spot=false restarts=50 grace=120
-image=python:3.11 plan='' poll=30 keep=false dry=false
+image=python:3.11 plan='' poll=30
 while (($#)); do
   case "$1" in
     --name) name=${2:?--name needs a name}; shift 2 ;;
@@ -87,20 +87,6 @@ hosts=$((${topology//x/*} / chips))
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-# run COMMAND...  runs a command that changes something; with --dry-run only prints it.
-run() {
-  if $dry; then
-    printf '+'
-    printf ' %q' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 manifest() {
   local arguments selectors
   printf -v arguments ' %q' "$@"
@@ -189,39 +175,14 @@ if ! $dry; then
     fail "cannot look up the JobSet $name: $existing"
   [[ -z "$existing" ]] ||
     fail "a JobSet $name exists already; choose another --name, or delete it yourself"
-  gcloud storage ls "gs://$bucket" > /dev/null 2>&1 ||
-    fail "cannot list gs://$bucket; does it exist, and may you read it?"
-  [[ -z "$(git status --porcelain --untracked-files=no)" ]] ||
-    fail "there are changes that are not committed; what is trained is the last commit"
+  check_bucket "$bucket"
+  check_committed
 fi
 [[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
 
-created=false
-
-delete() {
-  $created || return 0
-  run kubectl delete jobset "$name" --ignore-not-found || return 1
-  created=false
-}
-
-# shellcheck disable=SC2329  # called by the trap
-finish() {
-  local status=$?
-  trap - EXIT
-  if $created && $keep; then
-    say "the JobSet $name is left; its nodes are paid for until you delete it:"
-    echo "  kubectl delete jobset $name"
-  elif ! delete; then
-    say "could not delete the JobSet $name: IT MAY STILL RUN. Delete it by hand:" >&2
-    echo "  kubectl delete jobset $name" >&2
-    ((status)) || status=1
-  fi
-  rm -rf "$scratch"
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+thing="the JobSet $name"
+by_hand="kubectl delete jobset $name"
+delete_created() { run kubectl delete jobset "$name" --ignore-not-found; }
 
 manifest "$@" > "$scratch/jobset.yaml"
 git archive --format=tar.gz --prefix=imagen-jax/ --output="$scratch/imagen-jax.tar.gz" HEAD

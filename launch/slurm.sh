@@ -33,9 +33,10 @@ record the commands (tests/test_launch_slurm.py).
 HELP
 }
 
-fail() { echo "launch/slurm.sh: $*" >&2; exit 2; }
+# shellcheck source=launch/job.bash
+source "$(dirname "${BASH_SOURCE[0]}")/job.bash"
 
-name='' nodes='' gpus='' cpus=8 time=24:00:00 grace=300 options=() dry=false
+name='' nodes='' gpus='' cpus=8 time=24:00:00 grace=300 options=()
 while (($#)); do
   case "$1" in
     --name) name=${2:?--name needs a name}; shift 2 ;;
@@ -81,9 +82,7 @@ submit=(sbatch --parsable --job-name="$name" --nodes="$nodes" --gpus-per-node="$
   --requeue --open-mode=append --output="$name.log" "${options[@]}")
 if $dry; then
   job "$@"
-  printf '+'
-  printf ' %q' "${submit[@]}"
-  echo
+  run "${submit[@]}"
   exit 0
 fi
 

@@ -32,5 +32,5 @@ step() {  # step COMMAND...  shows a command and runs it
 step ruff check .
 step ruff format --check .
 step mypy
-step shellcheck launch/*.sh .ci/run
+step shellcheck launch/*.sh launch/*.bash .ci/run
 step pytest "$@"

@@ -38,11 +38,11 @@ authors: tested against a stand-in that records the commands (tests/test_launch_
 HELP
 }
 
-fail() { echo "launch/tpu.sh: $*" >&2; exit 2; }
-say() { echo "launch/tpu.sh: $*"; }
+# shellcheck source=launch/job.bash
+source "$(dirname "${BASH_SOURCE[0]}")/job.bash"
 
 name='' type='' zone='' bucket='' runtime=tpu-ubuntu2204-base attempts=20 poll=30 plan=''
-spot=() keep=false dry=false
+spot=()
 while (($#)); do
   case "$1" in
     --name) name=${2:?--name needs a name}; shift 2 ;;
@@ -70,17 +70,6 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tpus=(gcloud compute tpus)
 
-# run COMMAND...  runs a command that changes something; with --dry-run only prints it.
-run() {
-  if $dry; then
-    printf '+'
-    printf ' %q' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 state() {  # of the queued resource; empty if there is none, UNKNOWN if gcloud cannot tell
   local found
   if found=$("${tpus[@]}" queued-resources describe "$name" --zone="$zone" \
@@ -91,19 +80,14 @@ state() {  # of the queued resource; empty if there is none, UNKNOWN if gcloud c
   fi
 }
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
 # What costs nothing is checked before anything that does.
 if ! $dry; then
   command -v gcloud > /dev/null || fail "needs the program gcloud: https://cloud.google.com/sdk"
   project=$(gcloud config get-value project 2> /dev/null || true)
   [[ -n "$project" && "$project" != "(unset)" ]] ||
     fail "gcloud has no project; set it: gcloud config set project PROJECT"
-  gcloud storage ls "gs://$bucket" > /dev/null 2>&1 ||
-    fail "cannot list gs://$bucket; does it exist, and may you read it?"
-  [[ -z "$(git status --porcelain --untracked-files=no)" ]] ||
-    fail "there are changes that are not committed; what is trained is the last commit"
+  check_bucket "$bucket"
+  check_committed
   case "$(state)" in
     '') ;;
     UNKNOWN) fail "cannot look up $name in $zone: $(cat "$scratch/error")" ;;
@@ -112,34 +96,13 @@ if ! $dry; then
 fi
 [[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
 
-created=false
-
-delete() {
-  $created || return 0
+thing="the TPU $name"
+by_hand="${tpus[*]} queued-resources delete $name --zone=$zone --force"
+delete_created() {
   if $dry || [[ -n "$(state)" ]]; then
-    run "${tpus[@]}" queued-resources delete "$name" --zone="$zone" --force --quiet || return 1
+    run "${tpus[@]}" queued-resources delete "$name" --zone="$zone" --force --quiet
   fi
-  created=false
 }
-
-# shellcheck disable=SC2329  # called by the trap
-finish() {
-  local status=$?
-  trap - EXIT
-  if $created && $keep; then
-    say "$name is left running and is paid for until you delete it:"
-    echo "  ${tpus[*]} queued-resources delete $name --zone=$zone --force"
-  elif ! delete; then
-    say "could not delete $name: IT MAY STILL BE PAID FOR. Delete it by hand:" >&2
-    echo "  ${tpus[*]} queued-resources delete $name --zone=$zone --force" >&2
-    ((status)) || status=1
-  fi
-  rm -rf "$scratch"
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 on_all_hosts() { run "${tpus[@]}" tpu-vm ssh "$name" --zone="$zone" --worker=all --quiet --command="$1"; }
 

@@ -41,11 +41,10 @@ run against Google Cloud by its authors: tested against a stand-in that records 
 HELP
 }
 
-fail() { echo "launch/xpk.sh: $*" >&2; exit 2; }
-say() { echo "launch/xpk.sh: $*"; }
+# shellcheck source=launch/job.bash
+source "$(dirname "${BASH_SOURCE[0]}")/job.bash"
 
-name='' cluster='' type='' spot=() restarts=50 grace=120 image=python:3.11 plan='' keep=false
-dry=false
+name='' cluster='' type='' spot=() restarts=50 grace=120 image=python:3.11 plan=''
 while (($#)); do
   case "$1" in
     --name) name=${2:?--name needs a name}; shift 2 ;;
@@ -71,20 +70,6 @@ done
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-# run COMMAND...  runs a command that changes something; with --dry-run only prints it.
-run() {
-  if $dry; then
-    printf '+'
-    printf ' %q' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 # What costs nothing is checked before anything that does.
 if ! $dry; then
   command -v xpk > /dev/null || fail "needs the program xpk: pip install xpk"
@@ -92,38 +77,14 @@ if ! $dry; then
     fail "xpk cannot list the workloads of $cluster: $(tail -n 1 <<< "$found")"
   ! grep -qE "^ *$name( |\$)" <<< "$found" ||
     fail "a workload $name exists in $cluster already; choose another --name, or delete it yourself"
-  [[ -z "$(git status --porcelain --untracked-files=no)" ]] ||
-    fail "there are changes that are not committed; what is trained is the last commit"
+  check_committed
 fi
 [[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
 
-created=false
-
-delete() {
-  $created || return 0
-  # Without a name, xpk would delete every workload of the cluster.
-  run xpk workload delete --cluster="$cluster" --workload="${name:?}" --force || return 1
-  created=false
-}
-
-# shellcheck disable=SC2329  # called by the trap
-finish() {
-  local status=$?
-  trap - EXIT
-  if $created && $keep; then
-    say "the workload $name is left; its nodes are paid for until you delete it:"
-    echo "  xpk workload delete --cluster=$cluster --workload=$name"
-  elif ! delete; then
-    say "could not delete the workload $name: IT MAY STILL RUN. Delete it by hand:" >&2
-    echo "  xpk workload delete --cluster=$cluster --workload=$name" >&2
-    ((status)) || status=1
-  fi
-  rm -rf "$scratch"
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+thing="the workload $name"
+by_hand="xpk workload delete --cluster=$cluster --workload=$name"
+# Without a name, xpk would delete every workload of the cluster.
+delete_created() { run xpk workload delete --cluster="$cluster" --workload="${name:?}" --force; }
 
 printf -v arguments ' %q' "$@"
 git archive HEAD | tar x --one-top-level="$scratch/imagen-jax"

@@ -77,6 +77,19 @@ class World:
         printed = process.communicate(timeout=120)[0]
         return process.returncode, printed
 
+    def refused(self, *arguments: str) -> str:
+        """What a call prints that ends with status 2."""
+        status, printed = self.run(*arguments)
+        assert status == 2, printed
+        return printed
+
+    def dry_run(self, *arguments: str) -> list[list[str]]:
+        """The commands that a dry run prints, as words; it asks nobody."""
+        status, printed = self.run(*arguments, "--dry-run", "--", *TRAIN)
+        assert status == 0, printed
+        assert self.log() == []
+        return [line.split()[1:] for line in printed.splitlines() if line.startswith("+ ")]
+
     def interrupt_when(self, name: str, *arguments: str) -> int:
         """Presses Ctrl-C when a file appears; returns the status."""
         process = self.start(*arguments)

@@ -103,7 +103,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
     from imagen_jax.eval.run import SPLITS
-    from imagen_jax.stage import SampleConfig
+    from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import load_encoder
 
     assert tuple(levels) == LEVELS

@@ -17,7 +17,7 @@ ROOT = Path(imagen_jax.__file__).parent
 FLOORS = {
     "ground": ("typing", "sharding", "config", "grid", "checksums"),
     "parts": ("diffusion", "models", "text", "data"),
-    "stage": ("stage",),
+    "stage": ("stage_config", "stage"),
     "join": ("sampling", "workdir", "pretrained"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),

@@ -67,24 +67,18 @@ def test_the_job_queues_itself_again_when_told_to_stop(
 )
 def test_what_is_refused(world: World, change: tuple[str, ...], message: str) -> None:
     world.write(*change)
-    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
-    assert status == 2
-    assert message in printed
+    assert message in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert asked(world, "sbatch") == []
 
 
 def test_without_an_environment(world: World) -> None:
     (world.repository / ".venv" / "bin" / "imagen").unlink()
-    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
-    assert status == 2
-    assert "there is no .venv" in printed
+    assert "there is no .venv" in world.refused(*ARGUMENTS, "--", *TRAIN)
 
 
 def test_a_job_that_slurm_refuses(world: World) -> None:
     world.write("refused")
-    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
-    assert status == 2
-    assert "Slurm refused the job" in printed
+    assert "Slurm refused the job" in world.refused(*ARGUMENTS, "--", *TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -98,15 +92,10 @@ def test_a_job_that_slurm_refuses(world: World) -> None:
     ],
 )
 def test_arguments_that_make_no_sense(world: World, arguments: list[str], message: str) -> None:
-    status, printed = world.run(*arguments)
-    assert status == 2
-    assert message in printed
+    assert message in world.refused(*arguments)
     assert world.log() == []
 
 
 def test_dry_run_asks_nobody(world: World) -> None:
-    status, printed = world.run(*ARGUMENTS, "--dry-run", "--", *TRAIN)
-    assert status == 0
-    assert world.log() == []
-    assert "srun" in printed
-    assert "+ sbatch --parsable --job-name=base" in printed
+    (command,) = world.dry_run(*ARGUMENTS)
+    assert command[:3] == ["sbatch", "--parsable", "--job-name=base"]

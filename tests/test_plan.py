@@ -13,7 +13,7 @@ import tiny
 
 from imagen_jax.config import load_config
 from imagen_jax.main import main
-from imagen_jax.plan import cost, hlo
+from imagen_jax.plan import collectives, cost, hlo
 from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.products import jaxpr_flops
 from imagen_jax.pretrained import abstract_params
@@ -136,7 +136,7 @@ def test_collectives_of_a_loop() -> None:
     ],
 )
 def test_replica_groups(attributes: str, members: int) -> None:
-    assert cost.replica_group(attributes, None) == (members, False)
+    assert collectives.replica_group(attributes, None) == (members, False)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base64", 2000), ("sr256", 600), ("sr1024", 400)])

@@ -141,7 +141,7 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
 
 
 SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_level")
-"""Names of the sampling settings, as in stage.SampleConfig."""
+"""Names of the sampling settings, as in stage_config.SampleConfig."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

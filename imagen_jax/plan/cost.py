@@ -19,18 +19,13 @@ import functools
 import math
 import re
 
-import numpy as np
-
+from imagen_jax.plan.collectives import COLLECTIVES, bytes_sent, replica_group
 from imagen_jax.plan.hlo import Computation, Instruction, Module, Shape
-from imagen_jax.plan.products import window_pairs
+from imagen_jax.plan.products import instruction_flops
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "while", "call", "conditional", "opt-barrier", "domain",
-}  # fmt: skip
-COLLECTIVES = {
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-    "ragged-all-to-all", "collective-broadcast",
 }  # fmt: skip
 
 
@@ -43,7 +38,7 @@ class Cost:
       hbm_bytes: read from and written to the main memory.
       links: kind of collective -> [how often it runs, bytes sent within a slice, bytes sent
         between slices].
-      padding: (wasted bytes, logical bytes, description) of arrays, by how much padding they need.
+      kernels: description -> bytes that it moves to and from the main memory.
     """
 
     flops: float = 0.0
@@ -89,7 +84,7 @@ class _Counter:
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
             if opcode in ("convolution", "dot"):
-                cost.flops += product_flops(computation, instruction)
+                cost.flops += instruction_flops(computation, instruction)
             self._count_links(cost, computation, instruction)
             if opcode == "while":
                 times = trip_count(self.module, computation, instruction)
@@ -197,14 +192,7 @@ class _Counter:
         kind = opcode
         if opcode == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # one kernel of both: only a slice is kept
-        share = (group - 1) / group
-        sent = {
-            "all-gather": sent_in * (group - 1),
-            "all-reduce": 2 * sent_in * share,
-            "reduce-scatter": sent_in * share,
-            "all-to-all": sent_in * share,
-            "ragged-all-to-all": sent_in * share,
-        }.get(kind, float(sent_in))
+        sent = bytes_sent(kind, sent_in, group)
         values = cost.links[kind]
         values[0] += 1
         values[2 if spans else 1] += sent
@@ -258,107 +246,3 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
             start = int(first.literal)
     steps = int(limit.literal) - start
     return steps + ("direction=LE" in root.attributes)
-
-
-def replica_group(attributes: str, slice_devices: int | None) -> tuple[int, bool]:
-    """Devices of a group that a collective joins, and whether they are in several slices."""
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        members = [int(d) for d in found[1].split(",") if d]
-    elif found := re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    ):
-        groups = [int(d) for d in found[1].split(",")]
-        members = _transposed(found[2], found[3]).reshape(groups)[0].tolist()
-    elif found := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
-        r"\{([^}]*)\}",
-        attributes,
-    ):
-        sizes = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        devices = _transposed(found[2] or str(math.prod(sizes.values())), found[3]).reshape(-1)
-        names = re.findall(r"'([^']+)'", found[4])
-        members = devices[_mesh_members(sizes, names)].tolist()
-    elif found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
-        members = [int(found[1]), int(found[2])]
-    else:
-        return 1, False
-    spans = slice_devices is not None and len({m // slice_devices for m in members}) > 1
-    return max(1, len(members)), spans
-
-
-def _transposed(sizes: str, axes: str | None) -> np.ndarray:
-    """Device numbers in the order that "[8,32]T(1,0)" writes: counted in the first shape, then
-    transposed."""
-    shape = [int(size) for size in sizes.split(",")]
-    devices = np.arange(math.prod(shape)).reshape(shape)
-    return devices.transpose([int(axis) for axis in axes.split(",")]) if axes else devices
-
-
-def _mesh_members(sizes: dict[str, int], names: list[str]) -> list[int]:
-    """Positions along the named axes of a mesh, the others at 0."""
-    strides, stride = {}, 1
-    for name, size in reversed(sizes.items()):
-        strides[name], stride = stride, stride * size
-    members = [0]
-    for name in names:
-        members = [m + i * strides[name] for m in members for i in range(sizes[name])]
-    return members
-
-
-def product_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a convolution or a matrix product."""
-    lhs, rhs = (computation.instructions[o].shapes[0].dims for o in instruction.operands[:2])
-    out = instruction.shapes[0].dims
-    text = instruction.attributes
-    if instruction.opcode == "dot":
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
-        axes = [int(d) for d in (found[1] if found else "").split(",") if d]
-        return 2.0 * math.prod(out) * math.prod(lhs[axis] for axis in axes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
-    if labels is None:
-        raise ValueError(f"convolution {instruction.name} has no dim_labels")
-    window = dict(
-        re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", text) or [""])[0])
-    )
-    spatial = [c for c in labels[1] if c.isdigit()]
-
-    def values(key: str, default: int) -> list[int]:
-        return (
-            [int(v) for v in window[key].split("x")] if key in window else [default] * len(spatial)
-        )
-
-    pads = (
-        [int(p.split("_")[0]) for p in window["pad"].split("x")]
-        if "pad" in window
-        else [0] * len(spatial)
-    )
-    pairs = 1
-    for i, (label, stride, pad, dilation, window_dilation) in enumerate(
-        zip(
-            spatial_order(spatial),
-            values("stride", 1),
-            pads,
-            values("lhs_dilate", 1),
-            values("rhs_dilate", 1),
-            strict=True,
-        )
-    ):
-        del i
-        pairs *= window_pairs(
-            lhs[labels[1].index(label)],
-            rhs[labels[2].index(label)],
-            out[labels[3].index(label)],
-            stride,
-            pad,
-            dilation,
-            window_dilation,
-        )
-    groups = re.search(r"batch_group_count=(\d+)", text)
-    inputs = rhs[labels[2].index("i")]
-    batch, features = out[labels[3].index("b")], out[labels[3].index("f")]
-    return 2.0 * batch * features * inputs * pairs / (int(groups[1]) if groups else 1)
-
-
-def spatial_order(labels: list[str]) -> list[str]:
-    """Spatial axes in the order that a window lists them."""
-    return sorted(labels)

@@ -6,8 +6,6 @@ import dataclasses
 import json
 from typing import Any
 
-import jax
-
 from imagen_jax.plan import cost, hlo
 from imagen_jax.plan.chips import GIB, Chip
 from imagen_jax.plan.programs import Program
@@ -244,8 +242,3 @@ def format_plan(plan: Plan) -> str:
 def _bar(size: int, plan: Plan) -> str:
     whole = plan.memory_limit or plan.total_memory
     return "#" * min(40, round(40 * size / whole))
-
-
-def device_kind() -> str:
-    """Name of this machine's devices."""
-    return jax.devices()[0].device_kind

@@ -16,7 +16,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from imagen_jax.stage import TrainConfig
+from imagen_jax.stage_config import TrainConfig
 
 
 def _adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:

@@ -1,0 +1,204 @@
+"""Sections of a stage in a config: frozen dataclasses whose fields say which keys there must be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from imagen_jax.diffusion.guidance import THRESHOLDS
+from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
+from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
+from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+
+
+def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise ValueError(f"{field} is {value!r}; choices: {', '.join(choices)}")
+
+
+def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
+    value = getattr(config, field)
+    if not low <= value <= high:
+        raise ValueError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder whose token states condition every stage.
+
+    Attributes:
+      encoder: name of the encoder; the embeddings' manifest must agree.
+      width: channels of a token state.
+      max_length: tokens a caption may have; longer ones are an error.
+    """
+
+    encoder: str
+    width: int
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Prediction and loss; the choices are the keys of imagen_jax.diffusion's tables.
+
+    Raises:
+      ValueError: another choice, as the classes below for values out of range.
+    """
+
+    parametrization: str
+    weighting: str
+    time_sampling: str
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "parametrization", PARAMETRIZATIONS)
+        _check_choice(self, "weighting", WEIGHTINGS)
+        _check_choice(self, "time_sampling", TIME_SAMPLING)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Defaults that the stage is sampled with.
+
+    Attributes:
+      sampler: key of diffusion.samplers.SAMPLERS.
+      steps: network evaluations (guidance doubles the batch of each, not their number).
+      time_grid: spacing of the steps, a kind of diffusion.samplers.time_grid.
+      guidance: classifier-free guidance weight; 1 is off.
+      threshold: "dynamic", "static" or "none".
+      percentile: of dynamic thresholding, in (0, 100].
+      aug_level: noise conditioning augmentation of the low-resolution picture, in [0, 1].
+    """
+
+    sampler: str
+    steps: int
+    time_grid: str
+    guidance: float
+    threshold: str
+    percentile: float
+    aug_level: float
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "sampler", SAMPLERS)
+        _check_choice(self, "time_grid", TIME_GRIDS)
+        _check_choice(self, "threshold", THRESHOLDS)
+        _check_range(self, "steps", 1, 1000)
+        _check_range(self, "guidance", 0, 1000)
+        _check_range(self, "percentile", 1e-3, 100)
+        _check_range(self, "aug_level", 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a stage is trained.
+
+    Attributes:
+      batch_size: examples per step, over all hosts.
+      accumulation: parts that each step's batch is taken in, one after another, their gradients
+        averaged: less memory for activations, the same step.
+      steps: optimiser steps.
+      optimizer: key of train.optimizer.OPTIMIZERS.
+      learning_rate: peak; linear warmup over `warmup_steps`, then cosine decay to zero at `steps`.
+      clip_norm: global norm that gradients are clipped to.
+      ema_decay: decay of the weights' moving average, which is what is sampled from.
+      text_dropout: share of examples trained without text, for classifier-free guidance.
+      max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
+      max_damaged: share of records that may be damaged; they are reported and read past.
+      seed: of initialisation, noise, dropout and data order.
+      log_every, sample_every, checkpoint_every: steps between the respective events.
+      keep_checkpoints: newest checkpoints that are kept.
+      keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
+      extra_ema_decays: of further averages, to sample from in place of the first.
+      freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
+      max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
+        training.
+    """
+
+    batch_size: int
+    steps: int
+    optimizer: str
+    learning_rate: float
+    warmup_steps: int
+    clip_norm: float
+    ema_decay: float
+    text_dropout: float
+    max_aug_level: float
+    seed: int
+    log_every: int
+    sample_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    # Records of stages that were trained before there were these have none of them.
+    accumulation: int = 1
+    keep_every_hours: float = 0.0
+    extra_ema_decays: tuple[float, ...] = ()
+    freeze: tuple[str, ...] = ()
+    max_bad_steps: int = 10
+    max_damaged: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "accumulation", "steps", "log_every", "sample_every",
+                      "checkpoint_every", "keep_checkpoints", "max_bad_steps"):  # fmt: skip
+            _check_range(self, field, 1)
+        for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
+            _check_range(self, field, 0, 1)
+        for field in ("learning_rate", "clip_norm", "keep_every_hours"):
+            _check_range(self, field, 0)
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):
+            raise ValueError(
+                f"extra_ema_decays is {self.extra_ema_decays}; it must have values in [0, 1] that "
+                f"differ from one another and from ema_decay, {self.ema_decay}"
+            )
+        _check_range(self, "seed", 0, 2**31 - 2)
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be taken in {self.accumulation} parts "
+                "(accumulation)"
+            )
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
+                f"{self.steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the axes of the device mesh that the stage trains on; one may be -1, which takes all
+    remaining devices. See sharding.MESH_AXES for what each divides."""
+
+    slice: int = 1
+    data: int = 1
+    fsdp: int = 1
+    spatial: int = 1
+    tensor: int = 1
+
+    def axes(self) -> dict[str, int]:
+        """As sharding.make_mesh takes them."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One entry of config.stages, before its network and schedule are made.
+
+    Attributes:
+      resolution: pixels per side of what the stage makes.
+      low_res: pixels per side of the picture that it starts from; 0 for the base stage.
+      network: "kind", a key of stage.NETWORKS, and the fields of that class.
+      schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
+      mesh: what it trains on; may change when training goes on.
+      crop: pixels per side of the random crops that it is trained on; 0 for whole pictures.
+    """
+
+    resolution: int
+    low_res: int
+    network: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
+    mesh: MeshConfig = MeshConfig(data=-1)
+    crop: int = 0
