@@ -61,7 +61,7 @@ class Ours:
             text_layers=0,
             dropout=0.0,
             dtype="float32",
-            conditioning_multiplier=4,
+            conditioning_multiplier=2,
         )
         x, logsnr, conditioning = self.inputs(TRAIN_BATCH)
         self.params = nn.unbox(

@@ -3,6 +3,7 @@ standard input, does that step, and writes the seconds that it took."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -90,7 +91,8 @@ def diffusers() -> tuple[Any, Any]:
 
 def main() -> None:
     """Serves steps until standard input ends."""
-    network, call = {"imagen-pytorch": imagen_pytorch, "diffusers": diffusers}[sys.argv[1]]()
+    with contextlib.redirect_stdout(sys.stderr):  # imagen-pytorch gives advice
+        network, call = {"imagen-pytorch": imagen_pytorch, "diffusers": diffusers}[sys.argv[1]]()
     adam = torch.optim.Adam(network.parameters(), 1e-4)
 
     def inputs(what: str) -> tuple[Any, ...]:

@@ -160,6 +160,12 @@ def constrain(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def platform() -> str:
+    """What is compiled for: the devices of the mesh within `on_mesh`, else this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The function, to be jitted, with the activations in it laid out on the mesh."""
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax import sharding
 from imagen_jax.models import layers
 from imagen_jax.sharding import constrain
 
@@ -56,7 +57,8 @@ def repeat(
 
     SCAN_FROM blocks or more become one loop, whose compile time does not grow with their number;
     their parameters are stacked along a leading axis "stack", under the name of the first block
-    with "_stack" behind it. To be called within a compact module.
+    with "_stack" behind it. On a CPU the loop is unrolled: XLA runs convolutions within loops many
+    times slower there. To be called within a compact module.
 
     Args:
       block: maps (y, skip or None, context) to y, of the same shape.
@@ -90,6 +92,7 @@ def repeat(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=len(names),
+        unroll=len(names) if sharding.platform() == "cpu" else 1,
         metadata_params={nn.PARTITION_NAME: "stack"},
     )
     stacked = None if skips is None else jax.vmap(constrain)(jnp.stack(skips))

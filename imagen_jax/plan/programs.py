@@ -179,7 +179,8 @@ def sample_program(
         low_res = shape((batch_size, stage.low_res, stage.low_res, 3), jnp.float32)
     guidance = None if settings.guidance == 1 else jax.ShapeDtypeStruct((), jnp.float32)
     start = time.monotonic()
-    lowered = compiled_sampler(stage, settings).lower(params, text, keys, low_res, guidance)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = compiled_sampler(stage, settings).lower(params, text, keys, low_res, guidance)
     compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
 
