@@ -3,14 +3,13 @@
     python -m benchmarks.unet_speed                     # installs the peers into runs/peers first
     python -m benchmarks.unet_speed --rounds 5
 
-Each network is of about 54M parameters: 64 x 64 pixels, 96 channels times (1, 2, 3, 4), 2 residual
+Each network is of about 60M parameters: 64 x 64 pixels, 96 channels times (1, 2, 3, 4), 2 residual
 blocks for each resolution, attention at 32, 16 and 8, 64 text tokens of 512 channels. All run in
 float32 and take turns, so that what else the machine does falls on all of them alike; what counts
 are the ratios of medians. A train step is loss, gradients and an Adam update; a guided step is one
 call with [conditional; unconditional] batch. Networks differ in their FLOPs, so that the table also
 has GFLOP/s (ours counted from the jaxpr, the peers' by torch's FlopCounterMode).
-
-Not yet run to the end: each network was run alone, and no figures are known.
+docs/paper-scale.md has what it printed.
 """
 
 from __future__ import annotations

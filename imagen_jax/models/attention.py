@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax import sharding
 from imagen_jax.models import layers
 from imagen_jax.sharding import constrain
 
@@ -23,6 +24,40 @@ def num_heads(channels: int, head_channels: int, of_what: str) -> int:
             f"{head_channels}; head_channels must divide all channels that attend"
         )
     return channels // head_channels
+
+
+LARGE = 2**16
+"""Logits of a head from which a CPU attends by one example and head at a time."""
+
+
+def attend(
+    q: Float[Array, "b l n k"],
+    k: Float[Array, "b m n k"],
+    v: Float[Array, "b m n k"],
+    visible: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b l n k"]:
+    """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen.
+
+    XLA's product of many small matrices is slow on a CPU, and the logits of all examples do not fit
+    its caches: there, large attention runs example by example and head by head, and its weights are
+    computed again in the backward pass.
+    """
+    b, length, heads, channels = q.shape
+    if sharding.platform() != "cpu" or length * k.shape[1] < LARGE:
+        mask = None if visible is None else visible[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+    @jax.checkpoint
+    def one(head: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, seen = head
+        logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * channels**-0.5
+        weights = jax.nn.softmax(logits, where=seen[None], axis=-1)
+        return jnp.matmul(weights.astype(v.dtype), v)
+
+    seen = jnp.ones(k.shape[:2], bool) if visible is None else visible
+    heads_first = (x.swapaxes(1, 2).reshape(b * heads, -1, channels) for x in (q, k, v))
+    out = jax.lax.map(one, (*heads_first, jnp.repeat(seen, heads, axis=0)))
+    return out.reshape(b, heads, length, channels).swapaxes(1, 2)
 
 
 class TextContext(nn.Module):
@@ -134,11 +169,11 @@ class ImageAttention(nn.Module):
             keys.append(k)
             values.append(v)
             visible.append(seen)
-        out = jax.nn.dot_product_attention(
+        out = attend(
             q,
             jnp.concatenate(keys, axis=1),
             jnp.concatenate(values, axis=1),
-            mask=jnp.concatenate(visible, axis=1)[:, None, None, :] if self.to_text else None,
+            jnp.concatenate(visible, axis=1) if self.to_text else None,
         )
         out = layers.Dense(c, self.dtype, use_bias=False, name="out")(out.reshape(b, h * w, c))
         return constrain(x + out.reshape(b, h, w, c))
@@ -190,7 +225,7 @@ class TextBlock(nn.Module):
         # stays finite. Nothing downstream reads them, since their mask stays False.
         visible = mask | ~mask.any(axis=1, keepdims=True)
         q, k = rotate_by_position(q), rotate_by_position(k)
-        y = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None, None, :])
+        y = attend(q, k, v, visible)
         x = x + layers.Dense(d, self.dtype, use_bias=False, name="out")(y.reshape(b, length, d))
         y = layers.LayerNorm(self.dtype, name="mlp_norm")(x)
         y = nn.gelu(layers.Dense(4 * d, self.dtype, name="mlp_in")(y))
@@ -216,5 +251,5 @@ class AttentionPool(nn.Module):
             query.astype(self.dtype).reshape(1, 1, heads, self.head_channels),
             (b, 1, heads, self.head_channels),
         )
-        pooled = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None, None, :])
+        pooled = attend(q, k, v, visible)
         return layers.Dense(self.features, self.dtype, name="out")(pooled.reshape(b, -1))
