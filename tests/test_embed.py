@@ -14,11 +14,12 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from imagen_jax.data import records
 from imagen_jax.data.sources import SceneSource
-from imagen_jax.embed import embed, embed_scenes
+from imagen_jax.embed import embed
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 
@@ -298,7 +299,7 @@ def test_check_encoder_shows_what_differs(tmp_path):
 
 def test_scenes_with_minilm(tmp_path):
     directory = tmp_path / "scenes"
-    manifest = embed_scenes("quickstart", 10, 16, 3, "minilm", directory, num_shards=3)
+    manifest = tiny.embed_scenes("quickstart", 10, 16, 3, "minilm", directory, num_shards=3)
     encoder = load_encoder("minilm")
     records.check_encoder(manifest, "minilm", 384, encoder.fingerprint)
     source = SceneSource("quickstart", "train", 3, 10, 16)
@@ -314,11 +315,11 @@ def test_scenes_with_minilm(tmp_path):
             record.states.astype(np.float32), states[i][mask[i]], atol=1e-4, rtol=2**-8
         )
     with pytest.raises(ValueError, match=r"source\.seed: 3 != 4"):
-        embed_scenes("quickstart", 10, 16, 4, "minilm", directory, num_shards=3)
+        tiny.embed_scenes("quickstart", 10, 16, 4, "minilm", directory, num_shards=3)
     with pytest.raises(ValueError, match="unknown level 'huge'"):
-        embed_scenes("huge", 10, 16, 3, "minilm", tmp_path / "other")
+        tiny.embed_scenes("huge", 10, 16, 3, "minilm", tmp_path / "other")
     with pytest.raises(ValueError, match="at least num_shards = 8, got 7"):
-        embed_scenes("quickstart", 7, 16, 3, "minilm", tmp_path / "other")
+        tiny.embed_scenes("quickstart", 7, 16, 3, "minilm", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

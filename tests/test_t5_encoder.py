@@ -13,7 +13,6 @@ from sentencepiece import SentencePieceTrainer
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.records import read_records
-from imagen_jax.embed import embed_scenes
 from imagen_jax.text import t5
 from imagen_jax.text.encoder import load_encoder
 from imagen_jax.text.t5_checkpoint import load_t5_encoder
@@ -140,7 +139,7 @@ def test_large_parameters_are_divided_over_devices() -> None:
 def test_embeddings_and_a_cascade_on_t5(vocabulary: Path, tmp_path: Path) -> None:
     files = {"weights": str(WEIGHTS), "vocabulary": str(vocabulary)}
     data, directory = tmp_path / "data", tmp_path / "cascade"
-    manifest = embed_scenes("quickstart", 8, tiny.SR, 0, "t5", data, 2, **files)
+    manifest = tiny.embed_scenes("quickstart", 8, tiny.SR, 0, "t5", data, 2, **files)
     encoder = load_encoder("t5", **files)
     described = (encoder.name, encoder.width, encoder.fingerprint)
     assert tuple(manifest["encoder"][key] for key in ("name", "width", "fingerprint")) == described

@@ -16,6 +16,8 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from imagen_jax.config import load_config, to_plain
+from imagen_jax.data.sources import SceneSource
+from imagen_jax.embed import embed
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import encoder as encoder_lib
 from imagen_jax.text.encoder import TextEncoder
@@ -65,6 +67,24 @@ def encoder(name: str = "tiny", width: int = WIDTH) -> TextEncoder:
     table = np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
     fingerprint = f"{name} {width}"
     return TextEncoder(name, width, MAX_TOKENS, fingerprint, tokenize, network, table)
+
+
+def embed_scenes(
+    level: str,
+    count: int,
+    size: int,
+    seed: int,
+    encoder_name: str,
+    output: Path,
+    num_shards: int = 8,
+    **files: str,
+) -> dict[str, Any]:
+    """Embeds built-in scenes with a text encoder by its name, and returns the manifest."""
+    source = SceneSource(level, "train", seed, count, size)
+    text_encoder = encoder_lib.load_encoder(encoder_name, **files)
+    return embed(
+        source, text_encoder, output, split="train", image_size=size, num_shards=num_shards
+    )
 
 
 encoder_lib.ENCODERS["tiny"] = lambda weights, vocabulary, dtype: encoder()  # type: ignore[index]
