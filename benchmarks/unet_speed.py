@@ -31,8 +31,8 @@ import optax
 from tqdm import tqdm
 
 from imagen_jax.diffusion.guidance import guided_denoiser
+from imagen_jax.flops import jaxpr_flops
 from imagen_jax.models.unet import UNet
-from imagen_jax.plan.products import jaxpr_flops
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 ROOT = Path(__file__).resolve().parent.parent

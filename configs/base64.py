@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
                     },
                     "train": {
                         "batch_size": 2048,
+                        "accumulation": 1,
                         "steps": 2_500_000,
                         "optimizer": "adafactor",
                         "learning_rate": 1e-4,
@@ -56,6 +57,13 @@ def get_config() -> ConfigDict:
                         "sample_every": 10_000,
                         "checkpoint_every": 2_000,
                         "keep_checkpoints": 5,
+                        "keep_every_hours": 24.0,
+                        "keep_best": 0,
+                        "validation_batches": 0,
+                        "extra_ema_decays": (),
+                        "freeze": (),
+                        "max_bad_steps": 10,
+                        "max_damaged": 0.0,
                     },
                     "sample": {
                         "sampler": "dpmpp_2m",

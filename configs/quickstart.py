@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     diffusion = {"parametrization": "v", "weighting": "x0", "time_sampling": "stratified"}
     train = {
         "batch_size": 32,
+        "accumulation": 1,
         "steps": 1200,
         "optimizer": "muon",
         "learning_rate": 2e-3,
@@ -47,9 +48,12 @@ def get_config() -> ConfigDict:
         "checkpoint_every": 600,
         "keep_checkpoints": 2,
         "keep_every_hours": 0.0,
+        "keep_best": 0,
+        "validation_batches": 0,
         "extra_ema_decays": (),
         "freeze": (),
         "max_bad_steps": 10,
+        "max_damaged": 0.0,
     }
     sample = {
         "sampler": "dpmpp_2m",

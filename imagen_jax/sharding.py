@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -138,6 +139,16 @@ def batch_shardings(mesh: Mesh, names: Iterable[str]) -> dict[str, NamedSharding
     return {
         name: NamedSharding(mesh, PICTURE_SPEC if name in PICTURES else BATCH_SPEC)
         for name in names
+    }
+
+
+def global_arrays(
+    batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """Global arrays from this host's share of a batch."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], value)
+        for name, value in batch.items()
     }
 
 

@@ -109,6 +109,9 @@ class TrainConfig:
       log_every, sample_every, checkpoint_every: steps between the respective events.
       keep_checkpoints: newest checkpoints that are kept.
       keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
+      keep_best: so many with the lowest validation loss are kept, too.
+      validation_batches: batches of the data's split "validation" whose loss is measured, with the
+        averaged weights, for every checkpoint; 0 is none.
       extra_ema_decays: of further averages, to sample from in place of the first.
       freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
       max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
@@ -132,6 +135,8 @@ class TrainConfig:
     # Records of stages that were trained before there were these have none of them.
     accumulation: int = 1
     keep_every_hours: float = 0.0
+    keep_best: int = 0
+    validation_batches: int = 0
     extra_ema_decays: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
     max_bad_steps: int = 10
@@ -143,8 +148,14 @@ class TrainConfig:
             _check_range(self, field, 1)
         for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
-        for field in ("learning_rate", "clip_norm", "keep_every_hours"):
+        for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
+                      "validation_batches"):  # fmt: skip
             _check_range(self, field, 0)
+        if self.keep_best and not self.validation_batches:
+            raise ValueError(
+                f"keep_best is {self.keep_best}, but validation_batches is 0: the best checkpoints "
+                "are those with the lowest validation loss"
+            )
         decays = (self.ema_decay, *self.extra_ema_decays)
         if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):
             raise ValueError(

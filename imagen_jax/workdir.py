@@ -21,6 +21,8 @@ from imagen_jax.config import to_plain
 from imagen_jax.data.records import differences, write_json
 
 CHECKPOINTS = "checkpoints"
+VALIDATION_LOSS = "validation_loss"
+"""By which checkpoints are best; stored with those that it was measured for."""
 
 
 class DamagedCheckpoint(ValueError):

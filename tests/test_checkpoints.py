@@ -22,7 +22,12 @@ from imagen_jax.checksums import checksums
 from imagen_jax.data.iterator import BatchIterator, train_batches
 from imagen_jax.train.checkpoint import DAMAGED, Checkpointer
 from imagen_jax.train.state import TrainState
-from imagen_jax.workdir import DamagedCheckpoint, checkpoint_steps, restore_ema
+from imagen_jax.workdir import (
+    VALIDATION_LOSS,
+    DamagedCheckpoint,
+    checkpoint_steps,
+    restore_ema,
+)
 
 MESH = sharding.make_mesh()
 SIZE = 200_000
@@ -51,9 +56,9 @@ ABSTRACT = jax.tree.map(
 
 
 def open_checkpoints(
-    directory: Path, said: list[str] | None = None, keep: int = 2, hours: float = 0.0
+    directory: Path, said: list[str] | None = None, keep: int = 2, hours: float = 0.0, best: int = 0
 ) -> Checkpointer:
-    return Checkpointer(directory, keep, hours, ([] if said is None else said).append)
+    return Checkpointer(directory, keep, hours, best, ([] if said is None else said).append)
 
 
 def save(directory: Path, *steps: int, keep: int = 2, hours: float = 0.0) -> None:
@@ -87,6 +92,19 @@ def test_round_trip_and_what_is_kept(tmp_path: Path) -> None:
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     with pytest.raises(ValueError, match=r"no average of decay 0.9; .* there are: 0\.5"):
         restore_ema(tmp_path / "latest", ABSTRACT.ema, 0.9)
+
+
+def test_the_best_are_kept(tmp_path: Path) -> None:
+    losses = {1: 0.5, 2: 0.1, 3: 0.2, 4: None, 5: 0.3, 6: 0.4}
+    with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
+        batches = open_batches()
+        for step, loss in losses.items():
+            metrics = None if loss is None else {VALIDATION_LOSS: loss}
+            checkpointer.save(state_at(step), batches, metrics)
+    assert checkpoint_steps(tmp_path) == [2, 3, 6]
+    with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
+        checkpointer.save(state_at(7), batches, {VALIDATION_LOSS: 0.15})  # others are remembered
+    assert checkpoint_steps(tmp_path) == [2, 7]
 
 
 def test_checksums() -> None:

@@ -68,10 +68,6 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Tampered:
     return found
 
 
-def assert_identical(a: Any, b: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_what_is_measured(undisturbed: tuple[TrainState, Path]) -> None:
     state, directory = undisturbed
     assert int(state.skipped) == 0
@@ -117,7 +113,7 @@ def test_too_many_in_a_row_end_training_and_name_the_examples(
     assert f"examples: {tampered.ids[9][2]};" in str(caught.value)
     assert checkpoint_steps(tmp_path / "base") == [4]  # none of what may be broken
     tampered.poisoned = range(0)
-    assert_identical(train(tmp_path), undisturbed[0])
+    tiny.assert_identical(train(tmp_path), undisturbed[0])
 
 
 def test_told_to_stop(
@@ -138,7 +134,7 @@ def test_told_to_stop(
     assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path / "base") == [8, 9]
     tampered.signals = {}
-    assert_identical(train(tmp_path), undisturbed[0])
+    tiny.assert_identical(train(tmp_path), undisturbed[0])
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -149,7 +145,7 @@ def test_a_profiler_trace_on_demand(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tampered.signals = {3: signal.SIGUSR1}
-    assert_identical(train(tmp_path), undisturbed[0])
+    tiny.assert_identical(train(tmp_path), undisturbed[0])
     (trace,) = (tmp_path / "base" / "logs" / "plugins" / "profile").glob("*/*.xplane.pb")
     assert trace.stat().st_size > 0
     assert f"profiler trace of 5 steps in {tmp_path}" in capsys.readouterr().out

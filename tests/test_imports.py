@@ -15,7 +15,7 @@ import imagen_jax
 ROOT = Path(imagen_jax.__file__).parent
 
 FLOORS = {
-    "ground": ("typing", "sharding", "config", "grid", "checksums"),
+    "ground": ("typing", "sharding", "config", "grid", "checksums", "chips", "flops"),
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage_config", "stage"),
     "join": ("sampling", "workdir", "pretrained"),

@@ -12,10 +12,10 @@ import pytest
 import tiny
 
 from imagen_jax.config import load_config
+from imagen_jax.flops import jaxpr_flops
 from imagen_jax.main import main
 from imagen_jax.plan import collectives, cost, hlo
 from imagen_jax.plan.jobs import t5_of_width
-from imagen_jax.plan.products import jaxpr_flops
 from imagen_jax.pretrained import abstract_params
 from imagen_jax.stage import make_stage
 from imagen_jax.text import t5

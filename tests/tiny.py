@@ -210,6 +210,12 @@ def workdir() -> Path:
     return directory
 
 
+def assert_identical(a: Any, b: Any) -> None:
+    """The same trees, bit for bit."""
+    a, b = jax.device_get((a, b))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), a, b)
+
+
 def metrics_of(directory: Path) -> dict[int, dict[str, float]]:
     """Scalars that a stage has logged, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagen_jax.plan.chips import GIB
+from imagen_jax.chips import GIB
 from imagen_jax.plan.report import Plan
 
 

@@ -11,9 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from imagen_jax import sharding
+from imagen_jax.chips import CHIPS, Chip, local_chip
 from imagen_jax.models.stack import REMAT
-from imagen_jax.plan.chips import CHIPS, Chip, local_chip, topology_devices
 from imagen_jax.plan.programs import Program, embed_program, sample_program, train_program
+from imagen_jax.plan.topology import topology_devices
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.stage_config import MeshConfig
 from imagen_jax.text.t5 import T5Config

@@ -14,14 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
 from imagen_jax.diffusion.guidance import stack_conditioning
-from imagen_jax.plan.products import flops_of
+from imagen_jax.flops import flops_of
 from imagen_jax.sampling import compiled_sampler, stage_denoiser
 from imagen_jax.stage import Stage
 from imagen_jax.text import t5
 from imagen_jax.text.t5 import T5Config
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, count_parameters
-from imagen_jax.train.step import jit_train_step, loss_and_gradients
+from imagen_jax.train.step import batch_shapes, jit_train_step, model_flops
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 EFFORT: dict[str, Any] = {
@@ -62,24 +62,6 @@ class Program:
     mesh: Mesh
 
 
-def batch_shapes(stage: Stage, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a training batch."""
-    size = stage.train_resolution
-    shapes: dict[str, Any] = {
-        "image": ((batch_size, size, size, 3), jnp.float32),
-        "text_emb": ((batch_size, stage.text.max_length, stage.text.width), jnp.bfloat16),
-        "text_mask": ((batch_size, stage.text.max_length), jnp.bool_),
-    }
-    if stage.low_res is not None:
-        small = stage.train_low_res
-        shapes["low_res"] = ((batch_size, small, small, 3), jnp.float32)
-    shardings = sharding.batch_shardings(mesh, stage.batch_names)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[name])
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
 def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") -> Program:
     """The train step of a stage, compiled for a mesh.
 
@@ -93,17 +75,15 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
     _check_divides(stage.train.batch_size, mesh, stage.train.accumulation)
     optimizer = make_optimizer(stage.train)
     state, shardings = abstract_state(stage, optimizer, mesh)
-    batch = batch_shapes(stage, stage.train.batch_size, mesh)
+    shardings_of = sharding.batch_shardings(mesh, stage.batch_names)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings_of[name])
+        for name, shape in batch_shapes(stage).items()
+    }
     start = time.monotonic()
     lowered = jit_train_step(stage, optimizer, mesh, shardings).lower(state, batch)
     compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
-    plain = dataclasses.replace(
-        stage,
-        network=stage.network.clone(remat="none"),
-        train=dataclasses.replace(stage.train, accumulation=1),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
     return Program(
         stage=stage.name,
         job="train",
@@ -120,9 +100,7 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
         compiled=compiled,
         seconds=seconds,
         images=stage.train.batch_size,
-        model_flops=flops_of(
-            lambda *args: loss_and_gradients(plain, *args), state.params, batch, key
-        ),
+        model_flops=model_flops(stage),
         arguments={
             "parameters": bytes_on_one_device(state.params),
             "EMA": bytes_on_one_device(state.ema),

@@ -6,8 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+from imagen_jax.chips import GIB, Chip
 from imagen_jax.plan import cost, hlo
-from imagen_jax.plan.chips import GIB, Chip
 from imagen_jax.plan.programs import Program
 
 WORST = 8

@@ -27,6 +27,7 @@ from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.train.state import TrainState
 from imagen_jax.workdir import (
     CHECKPOINTS,
+    VALIDATION_LOSS,
     DamagedCheckpoint,
     check_restored,
     ema_item,
@@ -65,12 +66,14 @@ class Checkpointer:
         stage_directory: str | Path,
         keep: int,
         keep_every_hours: float,
+        keep_best: int,
         report: Callable[[str], None],
     ):
         """Args:
         stage_directory: <workdir>/<stage>; created if missing.
         keep: newest checkpoints that are kept.
         keep_every_hours: of older ones, one in so many hours is kept; 0 is none.
+        keep_best: so many with the lowest validation loss are kept.
         report: shows a line.
         """
         self._directory = (Path(stage_directory) / CHECKPOINTS).absolute()
@@ -79,6 +82,14 @@ class Checkpointer:
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every_hours:
             policies.append(checkpoint_managers.EveryNSeconds(3600 * keep_every_hours))
+        if keep_best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    lambda metrics: -metrics[VALIDATION_LOSS],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -90,10 +101,21 @@ class Checkpointer:
             ),
         )
 
-    def save(self, state: TrainState, batches: BatchIterator) -> None:
+    def save(
+        self,
+        state: TrainState,
+        batches: BatchIterator,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
         """Saves asynchronously; the data position is copied before this returns.
 
         Call it after a step and before the next batch is taken.
+
+        Args:
+          state: what training changes.
+          batches: the iterator that the next batch will come from.
+          metrics: of the state, by which the best are kept: validation_loss; None if it was not
+            measured.
 
         Raises:
           OSError: this checkpoint, or the one before it, could not be written.
@@ -108,6 +130,7 @@ class Checkpointer:
                     data=DataPosition(batches),
                     checksums=ocp.args.JsonSave(sums),
                 ),
+                metrics=metrics,
             )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from clu import metric_writers
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -22,12 +22,13 @@ from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
-from imagen_jax.train.metrics import Clock, SampleGrid, device_memory, summarise
+from imagen_jax.train.metrics import Clock, SampleGrid, memory, summarise
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.profiling import Profiler
 from imagen_jax.train.start import claim, first_state, make_checkpointer, open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step
+from imagen_jax.train.validation import Validation
 from imagen_jax.workdir import stage_directory
 
 GRID_EXAMPLES = 16
@@ -63,7 +64,8 @@ def train(
       The final state.
 
     Raises:
-      ValueError: a config that does not hold together, embeddings of another encoder or width, a
+      ValueError: a config that does not hold together, embeddings of another encoder or width, or
+        without the validation split that the config asks for, a
         work directory that was started with another config, weights to start from that were
         trained with another network or text encoder, a damaged checkpoint, or too many steps in a
         row that were not finite.
@@ -77,6 +79,9 @@ def train(
     batches = open_batches(stage, data_dir, mesh)
     optimizer = make_optimizer(stage.train)
     abstract, shardings = abstract_state(stage, optimizer, mesh)
+    validation = None
+    if stage.train.validation_batches:
+        validation = Validation(stage, data_dir, mesh, shardings.ema)
     # Claimed after all that can be wrong with a config, which may then still be corrected.
     claim(config, stage_name, batches.manifest, workdir, init_from)
     report = tqdm.write if jax.process_index() == 0 else _silent
@@ -103,13 +108,15 @@ def train(
             batches.first_records(GRID_EXAMPLES),
             mesh,
         ),
+        validation,
         mesh,
         report,
     )
     with contextlib.closing(loop.writer):
         try:
             state = loop.run(
-                state, lambda s, batch: train_step(s, _to_device(batch, batch_shardings))
+                state,
+                lambda s, batch: train_step(s, sharding.global_arrays(batch, batch_shardings)),
             )
         except jax.errors.JaxRuntimeError:
             raise  # another host may be gone, and what is being saved would wait for it
@@ -138,6 +145,7 @@ class _Loop:
         batches: BatchIterator,
         checkpointer: Checkpointer,
         grid: SampleGrid,
+        validation: Validation | None,
         mesh: Mesh,
         report: Callable[[str], None],
     ):
@@ -145,6 +153,7 @@ class _Loop:
         self.batches = batches
         self.checkpointer = checkpointer
         self.grid = grid
+        self.validation = validation
         self.report = report
         self.writer = metric_writers.create_default_writer(
             str(directory / "logs"), just_logging=jax.process_index() != 0, asynchronous=True
@@ -159,7 +168,7 @@ class _Loop:
         self.preemption = Preemption()
         self.watchdog = Watchdog()
         self.profiler = Profiler(directory / "logs", report)
-        self.clock = Clock(stage.train.batch_size)
+        self.clock = Clock(stage, mesh.size)
         self._taken: collections.deque[_Taken] = collections.deque()
         self._seen: list[Any] = []  # metrics of the steps since the last log
         self._spikes = 0
@@ -196,7 +205,7 @@ class _Loop:
                         self._sample(step, state)
                 # A state after which steps are skipped may be what is wrong with them.
                 if save_due and (last or not self.guard.in_a_row):
-                    self.checkpointer.save(state, self.batches)  # before the next batch is taken
+                    self._save(step, state, measure=not stop or last)
                     save_due = False
                 self.watchdog.beat(step)
                 if stop and not last:
@@ -213,13 +222,22 @@ class _Loop:
             self._spikes += self.guard.check(taken.step, metrics, taken.ids)
 
     def _log(self, step: int, progress: tqdm) -> None:
-        scalars = summarise(self._seen) | {"loss_spikes": self._spikes} | device_memory()
+        scalars = summarise(self._seen) | {"loss_spikes": self._spikes} | memory()
         scalars |= self.clock.rates(len(self._seen))
         self._seen, self._spikes = [], 0
         self.writer.write_scalars(step, scalars)
         progress.set_postfix(
             loss=f"{scalars['loss']:.4f}", img_s=f"{scalars['images_per_second']:.0f}"
         )
+
+    def _save(self, step: int, state: TrainState, measure: bool) -> None:
+        """To be called before the next batch is taken."""
+        metrics = None
+        if self.validation is not None and measure:
+            with self.clock.paused():
+                metrics = self.validation(state.ema)
+            self.writer.write_scalars(step, metrics)
+        self.checkpointer.save(state, self.batches, metrics)
 
     def _sample(self, step: int, state: TrainState) -> None:
         picture, drift = self.grid.write(step, state.ema)
@@ -231,21 +249,13 @@ def _silent(line: str) -> None:
     """The first host alone reports."""
 
 
-def _to_device(
-    batch: dict[str, np.ndarray], shardings: dict[str, NamedSharding]
-) -> dict[str, jax.Array]:
-    """Global arrays from this host's share of the batch."""
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], value)
-        for name, value in batch.items()
-    }
-
-
 def _rows_of_this_host(batch_size: int, mesh: Mesh) -> list[int]:
     """Where in a global batch the examples of this host stand, in their order."""
     shardings = sharding.batch_shardings(mesh, ("own",))
     share = batch_size // jax.process_count()
     own = np.arange(share) + jax.process_index() * share
-    everywhere = multihost_utils.process_allgather(_to_device({"own": own}, shardings), tiled=True)
+    everywhere = multihost_utils.process_allgather(
+        sharding.global_arrays({"own": own}, shardings), tiled=True
+    )
     place = {int(value): row for row, value in enumerate(everywhere["own"])}
     return [place[int(value)] for value in own]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +20,14 @@ from jax.sharding import Mesh
 from PIL import Image as PILImage
 
 from imagen_jax import sharding
+from imagen_jax.chips import local_chip
 from imagen_jax.data.records import Record
 from imagen_jax.diffusion.loss import loss_by_logsnr_bin
 from imagen_jax.grid import labelled_grid
 from imagen_jax.models.layers import downsample
 from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
 from imagen_jax.stage import Stage
+from imagen_jax.train.step import model_flops
 from imagen_jax.typing import TextEmbedding
 
 LOGSNR_EDGES = (-20.0, -6.0, -2.0, 2.0, 6.0, 20.0)
@@ -57,21 +61,29 @@ def summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
     return scalars
 
 
-def device_memory() -> dict[str, float]:
-    """Memory of this host's first device in GiB, at its peak and in all; empty on the CPU."""
+def memory() -> dict[str, float]:
+    """Memory at its peak and in all, GiB: of this process on its host, and of this host's first
+    device where that reports it (a CPU does not)."""
+    scalars = {
+        "host_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "host_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+    }
     stats = jax.local_devices()[0].memory_stats() or {}
     names = {"peak_bytes_in_use": "device_memory_peak_gib", "bytes_limit": "device_memory_gib"}
-    return {name: stats[key] / 2**30 for key, name in names.items() if key in stats}
+    return scalars | {name: stats[key] / 2**30 for key, name in names.items() if key in stats}
 
 
 class Clock:
     """How fast training goes, and how much of the time it waits for data."""
 
-    def __init__(self, batch_size: int):
+    def __init__(self, stage: Stage, devices: int):
         """Args:
-        batch_size: examples of a step, over all hosts.
+        stage: what is trained.
+        devices: that it is trained on, over all hosts.
         """
-        self._batch_size = batch_size
+        self._batch_size = stage.train.batch_size
+        chip = local_chip()
+        self._least = None if chip is None else model_flops(stage) / (devices * chip.flops)
         self._since = time.monotonic()
         self._waited = 0.0
 
@@ -90,8 +102,9 @@ class Clock:
         self._since += time.monotonic() - begin
 
     def rates(self, steps: int) -> dict[str, float]:
-        """Rates since the last call: images_per_second over all hosts, steps_per_second, and
-        data_wait, the share of the time in which this host's loop waited for a batch."""
+        """Rates since the last call: images_per_second over all hosts, steps_per_second, data_wait,
+        the share of the time in which this host's loop waited for a batch, and mfu, the model FLOPs
+        as a share of the devices' peak, where that is known (`chips.KINDS`)."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         rates = {
@@ -99,6 +112,8 @@ class Clock:
             "steps_per_second": steps / seconds,
             "data_wait": self._waited / seconds,
         }
+        if self._least is not None:
+            rates["mfu"] = self._least * steps / seconds
         self._since, self._waited = now, 0.0
         return rates
 

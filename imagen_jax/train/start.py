@@ -28,8 +28,8 @@ from imagen_jax.workdir import (
 )
 
 
-def open_batches(stage: Stage, data_dir: str, mesh: Mesh) -> BatchIterator:
-    """This host's share of the batches that a stage trains on.
+def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") -> BatchIterator:
+    """This host's share of the batches that a stage trains on, or of another split.
 
     Raises:
       FileNotFoundError: missing embeddings.
@@ -52,6 +52,7 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh) -> BatchIterator:
         seed=stage.train.seed,
         shard_index=jax.process_index(),
         num_shards=jax.process_count(),
+        split=split,
         text_width=stage.text.width,
         crop=stage.crop,
         max_damaged=stage.train.max_damaged,
@@ -129,5 +130,6 @@ def make_checkpointer(stage: Stage, workdir: str, report: Callable[[str], None])
         stage_directory(workdir, stage.name),
         stage.train.keep_checkpoints,
         stage.train.keep_every_hours,
+        stage.train.keep_best,
         report,
     )

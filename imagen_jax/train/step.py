@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from imagen_jax import sharding
 from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level
 from imagen_jax.diffusion.loss import DiffusionLoss, diffusion_loss
+from imagen_jax.flops import flops_of
 from imagen_jax.stage import Stage, upsample_low_res
 from imagen_jax.train.optimizer import learning_rate_schedule
 from imagen_jax.train.state import TrainState
@@ -115,6 +117,38 @@ def loss_and_gradients(
     loss, grads = jax.tree.map(lambda x: x / parts, total)
     detail = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), details)
     return loss, detail, grads
+
+
+def batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch over all hosts."""
+    b, size, length = stage.train.batch_size, stage.train_resolution, stage.text.max_length
+    shapes = {
+        "image": jax.ShapeDtypeStruct((b, size, size, 3), jnp.float32),
+        "text_emb": jax.ShapeDtypeStruct((b, length, stage.text.width), jnp.bfloat16),
+        "text_mask": jax.ShapeDtypeStruct((b, length), jnp.bool_),
+    }
+    if stage.low_res is not None:
+        small = stage.train_low_res
+        shapes["low_res"] = jax.ShapeDtypeStruct((b, small, small, 3), jnp.float32)
+    return shapes
+
+
+def model_flops(stage: Stage) -> float:
+    """FLOPs of the products that a step's loss and gradients ask for, over the whole batch.
+
+    What is computed a second time to save memory does not count, nor does the optimiser: this is
+    what model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B) is a share of.
+    """
+    plain = dataclasses.replace(
+        stage,
+        network=stage.network.clone(remat="none"),
+        train=dataclasses.replace(stage.train, accumulation=1),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = nn.unbox(jax.eval_shape(plain.init, key))
+    return flops_of(
+        lambda *args: loss_and_gradients(plain, *args), params, batch_shapes(plain), key
+    )
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:

@@ -1,0 +1,61 @@
+"""Published rates of accelerator chips."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator chip, as its maker publishes it.
+
+    Attributes:
+      flops: peak of bfloat16 products, FLOP/s.
+      hbm_bytes: main memory, bytes.
+      hbm_rate: bandwidth of the main memory, bytes/s.
+      link_rate: bandwidth to the other chips, all links in one direction, bytes/s.
+      network_rate: bandwidth of the data-centre network between slices, bytes/s for one chip: what
+        its host has, divided by the host's chips.
+      source: where the rates are published.
+    """
+
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    link_rate: float
+    network_rate: float
+    source: str
+
+
+_DOCS = "https://docs.cloud.google.com/tpu/docs"
+
+CHIPS: dict[str, Chip] = {
+    # 6 links of 50 GB/s in each direction; 100 Gbit/s and 4 chips a host.
+    "v4": Chip(275e12, 32 * GIB, 1200e9, 300e9, 3.1e9, f"{_DOCS}/v4"),
+    # 400 GB/s in both directions together; 2 x 100 Gbit/s and 8 chips a host.
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 3.1e9, f"{_DOCS}/v5e"),
+    # 1200 GB/s in both directions together; 200 Gbit/s and 4 chips a host.
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 6.2e9, f"{_DOCS}/v5p"),
+    # 800 GB/s in both directions together; 4 x 200 Gbit/s and 8 chips a host.
+    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 12.5e9, f"{_DOCS}/v6e"),
+}
+"""Chips that programs can be compiled for without having one."""
+
+KINDS = {
+    "TPU v4": CHIPS["v4"],
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],  # after its longer namesake
+    "TPU v6 lite": CHIPS["v6e"],
+    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, "NVIDIA H100 datasheet, SXM"),
+}
+"""Rates of local accelerators, by how JAX's name of their kind begins; the first that fits."""
+
+
+def local_chip() -> Chip | None:
+    """Rates of this machine's accelerator; None where they are not known, as of a CPU."""
+    kind = jax.devices()[0].device_kind
+    return next((chip for name, chip in KINDS.items() if kind.startswith(name)), None)

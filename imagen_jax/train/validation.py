@@ -1,0 +1,72 @@
+"""How well the averaged weights do on examples that training does not see."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax import sharding
+from imagen_jax.stage import Stage
+from imagen_jax.train.start import open_batches
+from imagen_jax.train.step import Batch, stage_loss
+from imagen_jax.workdir import VALIDATION_LOSS
+
+SPLIT = "validation"
+
+
+class Validation:
+    """The diffusion loss of the same batches with the same noise, again and again.
+
+    What differs between two steps is the weights alone: text is not dropped, units neither.
+    """
+
+    def __init__(self, stage: Stage, data_dir: str, mesh: Mesh, params_shardings: Any):
+        """Args:
+        stage: what is trained; its train.validation_batches are read of the data's split
+          "validation".
+        data_dir: embeddings, as for training.
+        mesh: devices that the weights lie on.
+        params_shardings: how they lie there.
+
+        Raises:
+          ValueError: the data has no such split, or not as many examples.
+        """
+        self._count = stage.train.validation_batches
+        try:
+            self._batches = open_batches(stage, data_dir, mesh, SPLIT)
+        except ValueError as error:
+            raise ValueError(
+                f"stages.{stage.name}.train.validation_batches is {self._count}: {error}. It needs "
+                f"a split {SPLIT!r} of at least one batch in {data_dir}; embed one with "
+                f"imagen embed --split {SPLIT}, or do without it (0)"
+            ) from error
+        self._shardings = sharding.batch_shardings(mesh, stage.batch_names)
+        whole = dataclasses.replace(
+            stage,
+            network=stage.network.clone(dropout=0.0),
+            train=dataclasses.replace(stage.train, text_dropout=0.0),
+        )
+
+        def loss(params: Any, batch: Batch, index: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), index)
+            return jnp.mean(stage_loss(whole, params, batch, key).per_example)
+
+        self._loss = jax.jit(
+            sharding.on_mesh(loss, mesh),
+            in_shardings=(params_shardings, self._shardings, sharding.replicated(mesh)),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """{"validation_loss": mean over the batches}, the same on every host."""
+        self._batches.seek(0)
+        losses = [
+            self._loss(params, sharding.global_arrays(next(self._batches), self._shardings), index)
+            for index in np.arange(self._count)
+        ]
+        return {VALIDATION_LOSS: float(np.mean(jax.device_get(losses)))}
