@@ -3,8 +3,9 @@
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    19 min 51 s with everything, installation apart; all correct in 78% of held-out prompts with
-           one object (95%: 67-86) and 55% with two (43-66), of 64 each; aims were 60% and 40%
+Result:    19 min 51 s with everything, installation apart; all correct in 78% (95%: 67-86) of
+           held-out prompts with one object and 55% (43-66) with two, of 64 each; aims were 60%
+           and 40%
 
 Where it differs from the paper, for the sake of minutes on a CPU:
 * The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.

@@ -6,6 +6,8 @@ that is read onto another mesh has the same ones.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,13 +35,15 @@ def checksums(tree: Any) -> dict[str, int]:
     mesh = getattr(paths[0][1].sharding, "mesh", None)
     # Every host reads all sums, also those of arrays that lie on other hosts.
     everywhere = NamedSharding(mesh, PartitionSpec()) if isinstance(mesh, Mesh) else None
-    sums = _sums([leaf for _, leaf in paths], everywhere)
+    sums = _sums(everywhere)([leaf for _, leaf in paths])
     named = zip(paths, np.asarray(sums), strict=True)
     return {jax.tree_util.keystr(path): int(value) for (path, _), value in named}
 
 
-def _sums(leaves: list[jax.Array], sharding: NamedSharding | None) -> jax.Array:
-    return jax.jit(lambda xs: jnp.stack([_sum(x) for x in xs]), out_shardings=sharding)(leaves)
+@functools.cache
+def _sums(sharding: NamedSharding | None) -> Callable[[list[jax.Array]], jax.Array]:
+    """Compiled once for arrays of the same shapes: every checkpoint of a run has those."""
+    return jax.jit(lambda leaves: jnp.stack([_sum(x) for x in leaves]), out_shardings=sharding)
 
 
 def _sum(x: jax.Array) -> jax.Array:

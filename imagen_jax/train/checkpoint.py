@@ -82,17 +82,17 @@ class Checkpointer:
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every_hours:
             policies.append(checkpoint_managers.EveryNSeconds(3600 * keep_every_hours))
-        if keep_best:
+        quality = _quality if keep_best else None
+        if quality is not None:
             policies.append(
                 checkpoint_managers.BestN(
-                    lambda metrics: -metrics[VALIDATION_LOSS],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
+                    get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
                 )
             )
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
+                best_fn=quality,  # with it, metrics are stored, and read by a resumed run
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 create=True,
                 cleanup_tmp_directories=True,
@@ -235,6 +235,11 @@ class Checkpointer:
                 f"{path.name.split('.')[0]} in {self._directory} was not written to its end when "
                 "training was interrupted; it is removed"
             )
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    """By which checkpoints are ranked, the best highest."""
+    return -metrics[VALIDATION_LOSS]
 
 
 def _items(state: TrainState) -> dict[str, Any]:
