@@ -178,8 +178,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--damaged-files",
         choices=DAMAGED_FILES,
-        help="with --tfrecords and --webdataset: stop at a damaged file, or leave out what cannot "
-        "be read of it, counted and listed; a job that has stopped may go on with the other "
+        help="with --tfrecords and --webdataset: stop at a damaged file, or leave out the rest of "
+        "it, counted and listed; a job that has stopped goes on where it is given then "
         f"(default: {DAMAGED_FILES[0]})",
     )
 
