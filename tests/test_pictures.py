@@ -88,6 +88,7 @@ def test_pixels_of_more_than_8_bits_are_scaled() -> None:
         record_picture(encoded(grey.astype(np.float32), "TIFF"), SIZE, "exact")
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what is damaged
 def test_damaged_pictures_are_unusable_and_nothing_else() -> None:
     """Whatever a decoder raises; and the reason is the same in every run."""
     rng = np.random.default_rng(0)

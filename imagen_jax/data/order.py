@@ -18,10 +18,10 @@ floor(R_k n B); what lies between two cuts has come from one source. So each bat
 of its sources to within one example, and over n batches the error stays below one.
 
 All permutations sort the raw output of Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405),
-which NumPy keeps the same in all of its versions.
+which NumPy keeps the same in all of its versions, with places in the low bits.
 
 Memory: 4 bytes for each block of the current epoch, 115 MB for the 460 million pairs of Imagen's
-own data, and as much again in transit when an epoch begins.
+own data; when an epoch begins, 20 bytes for each block, the epoch before included.
 """
 
 from __future__ import annotations
