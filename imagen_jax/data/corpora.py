@@ -155,6 +155,8 @@ def read_tfrecord(
     tf = records.tensorflow()
     from google.protobuf.message import DecodeError
 
+    from imagen_jax.data.damage import first_line
+
     try:
         for number, serialized in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()):
             try:
@@ -171,7 +173,7 @@ def read_tfrecord(
             caption = (_first(values, caption_keys) or b"").decode(errors="replace")
             yield CorpusExample(key, caption, _first(values, image_keys) or None)
     except tf.errors.DataLossError as error:
-        raise DamagedFileError(path, error.message) from error
+        raise DamagedFileError(path, first_line(error)) from error
 
 
 def read_tar(

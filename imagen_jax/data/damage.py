@@ -108,7 +108,7 @@ def first_line(error: tf.errors.OpError) -> str:
     # In a compiled function a trace comes before the message; what comes after names the node.
     lines = error.message.split("[[{{node", 1)[0].splitlines()
     line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    line = re.sub(r"^\{\{.*?\}\}\s*", "", line)
+    line = re.sub(r"^\{\{.*?\}\}\s*|\s*\[Op:.*$", "", line)
     if "assertion failed: " in line:
         line = line.split("assertion failed: ", 1)[1].replace("] [", " ").strip("[] ")
     return line
