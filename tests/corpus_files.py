@@ -86,12 +86,16 @@ def write_tfds(directory: Path) -> None:
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "captions": tfds.features.Sequence({"text": tf.string})}
+        {
+            "image": tfds.features.Image(),
+            "captions": tfds.features.Sequence({"text": tf.string}),
+            "label": tf.int64,
+        }
     )
     tfds.dataset_builders.store_as_tfds_dataset(
         name="pairs", version="1.0.0", features=features, data_dir=directory,
         split_datasets={"train": [
-            (n, {"image": pixels(n), "captions": {"text": [caption, "another"]}})
+            (n, {"image": pixels(n), "captions": {"text": [caption, "another"]}, "label": n})
             for n, caption in enumerate(CAPTIONS)
         ]},
     )  # fmt: skip

@@ -19,6 +19,7 @@ from corpus_files import (
     SIZE,
     pixels,
     write_tars,
+    write_tfds,
     write_tfrecords,
 )
 from PIL import Image
@@ -146,6 +147,13 @@ def test_records_of_another_kind_are_damage(tmp_path: Path) -> None:
         writer.write(b"\xff\xff")
     source = corpora.Files("tfrecords", str(path), corpora.read_tfrecord)
     with pytest.raises(ValueError, match=rf"{path} is damaged: record 0 is no tf\.train\.Example"):
+        list(source.examples_of_shard(0, 1))
+
+
+def test_captions_of_a_dataset_are_strings(tmp_path: Path) -> None:
+    write_tfds(tmp_path)
+    source = corpora.TensorFlowDataset("pairs", "train", "image", "label", str(tmp_path))
+    with pytest.raises(ValueError, match=r"pairs/1\.0\.0: feature 'label' holds no strings, but"):
         list(source.examples_of_shard(0, 1))
 
 
