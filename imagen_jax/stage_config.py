@@ -104,7 +104,8 @@ class TrainConfig:
       ema_decay: decay of the weights' moving average, which is what is sampled from.
       text_dropout: share of examples trained without text, for classifier-free guidance.
       max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
-      max_damaged: share of records that may be damaged; they are reported and read past.
+      max_damaged: share of the records that a host reads that may be damaged; they are reported and
+        read past.
       seed: of initialisation, noise, dropout and data order.
       log_every, sample_every, checkpoint_every: steps between the respective events.
       keep_checkpoints: newest checkpoints that are kept.

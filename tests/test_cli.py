@@ -104,7 +104,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.diffusion.samplers import SAMPLERS
     from imagen_jax.eval.run import SPLITS
     from imagen_jax.stage_config import SampleConfig
-    from imagen_jax.text.encoder import load_encoder
+    from imagen_jax.text.encoder import DTYPES, load_encoder
 
     assert tuple(levels) == LEVELS
     assert evaluate_command.SPLITS == SPLITS
@@ -112,6 +112,7 @@ def test_choices_are_those_of_the_library() -> None:
     with pytest.raises(ValueError, match="unknown text encoder") as error:
         load_encoder("nonsense")
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
+    assert embed_command.ENCODER_DTYPES == DTYPES
     by_name = {action.dest: action for action in options(main_lib.make_parser())}
     assert set(by_name["threshold"].choices or ()) == set(THRESHOLDS)
     named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def test_records_are_spread() -> None:
     assert np.abs(means - 0.5).max() < 5 / np.sqrt(12 * 2**16 / 16 / BLOCK)
     batch_means = epoch.reshape(-1, 64).mean(1) / 2**16
     assert batch_means.std() == pytest.approx(1 / np.sqrt(12 * 64), rel=0.1)
+
+
+def test_memory_of_an_epoch() -> None:
+    """In bytes for each block of 16 records: what stays, and what an epoch needs to begin."""
+    blocks = 2**18
+    source = ShuffledSource(BLOCK * blocks, 2048, 2, seed=0)
+    ShuffledSource(1000, 4, 2, seed=0).records(np.arange(1))  # loads what it needs of NumPy
+    tracemalloc.start()
+    for epoch in range(3):
+        source.records(np.array([epoch * BLOCK * blocks]))
+    held, peak = (size / blocks for size in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert held < 4.5
+    assert peak < 21
 
 
 def test_hosts_read_whole_blocks() -> None:

@@ -188,6 +188,21 @@ def test_a_shortened_shard_is_found_and_made_again(tmp_path):
         records.load_manifest(tmp_path)
     run(tmp_path)
     assert contents(tmp_path) == before
+    offsets = records.offsets_path(shard)
+    for damage in (offsets.unlink, lambda: offsets.write_bytes(offsets.read_bytes()[:-8])):
+        damage()
+        run(tmp_path)
+        assert contents(tmp_path) == before
+
+
+def test_an_old_list_of_what_was_dropped_goes(tmp_path):
+    run(tmp_path)
+    before = contents(tmp_path)
+    shard = tmp_path / "train-00002-of-00003.tfrecord"
+    shard.unlink()
+    shard.with_suffix(".dropped").write_text("{}\n")
+    run(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_processes_share_the_shards(tmp_path):

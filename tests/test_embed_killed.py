@@ -67,7 +67,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
     first.start()
     first.join()
     assert first.exitcode == 0
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)
     kills = 0
     while kills < KILLS:
         process = context.Process(target=job, args=(killed, 0.01))

@@ -12,10 +12,10 @@ from imagen_jax.cli.command import (
     Commands,
     add_emoji,
     add_encoder_files,
-    add_seed,
     command,
     positive,
 )
+from imagen_jax.data.choices import DAMAGED_FILES, FITS, LONG_CAPTIONS, STATES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -23,14 +23,25 @@ if TYPE_CHECKING:
     from imagen_jax.data.sources import Source
 
 ENCODERS = ("minilm", "minilm-random", "t5")
+ENCODER_DTYPES = ("float32", "bfloat16")
+"""Both as in text.encoder, which takes seconds to load; the first is the default."""
 DEFAULT_SHARDS = 8
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
-CORPORA = ("scenes", "tfrecords", "webdataset", "table", "tfds")
-"""Options that name a source, and so the kinds of corpora that training may be given."""
+_OF_FILES = ("image_key", "caption_key", "damaged_files")
+CORPORA = {
+    "scenes": ("count", "emoji", "seed"),
+    "tfrecords": _OF_FILES,
+    "webdataset": _OF_FILES,
+    "table": ("image_key", "caption_key"),
+    "tfds": ("image_key", "caption_key", "data_dir"),
+}
+"""Options that name a source, and so the kinds of corpora that training may be given, with the
+options that not all sources have."""
 TRAIN_OPTIONS = (
-    "caption-key", "count", "data-dir", "emoji", "encoder-dtype", "encoder-weights", "fit",
-    "image-key", "image-size", "long-captions", "seed", "shards", "states", "vocabulary",
+    "caption-key", "count", "damaged-files", "data-dir", "emoji", "encoder-dtype",
+    "encoder-weights", "fit", "image-key", "image-size", "long-captions", "seed", "shards",
+    "states", "vocabulary",
 )  # fmt: skip
 """Options that training may pass on; the others follow from its own."""
 
@@ -79,42 +90,42 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument(
         "--fit",
-        choices=("exact", "crop"),
-        default="exact",
+        choices=FITS,
+        default=FITS[0],
         help="pictures of another size: leave them out, or reduce larger ones and crop them to the "
         "middle (default: %(default)s)",
     )
     parser.add_argument(
         "--long-captions",
-        choices=("drop", "truncate"),
-        default="drop",
+        choices=LONG_CAPTIONS,
+        default=LONG_CAPTIONS[0],
         help="captions of more tokens than the language model takes: leave them out, or cut them "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--states",
-        choices=("bfloat16", "int8"),
-        default="bfloat16",
+        choices=STATES,
+        default=STATES[0],
         help="how token states are stored; int8 is half the size (default: %(default)s)",
     )
     parser.add_argument(
         "--encoder",
         choices=ENCODERS,
-        default="minilm",
+        default=ENCODERS[0],
         help="frozen language model (default: %(default)s)",
     )
     add_encoder_files(parser)
     parser.add_argument(
         "--encoder-dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
+        choices=ENCODER_DTYPES,
+        default=ENCODER_DTYPES[0],
         help="of T5: what it computes in (default: %(default)s)",
     )
     parser.add_argument(
         "--shards",
         type=positive,
-        help="number of files to divide the examples into (default: 8; of --tfrecords and "
-        "--webdataset, as many as there are files, which is the most)",
+        help=f"number of files to divide the examples into (default: {DEFAULT_SHARDS}; of "
+        "--tfrecords and --webdataset, as many as there are files, which is the most)",
     )
     parser.add_argument(
         "--process",
@@ -144,7 +155,11 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
     add_emoji(parser)
     parser.add_argument("--count", type=positive, help="with --scenes: number of examples")
-    add_seed(parser, "of the scenes; the same seed gives the same pictures")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="with --scenes: the same seed gives the same pictures (default: 0)",
+    )
     parser.add_argument(
         "--image-key",
         metavar="NAME",
@@ -159,6 +174,13 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="with --tfds: where the dataset was prepared"
+    )
+    parser.add_argument(
+        "--damaged-files",
+        choices=DAMAGED_FILES,
+        help="with --tfrecords and --webdataset: stop at a damaged file, or leave out the rest of "
+        "it, counted and listed; a job that has stopped goes on where it is given then "
+        f"(default: {DAMAGED_FILES[0]})",
     )
 
 
@@ -283,23 +305,27 @@ def _process(text: str) -> tuple[int, int]:
 
 def _source(args: argparse.Namespace) -> tuple[Source, int]:
     """The source that was named, and the number of its shards."""
+    kind = next(kind for kind in CORPORA if getattr(args, kind) is not None)
+    for option in sorted({option for options in CORPORA.values() for option in options}):
+        if getattr(args, option) is not None and option not in CORPORA[kind]:
+            having = ", ".join(f"--{k}" for k, options in CORPORA.items() if option in options)
+            raise ValueError(f"--{option.replace('_', '-')} belongs to {having}, not to --{kind}")
     if args.scenes is not None:
         from imagen_jax.data.sources import SceneSource
 
         if args.count is None:
             raise ValueError("--scenes needs --count, the number of scenes")
         scenes = SceneSource(
-            args.scenes, "train", args.seed, args.count, args.image_size, args.emoji
+            args.scenes, "train", args.seed or 0, args.count, args.image_size, args.emoji
         )
         return scenes, args.shards or DEFAULT_SHARDS
-    for name in ("count", "emoji"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} belongs to --scenes; corpora are embedded whole")
+    if args.table is not None:
+        from imagen_jax.data.tables import Table
+
+        table = Table(args.table, args.image_key or "image", args.caption_key or "caption")
+        return table, args.shards or DEFAULT_SHARDS
     from imagen_jax.data import corpora
 
-    if args.table is not None:
-        table = corpora.Table(args.table, args.image_key or "image", args.caption_key or "caption")
-        return table, args.shards or DEFAULT_SHARDS
     if args.tfds is not None:
         name, colon, split = args.tfds.rpartition(":")
         if not colon:
@@ -315,5 +341,6 @@ def _source(args: argparse.Namespace) -> tuple[Source, int]:
         corpora.read_tar if tar else corpora.read_tfrecord,
         [args.image_key] if args.image_key else corpora.IMAGE_KEYS,
         [args.caption_key] if args.caption_key else corpora.CAPTION_KEYS,
+        args.damaged_files or DAMAGED_FILES[0],
     )
     return files, args.shards or len(files.files)

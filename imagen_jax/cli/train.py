@@ -60,8 +60,9 @@ def add_command(commands: Commands) -> None:
         "--data",
         metavar="DIR",
         required=True,
-        help="what `imagen embed` wrote; or, on one host, a corpus as KIND:WHERE, which is "
-        "embedded into WORKDIR/embeddings first, KIND and WHERE as in its options: "
+        help="what `imagen embed` wrote; several of them with their rates, DIR=RATE,DIR=RATE; or, "
+        "on one host, a corpus as KIND:WHERE, which is embedded into WORKDIR/embeddings first, "
+        "KIND and WHERE as in its options: "
         f"{', '.join(CORPORA)}",
     )
     parser.add_argument(
@@ -71,7 +72,8 @@ def add_command(commands: Commands) -> None:
         action="extend",
         default=[],
         help="where --data is a corpus: more options of `imagen embed`, of "
-        f"{', '.join(TRAIN_OPTIONS)}; encoder and size of pictures are the config's",
+        f"{', '.join(TRAIN_OPTIONS)}; the encoder is the config's, and pictures are as large as "
+        "those of its last stage unless image-size is given",
     )
     parser.add_argument(
         "--workdir", metavar="DIR", required=True, help="holds one folder for each stage"

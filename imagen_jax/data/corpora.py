@@ -1,16 +1,17 @@
-"""Corpora of captioned pictures as sources: TFRecords, tar files, tables, TensorFlow Datasets.
+"""Corpora of captioned pictures as sources: TFRecords, tar files, TensorFlow Datasets.
 
 Files are divided over the shards whole, in the order of their names, so that a shard is the same
-whenever it is read and reads nothing of others. Rows of tables and examples of TensorFlow Datasets
-are divided by their numbers.
+whenever it is read and reads nothing of others. Examples of TensorFlow Datasets are divided by
+their numbers. For tables see `tables`.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import hashlib
+import lzma
+import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagen_jax.data import records
+from imagen_jax.data.choices import DAMAGED_FILES
+from imagen_jax.data.sources import DamagedFile
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
 CAPTION_KEYS = ("txt", "caption", "text")
 """Names that are looked for, the first that is there; img2dataset writes jpg, txt and caption."""
+_READ = 2**20
 
 
 class CorpusExample(NamedTuple):
@@ -38,17 +42,33 @@ class CorpusExample(NamedTuple):
     image: bytes | None
 
 
+class DamagedFileError(ValueError):
+    """A file that cannot be read to its end.
+
+    Attributes:
+      fault: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, fault: object):
+        super().__init__(f"{path} is damaged: {fault}")
+        self.fault = str(fault)
+
+
 class Files:
     """Files that hold many examples each; a `Source`.
 
     Args:
       name: of the kind of corpus, for its description.
       pattern: of the files, such as "laion/*.tar".
-      read: (path, names of pictures, names of captions) -> its examples.
+      read: (path, names of pictures, names of captions) -> its examples, with ids that are unique
+        in the file; raises DamagedFileError.
       image_keys, caption_keys: names of pictures and captions, in order of preference.
+      damaged: one of choices.DAMAGED_FILES: "stop" is an error at the first damaged file; "drop"
+        yields, where the damage begins, a DamagedFile in place of the rest of the file.
 
     Raises:
       FileNotFoundError: no file matches.
+      ValueError: `damaged` is none of the choices.
     """
 
     def __init__(
@@ -58,20 +78,32 @@ class Files:
         read: Callable[[Path, Sequence[str], Sequence[str]], Iterator[CorpusExample]],
         image_keys: Sequence[str] = IMAGE_KEYS,
         caption_keys: Sequence[str] = CAPTION_KEYS,
+        damaged: str = DAMAGED_FILES[0],
     ):
-        self.files = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        if damaged not in DAMAGED_FILES:
+            raise ValueError(f"damaged is {damaged!r}; choices: {', '.join(DAMAGED_FILES)}")
+        self.files = [Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
         if not self.files:
             raise FileNotFoundError(f"no file matches {pattern!r}")
+        folder = os.path.commonpath([path.parent for path in self.files])
+        self._names = [os.path.relpath(path, folder) for path in self.files]
+        stems = [os.path.splitext(name)[0] for name in self._names]
+        self._prefixes = stems if len(set(stems)) == len(stems) else self._names
         self._name = name
         self._read = read
         self._image_keys = tuple(image_keys)
         self._caption_keys = tuple(caption_keys)
+        self._damaged = damaged
 
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[CorpusExample]:
+    def examples_of_shard(
+        self, shard: int, num_shards: int
+    ) -> Iterator[CorpusExample | DamagedFile]:
         """The examples of a shard's files.
 
+        Their ids begin with the file's path from the folder of all files, without its extension.
+
         Raises:
-          ValueError: more shards than files, or a damaged file; names it.
+          ValueError: at once: more shards than files; on iteration: a damaged file; names it.
         """
         if num_shards > len(self.files):
             raise ValueError(
@@ -79,12 +111,29 @@ class Files:
                 f"most {len(self.files)} shards"
             )
         start, end = (len(self.files) * edge // num_shards for edge in (shard, shard + 1))
-        for path in self.files[start:end]:
-            yield from self._read(path, self._image_keys, self._caption_keys)
+        return self._examples(range(start, end))
+
+    def _examples(self, numbers: range) -> Iterator[CorpusExample | DamagedFile]:
+        for i in numbers:
+            try:
+                for example in self._read(self.files[i], self._image_keys, self._caption_keys):
+                    yield example._replace(id=f"{self._prefixes[i]}/{example.id}")
+            except DamagedFileError as error:
+                if self._damaged != "drop":
+                    raise ValueError(
+                        f"{error}; to leave out what cannot be read of such files, counted and "
+                        "listed: --damaged-files drop"
+                    ) from error
+                yield DamagedFile(self._names[i], error.fault)
 
     def describe(self) -> dict[str, Any]:
-        """The kind, and a hash over names and sizes of the files."""
-        sizes = [[path.name, path.stat().st_size] for path in self.files]
+        """The kind, and a hash over names and sizes of the files.
+
+        What is done with damaged ones is not in it: a job that has stopped at one may go on.
+        """
+        sizes = [
+            [name, path.stat().st_size] for name, path in zip(self._names, self.files, strict=True)
+        ]
         return {
             "name": self._name,
             "files": len(self.files),
@@ -101,12 +150,20 @@ def read_tfrecord(
     """Examples of a TFRecord file of tf.train.Examples, as img2dataset writes it.
 
     Raises:
-      ValueError: the file is damaged.
+      DamagedFileError: where the damage begins.
     """
     tf = records.tensorflow()
+    from google.protobuf.message import DecodeError
+
+    from imagen_jax.data.damage import first_line
+
     try:
         for number, serialized in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()):
-            features = tf.train.Example.FromString(serialized).features.feature
+            try:
+                features = tf.train.Example.FromString(serialized).features.feature
+            except DecodeError as error:
+                fault = f"record {number} is no tf.train.Example ({error})"
+                raise DamagedFileError(path, fault) from error
             values = {
                 name: feature.bytes_list.value[0]
                 for name, feature in features.items()
@@ -114,9 +171,9 @@ def read_tfrecord(
             }
             key = values.get("key", str(number).encode()).decode(errors="replace")
             caption = (_first(values, caption_keys) or b"").decode(errors="replace")
-            yield CorpusExample(f"{path.stem}/{key}", caption, _first(values, image_keys) or None)
+            yield CorpusExample(key, caption, _first(values, image_keys) or None)
     except tf.errors.DataLossError as error:
-        raise ValueError(f"{path} is damaged: {error.message}") from error
+        raise DamagedFileError(path, first_line(error)) from error
 
 
 def read_tar(
@@ -125,15 +182,14 @@ def read_tar(
     """Examples of a tar file in WebDataset's form: files of one example differ after the first dot.
 
     Raises:
-      ValueError: the file is damaged.
+      DamagedFileError: where the damage begins; the last example before it may be incomplete and
+        is not given out.
     """
     key, parts = "", dict[str, bytes]()
 
     def example() -> CorpusExample:
         caption = _first(parts, caption_keys) or b""
-        return CorpusExample(
-            f"{path.stem}/{key}", caption.decode(errors="replace"), _first(parts, image_keys)
-        )
+        return CorpusExample(key, caption.decode(errors="replace"), _first(parts, image_keys))
 
     try:
         with tarfile.open(path) as tar:
@@ -149,106 +205,34 @@ def read_tar(
                 content = tar.extractfile(member)
                 assert content is not None  # of a regular file
                 parts[extension.lower()] = content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+            _check_end(tar)
+    except OSError as error:
+        if error.errno is not None:  # of the system, such as a missing permission
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise DamagedFileError(path, error) from error
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise DamagedFileError(path, error) from error
     if parts:
         yield example()
 
 
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises unless the file ends where reading has: Python stops at a damaged header, too."""
+    file = tar.fileobj
+    assert file is not None  # of an open archive
+    file.seek(tar.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut off at byte {tar.offset}: no end-of-archive block")
+    if any(end):
+        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+    while end := file.read(_READ):
+        if any(end):
+            raise tarfile.ReadError(f"data behind the end-of-archive block at byte {tar.offset}")
+
+
 def _first(values: dict[str, bytes], keys: Sequence[str]) -> bytes | None:
     return next((values[key] for key in keys if key in values), None)
-
-
-class Table:
-    """A CSV or parquet file with a row for each example; a `Source`.
-
-    Args:
-      path: the file, .csv or .parquet.
-      image_column: holds paths of pictures, relative to the folder of the table, or, in parquet,
-        encoded pictures.
-      caption_column: holds captions.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: another kind of file, or a column is missing; names those there are.
-    """
-
-    def __init__(self, path: str | Path, image_column: str, caption_column: str):
-        self._path = Path(path)
-        self._columns = (image_column, caption_column)
-        if not self._path.is_file():
-            raise FileNotFoundError(f"no table {self._path}")
-        if self._path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"{self._path} must be a .csv or .parquet file")
-        names = self._names()
-        if missing := [column for column in self._columns if column not in names]:
-            raise ValueError(f"{self._path} has no columns {missing}; it has {names}")
-        self._count = self._rows()
-
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[CorpusExample]:
-        """A part of the rows, in their order."""
-        start, end = (self._count * edge // num_shards for edge in (shard, shard + 1))
-        rows = self._read_csv(start, end) if self._is_csv else self._read_parquet(start, end)
-        for number, (image, caption) in enumerate(rows, start):
-            if isinstance(image, str):
-                file = self._path.parent / image
-                image = file.read_bytes() if image and file.is_file() else None
-            yield CorpusExample(f"{self._path.stem}/{number}", caption or "", image)
-
-    def describe(self) -> dict[str, Any]:
-        """The table's own hash; the pictures that it names are not looked at."""
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {
-            "name": "table", "rows": self._count, "sha256": digest, "columns": list(self._columns)
-        }  # fmt: skip
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def _is_csv(self) -> bool:
-        return self._path.suffix == ".csv"
-
-    def _names(self) -> list[str]:
-        if self._is_csv:
-            with self._path.open(newline="", encoding="utf-8") as file:
-                return next(csv.reader(file), [])
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_schema(self._path).names
-
-    def _rows(self) -> int:
-        if self._is_csv:
-            with self._path.open(newline="", encoding="utf-8") as file:
-                return max(0, sum(1 for _ in csv.reader(file)) - 1)
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_metadata(self._path).num_rows
-
-    def _read_csv(self, start: int, end: int) -> Iterator[tuple[str, str]]:
-        with self._path.open(newline="", encoding="utf-8") as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                if number >= end:
-                    return
-                if number >= start:
-                    yield row[self._columns[0]], row[self._columns[1]]
-
-    def _read_parquet(self, start: int, end: int) -> Iterator[tuple[Any, str]]:
-        import pyarrow.parquet
-
-        file = pyarrow.parquet.ParquetFile(self._path)
-        first = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first < end and first + rows > start:
-                table = file.read_row_group(group, columns=list(self._columns))
-                skip = max(0, start - first)
-                part = table.slice(skip, min(end - first, rows) - skip)
-                images, captions = (part.column(name) for name in self._columns)
-                for image, caption in zip(images, captions, strict=True):
-                    yield image.as_py(), caption.as_py()
-            first += rows
 
 
 class TensorFlowDataset:
@@ -305,6 +289,11 @@ class TensorFlowDataset:
         for number, example in enumerate(dataset.as_numpy_iterator(), start):
             captions = np.ravel(_at(example, self._caption_key))
             caption = captions[0] if len(captions) else b""
+            if not isinstance(caption, bytes):
+                raise ValueError(
+                    f"{self._builder.info.full_name}: feature {self._caption_key!r} holds no "
+                    f"strings, but {caption!r}"
+                )
             image = _at(example, self._image_key)
             yield CorpusExample(f"{self._split}/{number}", caption.decode(errors="replace"), image)
 

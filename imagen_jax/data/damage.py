@@ -25,14 +25,21 @@ class Damage:
     Args:
       table: where records are.
       check: (serialized record) -> nothing; raises what tf.data would.
-      tolerated: share of all records that may be damaged.
+      tolerated: share of the records that this host reads that may be damaged.
+      hosts: how many hosts share the records.
 
     Attributes:
       replaced: damaged record -> the one in its place.
       by_file: path -> damaged records found in it.
     """
 
-    def __init__(self, table: ShardTable, check: Callable[[tf.Tensor], None], tolerated: float):
+    def __init__(
+        self,
+        table: ShardTable,
+        check: Callable[[tf.Tensor], None],
+        tolerated: float,
+        hosts: int,
+    ):
         if not 0 <= tolerated < 1:
             raise ValueError(f"max_damaged must be in [0, 1), got {tolerated}")
         self.replaced: dict[int, int] = {}
@@ -40,12 +47,15 @@ class Damage:
         self._table = table
         self._check = tf.function(check, input_signature=[tf.TensorSpec([], tf.string)])
         self._tolerated = tolerated
+        self._hosts = hosts
 
-    def examine(self, wanted: np.ndarray) -> int:
+    def examine(self, wanted: np.ndarray, given: int) -> int:
         """Reads records one by one for the damaged among them.
 
         Args:
           wanted: records, of any shape.
+          given: how many records this host has given out. What is tolerated is a share of these,
+            or at first of the host's part of all; it meets others in every epoch.
 
         Returns:
           The number of damaged ones that were not known.
@@ -53,6 +63,9 @@ class Damage:
         Raises:
           ValueError: more are damaged than is tolerated; names file, record and fault.
         """
+        records = int(self._table.first[-1])
+        read = min(records, max(-(-records // self._hosts), given))
+        limit = int(self._tolerated * read)
         found = 0
         for record in np.unique(wanted):
             record = int(record)
@@ -61,12 +74,12 @@ class Damage:
             found += 1
             path, place = self._table.locate(record)
             self.by_file[path] += 1
-            total, limit = self.by_file.total(), int(self._tolerated * self._table.first[-1])
+            total = self.by_file.total()
             message = f"{path}: record {place} is damaged or unsuitable: {fault}"
             if total > limit:
                 raise ValueError(
-                    f"{message}; that makes {total}, and {limit} of {self._table.first[-1]} are "
-                    "tolerated (max_damaged)"
+                    f"{message}; that makes {total}, and {limit} of the {read} that this host "
+                    "reads are tolerated (max_damaged)"
                 )
             tqdm.write(f"{message} ({total} so far)", file=sys.stderr)
             self.replaced[record] = self._sound_after(record)
@@ -95,7 +108,7 @@ def first_line(error: tf.errors.OpError) -> str:
     # In a compiled function a trace comes before the message; what comes after names the node.
     lines = error.message.split("[[{{node", 1)[0].splitlines()
     line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    line = re.sub(r"^\{\{.*?\}\}\s*", "", line)
+    line = re.sub(r"^\{\{.*?\}\}\s*|\s*\[Op:.*$", "", line)
     if "assertion failed: " in line:
         line = line.split("assertion failed: ", 1)[1].replace("] [", " ").strip("[] ")
     return line

@@ -92,7 +92,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
       low_res_size: side of "low_res", or None for a stage without one; divides `image_size`.
       text_length: length l that token states are padded to.
       text_width: width d of the token states.
-      states: how they are stored, one of records.STATES; an int8 state is multiplied by the scale
+      states: how they are stored, one of choices.STATES; an int8 state is multiplied by the scale
         of its token.
       crop: side of a random square of "image", in pixels, or None for all of it. "low_res" is the
         same square: it lies on whole pixels of "low_res", so that averaging and cropping commute.

@@ -7,7 +7,6 @@ have, without reading those before. Restoring into an iterator with other argume
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -51,20 +50,21 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         make_dataset: Callable[[int], tf.data.Dataset],
         damage: Damage,
         near: Callable[[int], np.ndarray],
+        table: ShardTable,
         data: str,
         manifest: records.Manifest,
         fingerprint: dict[str, Any],
         first_host: bool,
-        first_shard: str,
     ):
         self.manifest = manifest
         self.fingerprint = fingerprint
         self.ids: list[str] = []
         self.damage = damage
         self._near = near  # records that are read together with a step's
+        self._table = table
+        self._given = 0
         self._data = data
         self._first_host = first_host
-        self._first_shard = first_shard
         self._make_dataset = make_dataset
         self.element_spec = {
             name: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype.as_numpy_dtype)
@@ -91,7 +91,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             try:
                 batch = next(self._batches)
             except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-                if not self.damage.examine(self._near(self.step)):
+                if not self.damage.examine(self._near(self.step), self._given):
                     raise ValueError(
                         f"cannot read the embeddings in {self._data}: {first_line(error)}"
                     ) from error
@@ -99,11 +99,23 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             else:
                 self.step += 1
                 self.ids = [name.decode() for name in batch.pop("id").numpy()]
+                self._given += len(self.ids)
                 return {name: value.numpy() for name, value in batch.items()}
 
     def first_records(self, count: int) -> list[records.Record]:
-        """The first records of the data, the same on every host."""
-        return list(itertools.islice(records.read_records(self._first_shard), count))
+        """The first records of the data, the same on every host; fewer if it has fewer.
+
+        In the place of damaged ones others are read, as in batches.
+
+        Raises:
+          ValueError: more damaged or unsuitable records than are tolerated; names file and record.
+        """
+        wanted = range(min(count, int(self._table.first[-1])))
+        self.damage.examine(np.array(wanted), self._given)
+        return [
+            records.parse_record(self._table.read(self.damage.replaced.get(i, i)).numpy())
+            for i in wanted
+        ]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Saves the position into `directory`, which all hosts share: the first one writes it.
@@ -187,8 +199,9 @@ def train_batches(
       text_width: width of the token states that the model expects; None takes the recorded one.
       crop: side of random squares that "image" then has, with "low_res" to match; None for whole
         pictures.
-      max_damaged: share of all records that may be damaged or unsuitable. They are counted in
-        `damage`, reported, and others read in their place, the same on any number of hosts.
+      max_damaged: share of the records that a host reads that may be damaged or unsuitable. They
+        are counted in `damage`, reported, and others read in their place, the same on any number of
+        hosts.
       shuffle_records: compressed records, over all hosts, that are shuffled at once; a host holds
         its share of them twice.
       threads: threads of the input pipeline.
@@ -246,7 +259,7 @@ def train_batches(
         first = step - step % window_steps
         return order.records(range(first, first + window_steps), rows)
 
-    damage = Damage(table, check, max_damaged)
+    damage = Damage(table, check, max_damaged, num_shards)
 
     def make_dataset(start: int) -> tf.data.Dataset:
         task = seqio.Task(
@@ -294,11 +307,11 @@ def train_batches(
         make_dataset,
         damage,
         near,
+        table,
         os.fspath(data),
         _joined(sources),
         fingerprint,
         first_host=shard_index == 0,
-        first_shard=table.paths[0],
     )
 
 

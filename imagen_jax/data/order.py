@@ -18,10 +18,10 @@ floor(R_k n B); what lies between two cuts has come from one source. So each bat
 of its sources to within one example, and over n batches the error stays below one.
 
 All permutations sort the raw output of Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405),
-which NumPy keeps the same in all of its versions.
+which NumPy keeps the same in all of its versions, with places in the low bits.
 
 Memory: 4 bytes for each block of the current epoch, 115 MB for the 460 million pairs of Imagen's
-own data, and as much again in transit when an epoch begins.
+own data; when an epoch begins, 20 bytes for each block, the epoch before included.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ShuffledSource:
         starts = np.arange(lanes) * self._rows
         self._lengths = steps * self._rows + np.clip(rest - starts, 0, self._rows)
         self._offsets = np.cumsum(self._lengths) - self._lengths
-        self._blocks = functools.lru_cache(maxsize=2)(self._permuted_blocks)
+        self._blocks = functools.lru_cache(maxsize=1)(self._permuted_blocks)
 
     def records(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Records in [0, N) at positions from 0, both [n] int64."""
@@ -113,9 +113,15 @@ class ShuffledSource:
     def _permutation(self, epoch: int, lane: int, window: int, count: int) -> np.ndarray:
         key = np.array([self._seed, epoch], np.uint64)
         counter = np.array([0, 0, lane, window], np.uint64)
-        return np.argsort(
-            np.random.Philox(counter=counter, key=key).random_raw(count), kind="stable"
-        )
+        numbers = np.random.Philox(counter=counter, key=key).random_raw(count)
+        # Each carries its place in its low bits: sorting in place takes less memory than argsort.
+        bits = (count - 1).bit_length()
+        numbers >>= np.uint64(bits)
+        numbers <<= np.uint64(bits)
+        numbers |= np.arange(count, dtype=np.uint64)
+        numbers.sort()
+        numbers &= np.uint64(2**bits - 1)
+        return numbers.view(np.int64)
 
 
 class GlobalOrder:

@@ -6,13 +6,12 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-FITS = ("exact", "crop")
-"""What is done with pictures of another size: left out, or reduced and cropped to the middle."""
 JPEG_QUALITY = 95
-_LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")
+_LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112  # of EXIF
+_TURNED = range(2, 9)
 
 
 class UnusableError(Exception):
@@ -35,8 +34,8 @@ class Picture:
 
     Attributes:
       content: PNG or JPEG.
-      changed: what was done to it: some of "turned upright", "converted to RGB", "reduced" and
-        "cropped".
+      changed: what was done to it: some of "turned upright", "converted to RGB", "reduced",
+        "cropped" and "converted from" another format than PNG and JPEG.
       side: shorter side of the picture as it came, in pixels.
     """
 
@@ -48,15 +47,15 @@ class Picture:
 def record_picture(image: np.ndarray | bytes | None, size: int, fit: str) -> Picture:
     """A picture as it is recorded.
 
-    Pixels become a PNG. An encoded picture of the right size in RGB is kept as it is, to the byte.
+    Pixels become a PNG. A PNG or JPEG of the right size in RGB is kept as it is, to the byte.
     Else it is decoded, turned upright, put on white where it is transparent and, with fit "crop",
     reduced by area averaging until its shorter side is `size`, then cropped to the middle square;
-    it is encoded again as JPEG, or as PNG if it came in a lossless format.
+    it is encoded again as JPEG if it came in a lossy format, else as PNG.
 
     Args:
       image: [size, size, 3] uint8 pixels, an encoded picture, or None for one that is missing.
       size: side of the recorded picture in pixels.
-      fit: one of FITS.
+      fit: one of choices.FITS.
 
     Raises:
       UnusableError: it is missing, cannot be decoded, is smaller, or is larger with fit "exact".
@@ -70,17 +69,7 @@ def record_picture(image: np.ndarray | bytes | None, size: int, fit: str) -> Pic
                 f"{image.dtype} {list(image.shape)}",
             )
         return Picture(_encode(Image.fromarray(image), "PNG"), [], size)
-    try:
-        picture: Image.Image = Image.open(io.BytesIO(image))
-        kind = picture.format or "JPEG"
-        picture.load()
-        upright = picture.getexif().get(_ORIENTATION, 1) == 1
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnusableError("undecodable picture", str(error)) from error
-    changed = []
-    if not upright:
-        picture = ImageOps.exif_transpose(picture)
-        changed.append("turned upright")
+    kind, picture, changed = _decode(image)
     if min(picture.size) < size:
         raise UnusableError(
             f"picture is smaller than {size} x {size} pixels", f"{picture.width} x {picture.height}"
@@ -89,25 +78,53 @@ def record_picture(image: np.ndarray | bytes | None, size: int, fit: str) -> Pic
         raise UnusableError(
             f"picture is not of {size} x {size} pixels", f"{picture.width} x {picture.height}"
         )
-    if picture.mode != "RGB":
-        picture = _rgb(picture)
-        changed.append("converted to RGB")
     if min(picture.size) > size:
         changed.append("reduced")
     if picture.width != picture.height:
         changed.append("cropped")
+    if kind not in ("JPEG", "PNG"):
+        changed.append(f"converted from {kind}")
     side = min(picture.size)
-    if not changed and kind in ("JPEG", "PNG"):
+    if not changed:
         return Picture(image, [], side)
     if picture.size != (size, size):
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         box = (left, top, left + side, top + side)
         picture = picture.resize((size, size), Image.Resampling.BOX, box=box)
-    return Picture(_encode(picture, "PNG" if kind in _LOSSLESS else "JPEG"), changed, side)
+    # VP8L is the part of a WebP that holds pixels without loss.
+    lossy = kind in _LOSSY and not (kind == "WEBP" and b"VP8L" in image)
+    return Picture(_encode(picture, "JPEG" if lossy else "PNG"), changed, side)
+
+
+def _decode(image: bytes) -> tuple[str, Image.Image, list[str]]:
+    """(format, upright RGB picture, what was done to it)."""
+    changed = []
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(image))
+        kind = picture.format or ""
+        picture.load()
+        if picture.getexif().get(_ORIENTATION) in _TURNED:
+            picture = ImageOps.exif_transpose(picture)
+            changed.append("turned upright")
+        if picture.mode != "RGB":
+            picture = _rgb(picture)
+            changed.append("converted to RGB")
+    except UnidentifiedImageError as error:  # its own message differs from run to run
+        raise UnusableError("undecodable picture", "of no known format") from error
+    except MemoryError:
+        raise  # says nothing about the picture
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        detail = f"{type(error).__name__}: {error}"
+        raise UnusableError("undecodable picture", detail) from error
+    return kind, picture, changed
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
+    if picture.mode.startswith("I;16"):  # Pillow itself would clip 0..65535 to 0..255
+        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {picture.mode} have no known range")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(

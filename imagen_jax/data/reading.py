@@ -8,9 +8,8 @@ the one it gives out and the next one, and decodes nothing that it does not give
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
@@ -30,10 +29,16 @@ class ShardTable:
     Attributes:
       paths: of the shards.
       first: [shards + 1] number of each shard's first record, and of all records.
+      offsets: path -> where its records begin; remembers those of some shards.
     """
 
     paths: Sequence[str]
     first: np.ndarray
+    offsets: Callable[[str], np.ndarray] = field(
+        default_factory=lambda: functools.lru_cache(maxsize=1024)(records.read_offsets),
+        init=False,
+        repr=False,
+    )
 
     @classmethod
     def of(cls, shards: Sequence[tuple[str, int]]) -> ShardTable:
@@ -66,7 +71,9 @@ class ShardTable:
         counts = np.diff([*starts, len(wanted)])
         places = wanted[starts] - self.first[shard[starts]]
         paths = [self.paths[s] for s in shard[starts]]
-        offsets = [int(_offsets(path)[place]) for path, place in zip(paths, places, strict=True)]
+        offsets = [
+            int(self.offsets(path)[place]) for path, place in zip(paths, places, strict=True)
+        ]
         return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
 
     def read(self, record: int) -> tf.Tensor:
@@ -76,7 +83,7 @@ class ShardTable:
           tf.errors.DataLossError: it is damaged.
         """
         path, place = self.locate(record)
-        dataset = _records_from(tf.constant(path), tf.constant(_offsets(path)[place], tf.int64))
+        dataset = _records_from(tf.constant(path), tf.constant(self.offsets(path)[place], tf.int64))
         return dataset.take(1).get_single_element()
 
 
@@ -153,8 +160,3 @@ def _records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
         byte_offsets=offset[tf.newaxis],
     )
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-
-
-@functools.lru_cache(maxsize=1024)
-def _offsets(path: str) -> np.ndarray:
-    return records.read_offsets(os.fspath(path))

@@ -37,8 +37,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
 OFFSETS_DTYPE = np.dtype("<u8")
-STATES = ("bfloat16", "int8")
-"""How token states may be stored."""
 _FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksums
 
 Manifest = dict[str, Any]
@@ -89,7 +87,7 @@ def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
 
     Args:
       record: the example.
-      states: how its token states are stored, one of STATES.
+      states: how its token states are stored, one of choices.STATES.
     """
     train = tensorflow().train
 
@@ -167,6 +165,11 @@ def offsets_path(shard: str | Path) -> Path:
     return Path(shard).with_suffix(".offsets")
 
 
+def offsets_size(examples: int) -> int:
+    """Bytes of the file with the offsets of so many records."""
+    return (examples + 1) * OFFSETS_DTYPE.itemsize
+
+
 def read_offsets(shard: str | Path) -> np.ndarray:
     """Where each record of a shard begins, in bytes, and last the shard's size."""
     return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
@@ -233,7 +236,7 @@ def load_manifest(directory: str | Path) -> Manifest:
         ):
             shard = directory / name
             _check_size(shard, size)
-            _check_size(offsets_path(shard), (examples + 1) * OFFSETS_DTYPE.itemsize)
+            _check_size(offsets_path(shard), offsets_size(examples))
     return manifest
 
 

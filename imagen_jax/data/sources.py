@@ -36,14 +36,31 @@ class Example(Protocol):
     def image(self) -> np.ndarray | bytes | None: ...
 
 
+@dataclass(frozen=True)
+class DamagedFile:
+    """What a source that reads past damage yields in place of the examples that it cannot read.
+
+    Attributes:
+      id: name of the file.
+      fault: what is wrong with it.
+    """
+
+    id: str
+    fault: str
+
+
 class Source(Protocol):
     """Captioned pictures, in a fixed order and division into shards.
 
     One that knows how many examples it has says so by __len__.
     """
 
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example]:
-        """The examples of one shard: the same ones whenever it is called."""
+    def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example | DamagedFile]:
+        """The examples of one shard: the same ones whenever it is called.
+
+        Raises:
+          ValueError: at once, not on iteration, if there cannot be so many shards.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

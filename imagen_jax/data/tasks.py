@@ -24,7 +24,8 @@ from imagen_jax.data.features import TASK_FEATURES, parse_example
 from imagen_jax.data.sources import check_rendering
 
 SHUFFLE_RECORDS = 4096
-"""Compressed records in the shuffle buffer. It is saved in every iterator checkpoint."""
+"""Compressed records that are shuffled at once: by `iterator.train_batches` in windows over all
+hosts; by seqio in a buffer, which tf.data saves in every checkpoint of its own iterators."""
 
 
 class EmbeddingShards(seqio.FileDataSource):

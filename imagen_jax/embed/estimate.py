@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.data import records
+from imagen_jax.data.choices import STATES
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.shard import Handling, prepare
@@ -112,7 +113,7 @@ def estimate(
             for name, caption, picture in examples
         )
         / len(examples)
-        for kind in records.STATES
+        for kind in STATES
     }
     usable, distinct = len(examples) / sampled, len(tokens) / len(examples)
     flops = _flops(encoder, tokens) / len(tokens)

@@ -21,10 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from imagen_jax.data import records
-from imagen_jax.data.pictures import FITS
+from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
-from imagen_jax.embed.shard import LONG_CAPTIONS, Counts, Handling, write_shard
+from imagen_jax.embed.shard import Counts, Handling, write_shard
 from imagen_jax.text.encoder import TextEncoder
 
 Job = dict[str, Any]
@@ -47,7 +47,8 @@ def embed(
 
     Examples that cannot be used are left out, counted by reason in the manifest and listed in a
     file beside their shard: an empty caption, one with too many tokens, a picture that is missing,
-    undecodable, too small or of another size. What is changed is counted, too.
+    undecodable, too small or of another size, and what a source gives up of damaged files. What is
+    changed is counted, too.
 
     Args:
       source: captioned pictures.
@@ -69,14 +70,15 @@ def embed(
 
     Raises:
       ValueError: the directory holds embeddings of another encoder, source or layout (the message
-        shows the differences), a shard is out of range, or no example could be used.
+        shows the differences), a shard is out of range, the source cannot be divided into so many,
+        or no example could be used.
     """
     if num_shards < 1 or image_size < 1:
         raise ValueError(
             f"num_shards and image_size must be at least 1, got {num_shards} and {image_size}"
         )
     for name, value, choices in (
-        ("states", states, records.STATES),
+        ("states", states, STATES),
         ("fit", fit, FITS),
         ("long_captions", long_captions, LONG_CAPTIONS),
     ):
@@ -88,6 +90,7 @@ def embed(
     mine = list(range(num_shards) if shards is None else shards)
     if outside := [shard for shard in mine if not 0 <= shard < num_shards]:
         raise ValueError(f"shards {outside} are not in 0..{num_shards - 1}")
+    source.examples_of_shard(0, num_shards)  # an error now, if they cannot be so many
     directory = Path(output_dir)
     job: Job = {
         "format": records.FORMAT,
@@ -156,10 +159,13 @@ def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
     """What was counted while writing a shard, or None if it is not (wholly) there."""
     name = records.shard_name(job["split"], shard, job["num_shards"])
     counts, file = directory / "progress" / f"{name}.json", directory / name
-    if not counts.exists() or not file.exists():
+    if not counts.exists():
         return None
     result = json.loads(counts.read_text())
-    return result if file.stat().st_size == result["bytes"] else None
+    sizes = {file: result["bytes"],
+             records.offsets_path(file): records.offsets_size(result["examples"])}  # fmt: skip
+    whole = all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
+    return result if whole else None
 
 
 def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:

@@ -1,7 +1,8 @@
 """Writes one shard of an embedding directory: the same bytes whenever it is written.
 
-Examples go through in chunks. While one chunk is encoded, the pictures of the next are decoded and
-its captions tokenised, on all processor cores.
+Examples go through in chunks, bounded in number and bytes. While one chunk is encoded and written,
+the pictures of the next are decoded and its captions tokenised, on all processor cores: memory
+holds two chunks, of the second also the pictures as they came.
 
 The token states of all captions of a shard are held in memory until it is written, because a
 caption is encoded once however often it comes: 10,000 captions of 20 tokens by T5-XXL are 1.6 GB.
@@ -14,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import ml_dtypes
@@ -24,14 +24,13 @@ from tqdm import tqdm
 from imagen_jax.data import records
 from imagen_jax.data.pictures import Picture, UnusableError, record_picture
 from imagen_jax.data.records import Record
-from imagen_jax.data.sources import Example, Source
+from imagen_jax.data.sources import DamagedFile, Example, Source
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 
-CHUNK = 2048
-"""Examples held in memory between reading, encoding and writing."""
-LONG_CAPTIONS = ("drop", "truncate")
-"""What is done with captions of more tokens than the encoder takes."""
+CHUNK_EXAMPLES = 2048
+CHUNK_BYTES = 2**28
+"""A chunk ends with the example that brings it to either: so many, or so many bytes of pictures."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Handling:
 
     Attributes:
       image_size: side of the recorded pictures in pixels.
-      fit: of pictures of another size, one of pictures.FITS.
-      long_captions: one of LONG_CAPTIONS.
+      fit: of pictures of another size, one of choices.FITS.
+      long_captions: one of choices.LONG_CAPTIONS.
     """
 
     image_size: int
@@ -77,10 +76,10 @@ class Chunk:
     Attributes:
       examples: (id, caption, encoded picture) of those that can be used.
       new: tokens of the captions that no chunk before has.
-      dropped: (id, reason, detail) of the others.
+      dropped: (id, reason, detail) of the others, and of damaged files.
       changed: what was done to the examples, counted.
       sides: shorter sides of their pictures, counted.
-      seen: all examples.
+      seen: all examples, and damaged files.
     """
 
     examples: list[tuple[str, str, bytes]]
@@ -92,7 +91,7 @@ class Chunk:
 
 
 def prepare(
-    examples: Iterable[Example], encoder: TextEncoder, handling: Handling
+    examples: Iterable[Example | DamagedFile], encoder: TextEncoder, handling: Handling
 ) -> Iterator[Chunk]:
     """Examples of a shard, in chunks that are prepared ahead by one."""
     known: set[str] = set()
@@ -100,7 +99,7 @@ def prepare(
         iterator = iter(examples)
 
         def next_chunk() -> Chunk | None:
-            taken = list(islice(iterator, CHUNK))
+            taken = _take(iterator)
             return _prepare(taken, encoder, handling, known, pool) if taken else None
 
         waiting = ahead.submit(next_chunk)
@@ -109,15 +108,36 @@ def prepare(
             yield chunk
 
 
+def _take(examples: Iterator[Example | DamagedFile]) -> list[Example | DamagedFile]:
+    """The examples of the next chunk."""
+    taken: list[Example | DamagedFile] = []
+    size = 0
+    while size < CHUNK_BYTES and len(taken) < CHUNK_EXAMPLES:
+        example = next(examples, None)
+        if example is None:
+            break
+        taken.append(example)
+        size += 0 if isinstance(example, DamagedFile) else _bytes(example.image)
+    return taken
+
+
+def _bytes(image: np.ndarray | bytes | None) -> int:
+    if image is None:
+        return 0
+    return image.nbytes if isinstance(image, np.ndarray) else len(image)
+
+
 def _prepare(
-    examples: list[Example],
+    examples: list[Example | DamagedFile],
     encoder: TextEncoder,
     handling: Handling,
     known: set[str],
     pool: ThreadPoolExecutor,
 ) -> Chunk:
-    def picture(example: Example) -> Picture | UnusableError:
+    def picture(example: Example | DamagedFile) -> Picture | UnusableError:
         try:
+            if isinstance(example, DamagedFile):
+                raise UnusableError("rest of a damaged file", example.fault)
             if not example.caption.strip():
                 raise UnusableError("empty caption")
             return record_picture(example.image, handling.image_size, handling.fit)
@@ -129,6 +149,7 @@ def _prepare(
         try:
             if isinstance(result, UnusableError):
                 raise result
+            assert not isinstance(example, DamagedFile)  # which is unusable
             tokens, cut = _tokens(example.caption, encoder, handling.long_captions)
         except UnusableError as error:
             chunk.dropped.append((example.id, error.reason, error.detail))
@@ -168,7 +189,7 @@ def write_shard(
 
     Args:
       path: of the shard, which appears when it is complete.
-      states: how token states are stored, one of records.STATES.
+      states: how token states are stored, one of choices.STATES.
       bar: moves on by one for each example.
     """
     for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # of a process that was killed
@@ -192,8 +213,11 @@ def write_shard(
             bar.update(chunk.seen - len(chunk.new))
         counts.captions = len(states_of)
         counts.dropped = Counter(reason for _, reason, _ in dropped)
+        listing = path.with_suffix(".dropped")
         if dropped:
-            _write_dropped(path.with_suffix(".dropped"), dropped)
+            _write_dropped(listing, dropped)
+        else:
+            listing.unlink(missing_ok=True)  # of a shard that is written anew
     return counts
 
 

@@ -1,0 +1,82 @@
+"""Damaged records: named, or counted and read past, as many as a host tolerates."""
+
+import collections
+import re
+
+import pytest
+from embedding_shards import EXAMPLES, batches, order, write_shards
+
+from imagen_jax.data import records
+
+
+def damage(directory, shard, places):
+    """Changes a byte in the middle of some records of a shard."""
+    path = directory / records.load_manifest(directory)["splits"]["train"]["shards"][shard]
+    offsets, content = records.read_offsets(path), bytearray(path.read_bytes())
+    for place in places:
+        content[(int(offsets[place]) + int(offsets[place + 1])) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write_shards(tmp_path)
+    path = damage(tmp_path, 1, [4])
+    message = (
+        rf"{re.escape(str(path))}: record 4 is damaged.*corrupted record.*makes 1, and 0 of the 36"
+    )
+    with pytest.raises(ValueError, match=message):
+        list(batches(tmp_path, repeat=False))
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
+    write_shards(tmp_path, change={"image": b"not a picture"})  # record 3
+    path = damage(tmp_path, 1, [4, 8])  # records 13 and 17
+    together = [
+        batches(tmp_path, max_damaged=0.2, shard_index=i, num_shards=hosts) for i in range(hosts)
+    ]
+    found = []
+    for _ in range(EXAMPLES // 4):
+        for host in together:
+            found += [int(i) for i in next(host)["text_emb"][:, 0, 0]]
+    # In their place come those after them, 4 and 14; after the last of a file its first.
+    assert sorted(found) == sorted([*(set(range(EXAMPLES)) - {3, 13, 17}), 4, 14, 9])
+    counted = sum((host.damage.by_file for host in together), collections.Counter())
+    assert counted == {str(path): 2, str(tmp_path / "train-00000-of-00004.tfrecord"): 1}
+    assert f"{path}: record 4 is damaged" in capsys.readouterr().err
+
+
+def test_more_damage_than_is_tolerated(tmp_path):
+    write_shards(tmp_path)
+    damage(tmp_path, 2, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="that makes 4, and 3 of the 36 that this host reads are"):
+        list(batches(tmp_path, repeat=False, max_damaged=0.1))
+    with pytest.raises(ValueError, match=r"max_damaged must be in \[0, 1\), got 1"):
+        batches(tmp_path, max_damaged=1.0)
+
+
+def test_a_host_tolerates_damage_in_what_it_reads(tmp_path):
+    """Not in what all hosts read: each would go on until there is as much on it alone."""
+    write_shards(tmp_path)
+    for shard in range(4):
+        damage(tmp_path, shard, [0, 1, 2])  # a third of all
+    with pytest.raises(ValueError, match="and 4 of the 18 that this host reads are tolerated"):
+        list(batches(tmp_path, repeat=False, max_damaged=0.25, num_shards=2))
+    # In later epochs it reads others, and may find the damage of all.
+    endless = batches(tmp_path, max_damaged=0.45, num_shards=2)
+    order(endless, 36)
+    assert endless.damage.by_file.total() > int(0.45 * 18)
+
+
+def test_the_first_records_are_sound_and_of_all_files(tmp_path):
+    write_shards(tmp_path)
+    damage(tmp_path, 0, [1])
+    iterator = batches(tmp_path, max_damaged=0.1)
+    found = [int(record.states[0, 0]) for record in iterator.first_records(12)]
+    assert found == [0, 2, *range(2, 12)]
+    assert iterator.damage.by_file.total() == 1
+    assert len(iterator.first_records(100)) == EXAMPLES
+    with pytest.raises(ValueError, match=r"00000-of-00004\.tfrecord: record 1 is damaged"):
+        batches(tmp_path).first_records(2)
+    assert len(batches(tmp_path).first_records(1)) == 1

@@ -1,0 +1,86 @@
+"""Training on a corpus: embedded first, once for all stages, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from corpus_files import write_csv
+
+from imagen_jax.data import records
+from imagen_jax.main import main
+from imagen_jax.workdir import checkpoint_steps
+
+
+def train_argv(stage: str, data: str, workdir: Path, *more: str) -> list[str]:
+    return ["train", "--config", str(Path(tiny.__file__).with_name("tiny_config.py")),
+            "--stage", stage, "--data", data, "--workdir", str(workdir),
+            "--set", *tiny.ONE_LEVEL, *more]  # fmt: skip
+
+
+def test_training_embeds_a_corpus_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
+    write_csv(tmp_path)
+    workdir, by_hand = tmp_path / "workdir", tmp_path / "by_hand"
+    corpus = f"table:{tmp_path}/table.csv"
+    argv = train_argv("base", corpus, workdir, "--embed", "shards=2", "long-captions=truncate")
+    assert main(argv) == 0
+    assert f"4 examples in {workdir / 'embeddings'}" in capsys.readouterr().out
+    options = ["--image-size", str(tiny.SR), "--encoder", "tiny", "--shards", "2"]
+    options += ["--long-captions", "truncate", "--output", str(by_hand)]
+    assert main(["embed", "--table", f"{tmp_path}/table.csv", *options]) == 0
+    manifest = records.load_manifest(workdir / "embeddings")
+    assert manifest == records.load_manifest(by_hand)
+    assert tiny.record(workdir, "base")["source"]["train"]["name"] == "table"
+    assert checkpoint_steps(workdir / "base") == [2]
+
+    # The other stage finds one shard there, and makes the one that is missing.
+    kept, lost = (workdir / "embeddings" / name for name in manifest["splits"]["train"]["shards"])
+    (workdir / "embeddings" / records.MANIFEST).unlink()
+    lost.unlink()
+    written = kept.stat().st_mtime_ns
+    argv[argv.index("base")] = "sr"
+    assert main(argv) == 0
+    assert records.load_manifest(workdir / "embeddings") == manifest
+    assert kept.stat().st_mtime_ns == written
+    assert checkpoint_steps(workdir / "sr") == [2]
+
+    assert main(train_argv("sr", str(workdir / "embeddings"), workdir)) == 0  # the same data
+    capsys.readouterr()
+    (tmp_path / "table.csv").write_text("image,caption\n0.png,another\n1.png,corpus\n")
+    assert main(argv) == 2
+    assert "holds other embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "message"),
+    [
+        ("table:t.csv", ["--embed", "fti=crop"], "--embed 'fti=crop' must be KEY=VALUE with KEY"),
+        ("table:t.csv", ["--embed", "output=o"], "--embed 'output=o' must be KEY=VALUE with KEY"),
+        ("table:t.csv", ["--embed", "fit"], "--embed 'fit' must be KEY=VALUE with KEY one of"),
+        ("table:t.csv", [], "no table t.csv"),
+        ("tfrecords:absent/*", [], "no file matches 'absent/*'"),
+        ("t.csv", [], "no embedding directory t.csv"),
+        ("t.csv", ["--embed", "fit=crop"], "a corpus is KIND:WHERE with KIND one of: scenes,"),
+        ("webdataset:a/*.tar", ["--embed", "fit=crop", "--multi-host"],
+         "run: imagen embed '--webdataset=a/*.tar' --encoder=tiny --image-size=8 "
+         "--output=w/embeddings --fit=crop (on several hosts, each with its --process ID/COUNT), "
+         "then train with --data w/embeddings"),
+    ],
+)  # fmt: skip
+def test_corpora_that_training_refuses(
+    data: str,
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
+    monkeypatch.chdir(tmp_path)
+    assert main(train_argv("base", data, Path("w"), *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
