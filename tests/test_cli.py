@@ -282,6 +282,9 @@ def test_embed_calls_embed() -> None:
     assert arguments == arguments | expected
     argv = "embed --scenes demo --count 10 --encoder minilm-random --output o --process 1/4"
     assert list(called("imagen_jax.embed.embed", argv.split())["shards"]) == [1, 5]
+    arguments = called("imagen_jax.embed.embed", [*argv.split(), "--split", "validation"])
+    assert arguments["split"] == "validation"
+    assert arguments["source"] == SceneSource("demo", "heldout", 0, 10, 64)
 
 
 def test_embed_loads_the_encoder_that_is_named() -> None:

@@ -301,6 +301,12 @@ def test_manifest_errors(tmp_path):
         records.load_manifest(tmp_path)
 
 
+def test_a_split_has_a_plain_name(tmp_path):
+    with pytest.raises(ValueError, match=r"split is 'a/b'; it must be of letters"):
+        run(tmp_path / "new", split="a/b")
+    assert not (tmp_path / "new").exists()
+
+
 def test_check_encoder_shows_what_differs(tmp_path):
     manifest = run(tmp_path)
     encoder = fake_encoder()

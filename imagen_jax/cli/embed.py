@@ -61,6 +61,7 @@ def add_command(commands: Commands) -> None:
         """
         imagen embed --scenes quickstart --count 20000 --output runs/quickstart/embeddings
         imagen embed --scenes demo --count 200000 --shards 64 --output runs/demo/embeddings
+        imagen embed --scenes demo --count 1000 --split validation --output runs/demo/embeddings
         imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings
             with the emoji of `imagen data fetch --output emoji`
         imagen embed --scenes quickstart --count 20000 --encoder minilm-random --output runs/random
@@ -81,6 +82,14 @@ def add_command(commands: Commands) -> None:
     parser.usage = "imagen embed SOURCE --output DIR [OPTION ...]"
     _add_sources(parser)
     parser.add_argument("--output", metavar="DIR", help="where the shards go")
+    parser.add_argument(
+        "--split",
+        default="train",
+        metavar="NAME",
+        help="what the examples are for: validation is what train.validation_batches reads; added "
+        "to the splits that --output has. Of --scenes, any but train has compositions that train "
+        "has not (default: %(default)s)",
+    )
     parser.add_argument(
         "--image-size",
         type=positive,
@@ -233,7 +242,7 @@ def run(args: argparse.Namespace) -> None:
         source,
         encoder,
         args.output,
-        split="train",
+        split=args.split,
         image_size=args.image_size,
         num_shards=shards,
         shards=range(process, shards, processes),
@@ -244,7 +253,7 @@ def run(args: argparse.Namespace) -> None:
     if manifest is None:
         print(f"shards of this process are in {args.output}; others are not finished")
         return
-    split = manifest["splits"]["train"]
+    split = manifest["splits"][args.split]
     print(f"{split['examples']} examples in {args.output}")
     for what in ("dropped", "changed"):
         for reason, number in sorted(split[what].items()):
@@ -315,8 +324,9 @@ def _source(args: argparse.Namespace) -> tuple[Source, int]:
 
         if args.count is None:
             raise ValueError("--scenes needs --count, the number of scenes")
+        compositions = "train" if args.split == "train" else "heldout"
         scenes = SceneSource(
-            args.scenes, "train", args.seed or 0, args.count, args.image_size, args.emoji
+            args.scenes, compositions, args.seed or 0, args.count, args.image_size, args.emoji
         )
         return scenes, args.shards or DEFAULT_SHARDS
     if args.table is not None:

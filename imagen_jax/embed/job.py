@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import re
 import socket
 import time
 from collections import Counter
@@ -84,6 +85,10 @@ def embed(
     ):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; choices: {', '.join(choices)}")
+    if not re.fullmatch(r"\w+", split):
+        raise ValueError(
+            f"split is {split!r}; it must be of letters, digits and _, such as train or validation"
+        )
     known = operator.length_hint(source)
     if 0 < known < num_shards:
         raise ValueError(f"count must be at least num_shards = {num_shards}, got {known}")
