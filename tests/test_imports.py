@@ -15,10 +15,10 @@ import imagen_jax
 ROOT = Path(imagen_jax.__file__).parent
 
 FLOORS = {
-    "ground": ("typing", "sharding", "config", "grid", "checksums"),
+    "ground": ("typing", "sharding", "config", "grid", "checksums", "run_exported"),
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage_config", "stage"),
-    "join": ("sampling", "workdir", "pretrained"),
+    "join": ("sampling", "workdir", "pretrained", "compiled"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),
     "commands": ("cli",),
