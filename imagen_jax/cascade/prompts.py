@@ -13,7 +13,7 @@ from imagen_jax.text.tokenizer import CaptionTooLongError
 from imagen_jax.typing import TextEmbedding
 
 HOW = ("slerp", "lerp")
-_SHOWN = 200
+_SHOWN = 80
 """Characters of a prompt that messages show."""
 
 

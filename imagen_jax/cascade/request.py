@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade.pictures import check_masks, check_pictures, resize, resize_mask
+from imagen_jax.cascade.pictures import (
+    check_aspect,
+    check_masks,
+    check_pictures,
+    resize,
+    resize_mask,
+)
 from imagen_jax.sampling import Edit
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
@@ -136,7 +142,7 @@ def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[in
     Raises:
       ValueError: a size that the stages cannot make, or none; says the nearest that they can.
     """
-    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     whole = [isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides]
     if len(sides) != 2 or not all(whole):
         raise ValueError(f"size must be a whole number, or height and width; got {size!r}")
@@ -190,6 +196,9 @@ def plan_stages(
         height, width = check_size(run, whole if size is None else size)
     else:
         height, width = check_size(run, run[-1].resolution if size is None else size)
+
+    if pictures is not None:
+        check_aspect(pictures.shape[1:3], (height, width))
 
     def of(resolution: int) -> tuple[int, int]:
         last = run[-1].resolution
