@@ -126,7 +126,7 @@ def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pictures [n, h, w, 3] of another size: the area's mean where smaller, bicubic where larger."""
+    """Pictures [n, h, w, 3] of another size: means of areas where smaller, bicubic where larger."""
     if images.shape[1:3] == size:
         return images
     smaller = size[0] < images.shape[1] or size[1] < images.shape[2]

@@ -176,8 +176,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the sampling settings, which are the config's where they are not given."""
     group = parser.add_argument_group(
         "settings of the stages",
-        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps base=32,sr=8; "
-        "those of the config where not given",
+        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps\n"
+        "base=32,sr=8; those of the config where not given",
     )
     group.add_argument(
         "--guidance",
