@@ -19,6 +19,7 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.data.records import quantise
 from imagen_jax.data.scenes import caption, get_level, sample_scene
 from imagen_jax.eval.alignment import alignment_report
+from imagen_jax.pretrained import open_cascade
 from imagen_jax.text.encoder import TextEncoder
 
 SEED = 1_000_000
@@ -71,7 +72,8 @@ def main() -> None:
         cosine = np.sum(stored * exact, axis=1) / norms
         per_token = {"float32": 4 * width, "bfloat16": 2 * width, "int8": width + 4}[kind]
         fields = {name: getattr(demo.encoder, name) for name in TextEncoder.__dataclass_fields__}
-        cascade = Cascade(demo.stages, Stored(**fields, kind=kind), demo.source)
+        encoder = Stored(**fields, kind=kind)
+        cascade = Cascade(open_cascade(None), lambda encoder=encoder: encoder)
         right = []
         for of_groups in scenes.values():
             prompts = [caption(scene) for scene in of_groups]

@@ -125,20 +125,29 @@ class Stage:
         return picture, scalars, Conditioning(text, picture, scalars)
 
 
-def upsample_low_res(low_res: jax.Array, resolution: int) -> jax.Array:
-    """Bilinear upsampling of a low-resolution picture [b, h, w, 3] to the stage's resolution.
+def with_dtype(stage: Stage, dtype: str) -> Stage:
+    """The stage with activations of another dtype, "float32" or "bfloat16"."""
+    return dataclasses.replace(stage, network=stage.network.clone(dtype=dtype))
+
+
+def upsample_low_res(low_res: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear upsampling of low-resolution pictures [b, h, w, 3] to the size of the stage's.
 
     Training and sampling both go through here.
 
+    Args:
+      size: height and width of the result.
+
     Raises:
-      ValueError: the stage's resolution is not a multiple of the picture's size.
+      ValueError: the size is not the same whole multiple of height and width.
     """
     b, h, w, c = low_res.shape
-    if h != w or resolution % h:
+    if size[0] % h or size[0] // h * w != size[1]:
         raise ValueError(
-            f"a low-resolution picture of {h} x {w} cannot condition a stage of {resolution} pixels"
+            f"a low-resolution picture of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
+            "pixels"
         )
-    return jax.image.resize(low_res, (b, resolution, resolution, c), "bilinear")
+    return jax.image.resize(low_res, (b, *size, c), "bilinear")
 
 
 def _pop_kind(section: dict[str, Any], classes: Mapping[str, type], where: str) -> type:

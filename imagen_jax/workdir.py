@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,23 @@ def restore_ema(
     if checked:
         check_restored(path / item, restored["checksums"].get(item, {}), restored[item])
     return restored[item], int(path.name)
+
+
+def ema_digest(directory: str | Path, decay: float | None = None) -> str:
+    """A hash of what restore_ema reads, without reading it: of the checksums it was saved with, or
+    of where it is in a checkpoint that was saved without them.
+
+    Raises:
+      FileNotFoundError: no finished checkpoint is there.
+    """
+    path = newest_checkpoint(directory)
+    item = ema_item(None if decay is None else str(decay))
+    stored = path / "checksums" / "metadata"
+    if stored.is_file():
+        said = json.dumps(json.loads(stored.read_text()).get(item, {}), sort_keys=True)
+    else:
+        said = f"{path.absolute()} {item}"
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def reason(error: BaseException) -> str:

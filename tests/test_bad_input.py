@@ -122,10 +122,10 @@ def test_work_directory_of_another_config(
 
 def test_impossible_size(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "pictures"
-    argv = ["sample", "a cat", "--workdir", str(cascade), "--size", "512", "--output", str(output)]
-    message = error_of(argv, capsys)
-    assert f"this cascade makes pictures of {tiny.SR} x {tiny.SR} pixels" in message
-    assert "not 512 x 512" in message
+    argv = ["sample", "a cat", "--workdir", str(cascade), "--output", str(output)]
+    message = error_of([*argv, "--size", "31x16"], capsys)
+    assert f"this cascade ({tiny.BASE} -> {tiny.SR} pixels) cannot make pictures of 31" in message
+    assert "must be multiples of 2; the nearest is 32 x 16" in message
     assert not output.exists()
 
 

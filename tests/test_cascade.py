@@ -19,12 +19,11 @@ import safetensors.numpy
 import tiny
 from PIL import Image
 
-from imagen_jax import cascade as cascade_lib
-from imagen_jax.cascade import Cascade, CascadeSamples, save_samples
+from imagen_jax.cascade import Cascade, CascadeSamples, read_record, run, save_samples
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.eval.run import evaluate
-from imagen_jax.pretrained import export_cascade, load_stages
-from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
+from imagen_jax.pretrained import export_cascade, open_cascade
+from imagen_jax.sampling import StageInputs, from_uint8, picture_keys, sample_stage, to_uint8
 
 PROMPTS = ["a red picture", "one blue picture"]
 SEED = 5
@@ -50,7 +49,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lively(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported cascade with random weights."""
     directory = shutil.copytree(exported, tmp_path_factory.mktemp("lively") / "cascade")
-    for stage, _ in load_stages(exported)[0]:
+    for stage in open_cascade(exported).stages:
         flat = flax.traverse_util.flatten_dict(tiny.random_params(stage), sep="/")
         half = {name: np.asarray(value, np.float16) for name, value in flat.items()}
         safetensors.numpy.save_file(half, directory / f"{stage.name}.safetensors")
@@ -75,19 +74,18 @@ def test_export_is_the_average_in_half_precision(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == [
         "base.safetensors", "cascade.json", "sr.safetensors"
     ]  # fmt: skip
-    trained, origin = load_stages(tiny.workdir())
-    loaded, same_origin = load_stages(exported)
-    assert same_origin == origin
-    assert origin["encoder"]["fingerprint"] == tiny.encoder().fingerprint
-    assert [stage.name for stage, _ in trained] == ["base", "sr"]
-    for (stage, ema), (same_stage, half) in zip(trained, loaded, strict=True):
-        assert same_stage == stage
+    trained, loaded = open_cascade(tiny.workdir()), open_cascade(exported)
+    assert (loaded.encoder, loaded.source) == (trained.encoder, trained.source)
+    assert trained.encoder["fingerprint"] == tiny.encoder().fingerprint
+    assert [stage.name for stage in trained.stages] == ["base", "sr"]
+    assert trained.stages == loaded.stages
+    for stage in trained.stages:
         assert stage == tiny.stage(stage.name, *tiny.ONE_LEVEL)
         jax.tree.map(
             lambda e, h: np.testing.assert_array_equal(
                 h, np.float32(np.float16(e)), strict=True
             ),
-            *jax.device_get((ema, half)),
+            *jax.device_get((trained.weights(stage), loaded.weights(stage))),
         )  # fmt: skip
 
 
@@ -109,7 +107,7 @@ def test_work_directory_and_export_make_the_same_pictures(exported: Path) -> Non
 def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
     assert four.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert four.seeds == [SEED, SEED + 1] * 2
-    assert four.settings == {stage.name: stage.sample for stage, _ in cascade.stages}
+    assert four.settings == {stage.name: stage.sample for stage in cascade.stages}
     assert four.intermediates == {}
     assert four.stages.keys() == {"base", "sr"}
     for name, size in (("base", tiny.BASE), ("sr", tiny.SR)):
@@ -141,7 +139,7 @@ def test_a_picture_is_its_own_whatever_is_sampled_with_it(
     assert alone.images.shape == (1, tiny.SR, tiny.SR, 3)
     assert_close(alone.images[0], four.images[2])
     # More than fit into a batch, the last of which is padded.
-    monkeypatch.setattr(cascade_lib, "BATCH_SIZES", (2, 4))
+    monkeypatch.setattr(run, "BATCH_SIZES", (2, 4))
     six = sample(cascade, company + PROMPTS, [0, SEED + 1, 9, SEED, SEED, SEED])
     assert six.images.shape == (6, tiny.SR, tiny.SR, 3)
     np.testing.assert_array_equal(six.images[:4], other.images)
@@ -151,13 +149,13 @@ def test_a_picture_is_its_own_whatever_is_sampled_with_it(
 def test_each_stage_starts_from_what_the_one_before_makes(
     cascade: Cascade, four: CascadeSamples
 ) -> None:
-    encoded = cascade.encoder.encode(four.prompts)
-    text = jax.tree.map(lambda x: x[:, : cascade.stages[0][0].text.max_length], encoded)
+    text = cascade.encode(four.prompts)
     picture = None
-    for stage, params in cascade.stages:
-        keys = picture_keys(four.seeds)
-        picture = sample_stage(stage, params, text, keys, picture, stage.sample).x0
-        np.testing.assert_array_equal(to_uint8(picture), four.stages[stage.name])
+    for stage in cascade.stages:
+        inputs = StageInputs(text, picture_keys(four.seeds), picture)
+        made = sample_stage(stage, cascade.weights(stage.name), inputs, stage.sample)
+        assert_close(to_uint8(made), four.stages[stage.name])
+        picture = from_uint8(four.stages[stage.name])
 
 
 def test_the_estimate_of_the_last_step_is_the_picture(
@@ -178,7 +176,7 @@ def test_the_estimate_of_the_last_step_is_the_picture(
 
 def test_settings_hold_for_all_stages_or_for_those_named(cascade: Cascade) -> None:
     settings = cascade.settings(steps=9, sampler={"sr": "ddim"}, guidance=None, aug_level=1)
-    defaults = {stage.name: stage.sample for stage, _ in cascade.stages}
+    defaults = {stage.name: stage.sample for stage in cascade.stages}
     assert settings == {
         "base": dataclasses.replace(defaults["base"], steps=9, aug_level=1.0),
         "sr": dataclasses.replace(defaults["sr"], steps=9, aug_level=1.0, sampler="ddim"),
@@ -210,26 +208,19 @@ def test_guidance(cascade: Cascade, four: CascadeSamples) -> None:
 # files
 
 
+@pytest.mark.parametrize("file_format", ["png", "webp"])
 def test_saved_pictures_say_how_they_were_made(
-    cascade: Cascade, four: CascadeSamples, tmp_path: Path
+    cascade: Cascade, four: CascadeSamples, tmp_path: Path, file_format: str
 ) -> None:
-    prompts = ["a cat, «gemalt» in 東京", *four.prompts[1:]]
+    prompts = ["a cat, «gemalt» in 東京\0 \u202e", *four.prompts[1:]]
     samples = dataclasses.replace(four, prompts=prompts)
-    grid, *pictures = save_samples(samples, tmp_path / "new" / "folder")
-    assert [path.name for path in pictures] == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    grid, *pictures = save_samples(samples, tmp_path / "new" / "folder", file_format)
+    assert [path.name for path in pictures] == [f"000{i}.{file_format}" for i in range(4)]
     assert sorted(grid.parent.iterdir()) == [*pictures, grid]
     for i, path in enumerate(pictures):
         with Image.open(path) as picture:
             np.testing.assert_array_equal(np.asarray(picture), four.images[i])
-            assert isinstance(picture, Image.Image)
-            said: dict[str, Any] = picture.info
-        assert (said["prompt"], said["seed"]) == (prompts[i], str(four.seeds[i]))
-        settings = json.loads(said["settings"])
-        assert settings == {name: dataclasses.asdict(s) for name, s in four.settings.items()}
-        # That is enough to make it again.
-        by_field = {field: {name: of[field] for name, of in settings.items()} for field in
-                    settings["base"]}  # fmt: skip
-        assert cascade.settings(**by_field) == four.settings
+        assert read_record(path) == samples.record(i)
     sheet = np.asarray(Image.open(grid))
     scale = 192 // tiny.SR
     assert sheet.shape[1] > 4 * scale * tiny.SR, "all four in one row"

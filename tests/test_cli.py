@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import re
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ import tiny
 from PIL import Image
 
 from imagen_jax import main as main_lib
+from imagen_jax.cli import command as command_lib
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
 from imagen_jax.cli import sample as sample_command
@@ -99,6 +99,7 @@ def test_help_answers_within_a_second(command: list[str]) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
+    from imagen_jax.cascade.sweep import FIELDS
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
@@ -114,7 +115,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
     assert embed_command.ENCODER_DTYPES == DTYPES
     by_name = {action.dest: action for action in options(main_lib.make_parser())}
-    assert set(by_name["threshold"].choices or ()) == set(THRESHOLDS)
+    assert set(command_lib.THRESHOLDS) == set(THRESHOLDS)
+    assert set(FIELDS) - set(sample_command.SWEPT) == {"time_grid"}
     named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])
     assert set(named) - {"or"} == set(SAMPLERS)
 
@@ -317,15 +319,16 @@ def test_train_calls_train_with_the_overridden_config() -> None:
 
 def test_sample_passes_on_only_what_is_said() -> None:
     with mock.patch("imagen_jax.cascade.Cascade.load") as load, mock.patch(
-        "imagen_jax.cascade.save_samples", return_value=["grid.png", "0000.png"]
-    ):  # fmt: skip
-        argv = ["sample", "a cat", "--workdir", "w", "--guidance", "2", "--steps", "4"]
+        "imagen_jax.cascade.grid_of"
+    ), mock.patch("imagen_jax.cascade.Writer.save_grid"):  # fmt: skip
+        argv = ["sample", "a cat", "--workdir", "w", "--guidance", "2", "--steps", "base=4,sr=2"]
         assert main_lib.main(argv) == 0
-    load.assert_called_once_with("w", None, None)
+    load.assert_called_once_with("w", None, None, dtype=None, keep="all")
     (call,) = load.return_value.sample.call_args_list
     assert call.args == (["a cat"],)
-    said = {name: value for name, value in call.kwargs.items() if value is not None}
-    assert said == {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": 4}
+    call.kwargs.pop("on_finished")
+    expected = {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": {"base": 4, "sr": 2}}
+    assert call.kwargs == expected
 
 
 def test_evaluate_calls_evaluate() -> None:
@@ -339,11 +342,13 @@ def test_evaluate_calls_evaluate() -> None:
 
 def test_export_calls_export_cascade() -> None:
     argv = ["export", "--workdir", "w", "--output", "o"]
-    expected = {"workdir": "w", "output": "o", "ema_decay": None}
+    expected = {"workdir": "w", "output": "o", "ema_decay": None, "dtype": "float16"}
     assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 
 def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
+    from imagen_jax.cascade import read_record
+
     cascade = tiny.write_cascade(tmp_path / "cascade")
     output = tmp_path / "out"
     argv = [
@@ -371,7 +376,7 @@ def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
     files = sorted(output.iterdir())
     names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
     assert [file.name for file in files] == names
-    picture = Image.open(files[3])
-    assert picture.size == (tiny.SR, tiny.SR)
-    assert (picture.text["prompt"], picture.text["seed"]) == ("two cats", "6")
-    assert json.loads(picture.text["settings"])["sr"]["steps"] == 2
+    record = read_record(files[3])
+    assert (record["prompt"], record["seed"]) == ("two cats", 6)
+    assert record["stages"]["sr"]["settings"]["steps"] == 2
+    assert Image.open(files[3]).size == (tiny.SR, tiny.SR)

@@ -15,10 +15,19 @@ import imagen_jax
 ROOT = Path(imagen_jax.__file__).parent
 
 FLOORS = {
-    "ground": ("typing", "sharding", "config", "grid", "checksums", "chips", "flops"),
+    "ground": (
+        "typing",
+        "sharding",
+        "config",
+        "grid",
+        "checksums",
+        "chips",
+        "flops",
+        "run_exported",
+    ),  # fmt: skip
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage_config", "stage"),
-    "join": ("sampling", "workdir", "pretrained"),
+    "join": ("sampling", "workdir", "pretrained", "compiled"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),
     "commands": ("cli",),

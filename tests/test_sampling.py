@@ -11,7 +11,12 @@ import pytest
 import tiny
 
 from imagen_jax.diffusion import img2img, inpaint, sample, time_grid
-from imagen_jax.sampling import picture_keys, sample_stage, stage_denoiser
+from imagen_jax.sampling import (
+    StageInputs,
+    picture_keys,
+    sample_stage,
+    stage_denoiser,
+)
 from imagen_jax.typing import Denoiser
 
 
@@ -80,7 +85,6 @@ def test_img2img_samples_from_the_noised_picture(setting: Setting) -> None:
 
 def test_low_res_must_be_given_to_the_stage_that_starts_from_it(setting: Setting) -> None:
     wrong = None if setting.low_res is not None else jnp.zeros((2, 4, 4, 3))
+    inputs = StageInputs(setting.text, setting.keys, wrong)
     with pytest.raises(ValueError, match=r"none was given|a picture was given"):
-        sample_stage(
-            setting.stage, setting.params, setting.text, setting.keys, wrong, setting.settings
-        )
+        sample_stage(setting.stage, setting.params, inputs, setting.settings)

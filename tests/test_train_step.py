@@ -70,7 +70,7 @@ def test_low_res_is_noised_by_its_level() -> None:
     levels = np.sort(given.aug_level)
     # Uniform: the largest distance from the diagonal is that of Kolmogorov and Smirnov.
     assert np.abs(levels - np.linspace(0, 0.5, 256)).max() < 0.5 * 1.63 / np.sqrt(256)
-    clean = upsample_low_res(batch["low_res"], stage.resolution)
+    clean = upsample_low_res(batch["low_res"], (stage.resolution,) * 2)
     logsnr = stage.schedule.logsnr(given.aug_level)
     noise = (given.low_res - diffuse(clean, jnp.zeros_like(clean), logsnr)) / jnp.sqrt(
         jax.nn.sigmoid(-logsnr)
@@ -86,14 +86,16 @@ def test_low_res_is_noised_by_its_level() -> None:
 
 def test_upsampling_of_low_res() -> None:
     flat = jnp.full((2, 4, 4, 3), 0.3)
-    np.testing.assert_allclose(upsample_low_res(flat, 16), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(upsample_low_res(flat, (16, 16)), 0.3, rtol=1e-6)
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
-    np.testing.assert_allclose(upsample_low_res(x, 4), x, atol=1e-6)
-    turned = upsample_low_res(jnp.rot90(x, axes=(1, 2)), 8)
-    np.testing.assert_allclose(turned, jnp.rot90(upsample_low_res(x, 8), axes=(1, 2)), atol=1e-6)
-    for shape, size in (((1, 4, 4, 3), 10), ((1, 4, 8, 3), 16)):
-        with pytest.raises(ValueError, match=f"4 x {shape[2]} cannot condition .* {size} pixels"):
+    x = jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32)
+    np.testing.assert_allclose(upsample_low_res(x, (4, 6)), x, atol=1e-6)
+    turned = upsample_low_res(jnp.rot90(x, axes=(1, 2)), (12, 8))
+    upsampled = upsample_low_res(x, (8, 12))
+    np.testing.assert_allclose(turned, jnp.rot90(upsampled, axes=(1, 2)), atol=1e-6)
+    for shape, size in (((1, 4, 4, 3), (10, 10)), ((1, 4, 8, 3), (16, 16))):
+        message = f"4 x {shape[2]} cannot condition one of {size[0]} x {size[1]} pixels"
+        with pytest.raises(ValueError, match=message):
             upsample_low_res(jnp.zeros(shape), size)
 
 

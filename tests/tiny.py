@@ -162,7 +162,9 @@ def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:
     )
 
 
-def write_cascade(directory: Path, text_encoder: TextEncoder | None = None) -> Path:
+def write_cascade(
+    directory: Path, text_encoder: TextEncoder | None = None, scale: float = 0.02
+) -> Path:
     """An untrained cascade in the form that the package ships.
 
     Its default encoder, with random weights, is known outside of the tests, too.
@@ -183,7 +185,7 @@ def write_cascade(directory: Path, text_encoder: TextEncoder | None = None) -> P
         json.dumps({"config": to_plain(cascade), "encoder": record, "source": {}})
     )
     for name in cascade.cascade:
-        params = random_params(make_stage(cascade, name), scale=0.02)
+        params = random_params(make_stage(cascade, name), scale=scale)
         flat = flax.traverse_util.flatten_dict(params, sep="/")
         half = {key: np.asarray(value, np.float16) for key, value in flat.items()}
         safetensors.numpy.save_file(half, directory / f"{name}.safetensors")

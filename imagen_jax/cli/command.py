@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 LEVELS = ("quickstart", "demo", "full")
@@ -142,43 +143,75 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
 
 SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_level")
 """Names of the sampling settings, as in stage_config.SampleConfig."""
+THRESHOLDS = ("dynamic", "static", "none")
+
+
+def per_stage(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Type of an argument with one value for all stages, or STAGE=VALUE,STAGE=VALUE."""
+
+    def parse(text: str) -> Any:
+        if "=" not in text:
+            return kind(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        if not all(name and equals and value for name, equals, value in pairs):
+            raise argparse.ArgumentTypeError(
+                f"must be one value, or STAGE=VALUE,STAGE=VALUE; got {text!r}"
+            )
+        return {name: kind(value) for name, _, value in pairs}
+
+    parse.__name__ = kind.__name__  # what argparse calls it in its messages
+    return parse
+
+
+def threshold(text: str) -> str:
+    """Type of an argument that must be one of THRESHOLDS."""
+    if text not in THRESHOLDS:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r}; choose {', '.join(THRESHOLDS)}"
+        )
+    return text
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the sampling settings, which are the config's where they are not given."""
-    of_config = "(default: the config's)"
-    parser.add_argument(
+    group = parser.add_argument_group(
+        "settings of the stages",
+        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps\n"
+        "base=32,sr=8; those of the config where not given",
+    )
+    group.add_argument(
         "--guidance",
-        type=float,
+        type=per_stage(float),
         metavar="WEIGHT",
-        help=f"of classifier-free guidance; 1 is off, more follows the text closer {of_config}",
+        help="of classifier-free guidance; 1 is off, more follows the text closer",
     )
-    parser.add_argument(
+    group.add_argument(
         "--threshold",
-        choices=("dynamic", "static", "none"),
-        help=f"how each step's estimate is kept in the range of a picture {of_config}",
+        type=per_stage(threshold),
+        metavar="KIND",
+        help=f"{', '.join(THRESHOLDS)}: how each step's estimate is kept in the range of a picture",
     )
-    parser.add_argument(
+    group.add_argument(
         "--percentile",
-        type=float,
+        type=per_stage(float),
         metavar="P",
-        help=f"of dynamic thresholding, 0 to 100 {of_config}",
+        help="of dynamic thresholding, 0 to 100",
     )
-    parser.add_argument(
-        "--sampler", metavar="NAME", help=f"ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun {of_config}"
+    group.add_argument(
+        "--sampler",
+        type=per_stage(str),
+        metavar="NAME",
+        help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun (it calls the network twice a step)",
     )
-    parser.add_argument(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help=f"of the sampler, for each stage; time is proportional to it {of_config}",
+    group.add_argument(
+        "--steps", type=per_stage(positive), metavar="N", help="of the sampler; time grows with it"
     )
-    parser.add_argument(
+    group.add_argument(
         "--aug-level",
-        type=float,
+        type=per_stage(float),
         metavar="LEVEL",
         help="noise put on the small picture before it is enlarged, 0 (none) to 1 (only noise); "
-        f"more invents more detail {of_config}",
+        "more invents more detail",
     )
 
 

@@ -1,10 +1,10 @@
-"""`imagen export`: the weights of a trained cascade, small enough to pass on."""
+"""`imagen export`: a trained cascade, to pass on as weights or as compiled programs."""
 
 from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.command import Commands, add_settings, command, settings
 
 
 def add_command(commands: Commands) -> None:
@@ -12,21 +12,34 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "export",
-        "a trained cascade -> a small directory to pass on",
+        "a trained cascade -> weights to pass on, or programs that run without this code",
         """
-        Writes the newest averaged (EMA) weights of every stage as <stage>.safetensors in float16,
-        and the config and the record of the text encoder as cascade.json. Optimiser state and
-        history stay behind. Whatever takes --workdir also takes such a directory.""",
+        With --format safetensors, writes the newest averaged (EMA) weights of every stage as
+        <stage>.safetensors, and the config and the record of the text encoder as cascade.json.
+        Optimiser state and history stay behind. Whatever takes --workdir also takes such a
+        directory. With --format compiled, writes the sampler of every stage as a program
+        (StableHLO, by jax.export) for any batch size, its weights, and a script of 20 lines that
+        runs it with jax, numpy and safetensors alone.""",
         """
         imagen export --workdir runs/quickstart --output my_cascade
-        imagen export --workdir /mnt/runs/animals --output /mnt/share/animals
+        imagen export --workdir /mnt/runs/animals --output /mnt/share/animals --dtype float32
+        imagen export --format compiled --output compiled --steps base=32,sr=8
+            of the demo cascade; see compiled/base.json and compiled/run_exported.py
         imagen export --workdir runs/demo --output imagen_jax/demo
             makes it what imagen sample takes without --workdir""",
     )
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="work directory of imagen train"
+        "--workdir",
+        metavar="DIR",
+        help="work directory of imagen train (default: the pretrained demo cascade)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cascade goes")
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "compiled"),
+        default="safetensors",
+        help="what is written (default: %(default)s)",
+    )
     parser.add_argument(
         "--ema-decay",
         type=float,
@@ -34,13 +47,43 @@ def add_command(commands: Commands) -> None:
         help="which average of the weights: one of train.extra_ema_decays of the stages' config "
         "(default: the one of train.ema_decay)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        help="of the weights in safetensors; compiled programs have float32 (default: float16)",
+    )
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=("cpu", "cuda", "rocm", "tpu"),
+        default=[],
+        help="that compiled programs are for (default: the one of this machine)",
+    )
+    add_settings(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
-    from imagen_jax.pretrained import export_cascade
+    if args.format == "safetensors":
+        if args.platforms or settings(args):
+            raise ValueError("weights know no platforms and settings; give --format compiled")
+        from imagen_jax.pretrained import export_cascade
 
-    paths = export_cascade(args.workdir, args.output, args.ema_decay)
+        paths = export_cascade(args.workdir, args.output, args.ema_decay, args.dtype or "float16")
+    else:
+        if args.dtype:
+            raise ValueError("compiled programs have float32 weights; leave out --dtype")
+        from imagen_jax.cascade.request import stage_settings
+        from imagen_jax.compiled import export_stage
+        from imagen_jax.pretrained import open_cascade
+
+        cascade = open_cascade(args.workdir, args.ema_decay)
+        of_stages = stage_settings(cascade.stages, **settings(args))
+        paths = []
+        for stage in cascade.stages:
+            how = of_stages[stage.name]
+            paths += export_stage(cascade, stage, args.output, how, args.platforms)
+        paths = list(dict.fromkeys(paths))
     for path in paths:
         print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")

@@ -1,20 +1,31 @@
-"""`imagen sample`: prompts to pictures. Imports neither TensorFlow nor seqio."""
+"""`imagen sample`: prompts to pictures, and pictures to pictures. Imports neither TensorFlow nor
+seqio."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
+    SETTINGS,
     Commands,
-    add_seed,
     add_settings,
     add_workdir,
     command,
+    per_stage,
     positive,
     settings,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from imagen_jax.cascade import Cascade, Writer
+
+SWEPT = (*SETTINGS, "strength", "seed")
 
 
 def add_command(commands: Commands) -> None:
@@ -22,75 +33,294 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "sample",
-        "prompts -> pictures",
+        "prompts -> pictures; or a picture edited, enlarged or repeated",
         """
-        Makes pictures of prompts: one labelled grid and one PNG for each picture, with prompt, seed
-        and settings in its metadata. Without --workdir the pretrained demo cascade is used. What is
-        not said here is taken from the config of the cascade.""",
+        Makes pictures of prompts: one labelled grid, and one file for each picture that says in its
+        metadata how it was made. Without --workdir the pretrained demo cascade is used. What is not
+        said here is taken from the config of the cascade. Ctrl-C keeps the pictures that are done.
+        """,
         """
-        imagen sample "a drawing of a red apple left of a dog on a blue background"
-        imagen sample "a drawing of a rocket above a sunflower" --per-prompt 4 --seed 7
-        imagen sample --workdir runs/quickstart --prompts prompts.txt --output pictures
-        imagen sample "a green star" --guidance 8 --threshold static --steps 64
-            more weight on the text than usual; compare with --threshold dynamic""",
+        imagen sample "a drawing of a red apple left of a dog on a blue background" --per-prompt 4
+        imagen sample --prompts prompts.txt --negative "a flat icon" --guidance base=4 --size 64x96
+        imagen sample "a green star" --sweep guidance=1,2,4,8 --sweep threshold=none,static,dynamic
+            the same noise under all of these settings, as one grid
+        imagen sample "a flat icon of a red car" --image photo.png --mask mask.png --crop
+            paints anew what is white in the mask; --strength 0.6 in its place keeps only the rough
+            shapes, and --image alone enlarges a small picture
+        imagen sample --from samples/0003.png --output again
+            the same picture again, from what its file says""",
     )
     parser.add_argument("prompt", nargs="*", help="what the picture shows; quote each prompt")
     parser.add_argument("--prompts", metavar="FILE", help="more prompts, one on each line")
-    add_workdir(parser)
     parser.add_argument(
+        "--negative", metavar="TEXT", help="what the pictures are guided away from, needs guidance"
+    )
+    parser.add_argument("--per-prompt", type=positive, metavar="N", help="pictures of each prompt, "
+                        "of seeds that follow one another (default: 1)")  # fmt: skip
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of the noise; the same seed gives the same picture (default: 0)",
+    )
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="SIDE|HEIGHTxWIDTH",
+        help="of the pictures, in pixels (default: what the cascade was trained for)",
+    )
+    parser.add_argument(
+        "--blend-with",
+        metavar="PROMPT",
+        help="also the texts between each prompt and this one, of as many tokens",
+    )
+    parser.add_argument(
+        "--blends",
+        type=positive,
+        metavar="N",
+        help="pictures from one prompt to the other (default: 5)",
+    )
+    parser.add_argument(
+        "--sweep",
+        type=axis,
+        action="append",
+        metavar="[STAGE.]NAME=V,V,...",
+        help=f"all of these values of {', '.join(SWEPT)}; twice for rows and columns",
+    )
+    parser.add_argument(
+        "--from",
+        dest="repeated",
+        metavar="PICTURE",
+        help="make this picture again, from its metadata; what was edited must be given again",
+    )
+    _add_editing(parser)
+    add_settings(parser)
+    where = parser.add_argument_group("where, and on what")
+    add_workdir(where)
+    where.add_argument(
         "--output",
         metavar="DIR",
         default="samples",
         help="where the pictures go (default: %(default)s)",
     )
-    parser.add_argument(
-        "--per-prompt",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="pictures of each prompt (default: %(default)s)",
+    where.add_argument(
+        "--format",
+        choices=("png", "webp"),
+        default="png",
+        help="of their files, both without loss (default: %(default)s)",
     )
-    add_seed(parser, "of the noise; the same seed gives the same pictures")
-    add_settings(parser)
-    parser.add_argument(
-        "--size",
+    where.add_argument(
+        "--batch-size",
         type=positive,
-        metavar="PIXELS",
-        help="side of the pictures, to be sure: an error if the cascade makes another",
+        metavar="N",
+        help="pictures made at once, where memory is short (default: 16 on each device)",
+    )
+    where.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and activations (default: float32 weights, activations as in the config)",
+    )
+    where.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="load the text encoder and each stage when its turn comes, and free it after",
     )
     parser.set_defaults(run=run)
 
 
+def _add_editing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("editing and enlarging")
+    group.add_argument("--image", metavar="FILE", help="a picture; by itself, it is enlarged")
+    group.add_argument(
+        "--strength",
+        type=per_stage(float),
+        metavar="S",
+        help="edit the image: noise it so far, above 0 (as it is) to 1 (all new), and sample anew",
+    )
+    group.add_argument(
+        "--mask", metavar="FILE", help="edit the image where this picture is not black"
+    )
+    group.add_argument(
+        "--resamples",
+        type=positive,
+        metavar="N",
+        help="with a mask: walk every step so often; more fits better, and takes longer "
+        "(default: 1)",
+    )
+    group.add_argument(
+        "--crop",
+        action="store_true",
+        help="cut image and mask to the middle part that has the shape of --size",
+    )
+    group.add_argument(
+        "--start-stage", metavar="NAME", help="the first that runs (default: the first that can)"
+    )
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """Type of --size: a side, or HEIGHTxWIDTH."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def axis(text: str) -> tuple[str | None, str, list[Any]]:
+    """Type of --sweep: (stage or None, name, values)."""
+    where, _, values = text.partition("=")
+    stage, _, name = where.rpartition(".")
+    if name not in SWEPT or not values:
+        raise argparse.ArgumentTypeError(
+            f"must be [STAGE.]NAME=VALUE,VALUE with NAME one of {', '.join(SWEPT)}; got {text!r}"
+        )
+    kind = {"threshold": str, "sampler": str, "steps": int, "seed": int}.get(name, float)
+    try:
+        return stage or None, name, [kind(value) for value in values.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
-    prompts = read_prompts(args.prompt, args.prompts)
-    from imagen_jax.cascade import Cascade, save_samples
+    prompts = [] if args.repeated else read_prompts(args.prompt, args.prompts)
+    if args.repeated:
+        _check_nothing_else(args)
+    image, mask = _read_pictures(args)
+    from imagen_jax.cascade import Cascade, Writer, grid_of, read_record, repeat
 
-    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
-    samples = cascade.sample(
-        prompts,
-        seed=args.seed,
-        per_prompt=args.per_prompt,
-        size=args.size,
-        **settings(args),
+    record = read_record(args.repeated) if args.repeated else {}
+    cascade = Cascade.load(
+        args.workdir,
+        args.encoder_weights,
+        args.vocabulary,
+        dtype=record.get("dtype") if args.repeated else args.dtype,
+        keep="one" if args.low_memory else "all",
     )
-    grid, *pictures = save_samples(samples, args.output)
-    print(f"{len(pictures)} pictures in {args.output}, together in {grid}")
+    options = {"image": image, "mask": mask, "batch_size": args.batch_size}
+    given = {name: x for name, x in options.items() if x is not None}
+    writer = Writer(args.output, args.format)
+    try:
+        if args.repeated:
+            writer.save_grid(grid_of(repeat(cascade, record, **given, on_finished=writer)))
+        elif args.sweep:
+            _sweep(args, cascade, prompts, given, writer)
+        else:
+            samples = cascade.sample(
+                blended(prompts, args.blend_with, args.blends),
+                per_prompt=args.per_prompt or 1,
+                seed=args.seed or 0,
+                **_asked(args),
+                **given,
+                on_finished=writer,
+            )
+            writer.save_grid(grid_of(samples))
+    except KeyboardInterrupt:
+        args.when_interrupted = writer.interrupted()
+        raise
+    print(f"{len(writer.written)} pictures in {args.output}, together in {writer.grids}")
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of Cascade.sample that were given, but for pictures and seeds."""
+    asked = {
+        "negative_prompts": args.negative,
+        "size": args.size,
+        "strength": args.strength,
+        "resamples": args.resamples,
+        "start_stage": args.start_stage,
+    }
+    return settings(args) | {name: value for name, value in asked.items() if value is not None}
+
+
+def _sweep(
+    args: argparse.Namespace,
+    cascade: Cascade,
+    prompts: Sequence[str],
+    given: dict[str, Any],
+    writer: Writer,
+) -> None:
+    from imagen_jax.cascade import Axis, sweep
+
+    if args.blend_with or args.per_prompt:
+        raise ValueError("--sweep makes one picture of each prompt and setting; leave out "
+                         "--blend-with and --per-prompt")  # fmt: skip
+    axes = [Axis(name, values, stage) for stage, name, values in args.sweep]
+    asked = _asked(args) | given
+    if args.seed is not None or "seed" not in [name for _, name, _ in args.sweep]:
+        asked["seed"] = args.seed or 0
+    for i, prompt in enumerate(prompts):
+        swept = sweep(cascade, prompt, axes, **asked, on_finished=writer)
+        writer.save_grid(swept.grid(), "grid.png" if len(prompts) == 1 else f"grid_{i:04d}.png")
+
+
+def blended(prompts: Sequence[str], other: str | None, count: int | None) -> list[Any]:
+    """The prompts, or for each of them `count` blends from it to the other one.
+
+    Raises:
+      ValueError: a count without another prompt, or below 2.
+    """
+    if other is None:
+        if count is not None:
+            raise ValueError("--blends needs --blend-with")
+        return list(prompts)
+    from imagen_jax.cascade import Blend
+
+    count = 5 if count is None else count
+    if count < 2:
+        raise ValueError(f"--blends must be at least 2, from one prompt to the other; got {count}")
+    return [Blend(p, other, i / (count - 1)) for p in prompts for i in range(count)]
+
+
+def _read_pictures(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if args.mask and not args.image:
+        raise ValueError("--mask says where --image is painted anew, but there is no --image")
+    if args.crop and not args.image:
+        raise ValueError("--crop is of --image, but there is no --image")
+    if not args.image:
+        return None, None
+    from imagen_jax.cascade import crop_to, read_mask, read_picture
+
+    image = read_picture(args.image)
+    mask = read_mask(args.mask) if args.mask else None
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
+            f"{image.shape[1]}; they must be of one size"
+        )
+    if args.crop:
+        shape = args.size if isinstance(args.size, tuple) else (1, 1)
+        image = crop_to(image, shape)
+        mask = None if mask is None else crop_to(mask, shape)
+    return image, mask
+
+
+def _check_nothing_else(args: argparse.Namespace) -> None:
+    """A picture is repeated as it was: other arguments would change it."""
+    names = (
+        "prompt", "prompts", "negative", "per_prompt", "seed", "size", "blend_with", "blends",
+        "sweep", "strength", "resamples", "start_stage", "dtype", *SETTINGS,
+    )  # fmt: skip
+    given = [name for name in names if getattr(args, name) not in (None, [])]
+    if given:
+        shown = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"--from repeats a picture as it was made; leave out {shown}")
 
 
 def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     """Prompts of the command line, then those of a file: one a line; blank lines do not count.
 
     Raises:
-      ValueError: a prompt without a word, or no prompt at all.
+      ValueError: a prompt without a word, no prompt at all, or a file that is no text.
       FileNotFoundError: there is no such file.
     """
     prompts = [prompt.strip() for prompt in prompts]
     if "" in prompts:
         raise ValueError(f"prompt {prompts.index('') + 1} is empty: say what the picture shows")
     if file is not None:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+        prompts += [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ValueError('no prompt: give one or more, as in imagen sample "a red apple"')
     return prompts

@@ -142,6 +142,29 @@ def inpaint(
     """
     check_sampler(name)
     check_grid(grid)
+    steps = grid.shape[0] - 1
+    return run_transitions(
+        STEP_RULES[name](steps, **options),
+        keep_known(denoise, picture, keep),
+        diffuse(picture, noise, jnp.asarray(grid[0], picture.dtype)),
+        path_transitions(grid, resampling_path(steps, resamples, jump)),
+        key,
+        progress,
+        intermediates,
+        goes_back=resamples > 1,
+    )
+
+
+def keep_known(denoise: Denoiser, picture: Image, keep: Float[Array, "b h w 1"]) -> Denoiser:
+    """The denoiser that knows a part of the picture: equation (21).
+
+    Args:
+      denoise: (x_t, logsnr []) -> x0.
+      picture, keep: as for inpaint.
+
+    Raises:
+      ValueError: keep of another shape.
+    """
     batch, height, width, channels = picture.shape
     fits = keep.ndim == 4 and keep.shape[1:3] == (height, width)
     if not (fits and keep.shape[0] in (1, batch) and keep.shape[3] in (1, channels)):
@@ -154,14 +177,4 @@ def inpaint(
     def denoise_unknown(x_t: Image, logsnr: LogSNR) -> jax.Array:
         return keep * picture + (1.0 - keep) * denoise(x_t, logsnr)
 
-    steps = grid.shape[0] - 1
-    return run_transitions(
-        STEP_RULES[name](steps, **options),
-        denoise_unknown,
-        diffuse(picture, noise, jnp.asarray(grid[0], picture.dtype)),
-        path_transitions(grid, resampling_path(steps, resamples, jump)),
-        key,
-        progress,
-        intermediates,
-        goes_back=resamples > 1,
-    )
+    return denoise_unknown

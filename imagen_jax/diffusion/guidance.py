@@ -239,16 +239,38 @@ def guided_denoiser(
     Raises:
       ValueError: unknown parametrization or threshold, or negative text that does not fit.
     """
+    conditioning = conditional if is_off(guidance) else stack_conditioning(conditional, negative)
+    if prepare is not None:
+        conditioning = prepare(conditioning)
+    return stacked_denoiser(network, conditioning, guidance, parametrization, threshold)
+
+
+def is_off(guidance: Guidance) -> bool:
+    """Whether guidance is the Python number 1, for which there is no unconditional half."""
+    return isinstance(guidance, (int, float)) and guidance == 1
+
+
+def stacked_denoiser(
+    network: Network,
+    conditioning: Conditioning,
+    guidance: Guidance,
+    parametrization: str,
+    threshold: str | Callable[[Image], Image],
+) -> Denoiser:
+    """guided_denoiser of conditioning that was made before, so that its work is not repeated.
+
+    Args:
+      conditioning: what stack_conditioning returns; the conditional half alone where is_off.
+      network, guidance, parametrization, threshold: as for guided_denoiser, and so what is
+        returned and raised.
+    """
     check_parametrization(parametrization)
     if isinstance(threshold, str):
         if threshold not in THRESHOLDS:
             raise ValueError(f"unknown threshold {threshold!r}; choose from {sorted(THRESHOLDS)}")
         threshold = THRESHOLDS[threshold]
     limit = threshold
-    unguided = isinstance(guidance, (int, float)) and guidance == 1
-    conditioning = conditional if unguided else stack_conditioning(conditional, negative)
-    if prepare is not None:
-        conditioning = prepare(conditioning)
+    unguided = is_off(guidance)
 
     def denoise(x_t: Image, logsnr: LogSNR) -> Image:
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, x_t.dtype), x_t.shape[:1])

@@ -163,24 +163,51 @@ def run_transitions(
     keys = None if key is None else per_example_keys(key, x.shape[0])
 
     def body(state: State, tr: Transition) -> tuple[State, Image | None]:
-        def draw() -> Image:
-            if keys is None:
-                raise ValueError("this sampler draws noise: it needs a key, got None")
-            return example_noise(keys, x.shape[1:], tr.number, x.dtype)
-
-        def forward() -> State:
-            done = step(denoise, state, tr, draw)
-            return done._replace(x=jnp.where(tr.last, done.x0, done.x))
-
-        def back() -> State:
-            return State(renoise(state.x, tr.t, tr.s, draw()), state.x0, jnp.zeros_like(state.h))
-
         if progress is not None:
             jax.debug.callback(progress, tr.number)
-        state = jax.lax.cond(tr.s < tr.t, back, forward) if goes_back else forward()
+        state = move(step, denoise, state, tr, keys, goes_back)
         return state, state.x0 if intermediates else None
 
     levels = transitions._replace(t=transitions.t.astype(x.dtype), s=transitions.s.astype(x.dtype))
-    start = State(x, jnp.zeros_like(x), jnp.zeros((), x.dtype))
-    final, estimates = jax.lax.scan(body, start, levels)
+    final, estimates = jax.lax.scan(body, start_state(x), levels)
     return Samples(final.x, estimates)
+
+
+def start_state(x: Image) -> State:
+    """The carry of the loop before its first move, x being at that move's t."""
+    return State(x, jnp.zeros_like(x), jnp.zeros((), x.dtype))
+
+
+def move(
+    step: Step,
+    denoise: Denoiser,
+    state: State,
+    tr: Transition,
+    keys: PRNGKey | None,
+    goes_back: bool = False,
+) -> State:
+    """One move, for those who walk the transitions themselves.
+
+    Args:
+      step, denoise, goes_back: as for run_transitions.
+      state: what start_state or the move before returned.
+      tr: the move, its t and s in the dtype of state.x.
+      keys: [b], or None if no move draws noise.
+
+    Raises:
+      ValueError: the move draws noise and keys is None.
+    """
+
+    def draw() -> Image:
+        if keys is None:
+            raise ValueError("this sampler draws noise: it needs a key, got None")
+        return example_noise(keys, state.x.shape[1:], tr.number, state.x.dtype)
+
+    def forward() -> State:
+        done = step(denoise, state, tr, draw)
+        return done._replace(x=jnp.where(tr.last, done.x0, done.x))
+
+    def back() -> State:
+        return State(renoise(state.x, tr.t, tr.s, draw()), state.x0, jnp.zeros_like(state.h))
+
+    return jax.lax.cond(tr.s < tr.t, back, forward) if goes_back else forward()

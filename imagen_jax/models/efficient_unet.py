@@ -61,6 +61,11 @@ class EfficientUNet(nn.Module):
     remat: Remat = "none"
     has_low_res: bool = True
 
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of pictures must be multiples of this."""
+        return 2 ** len(self.channels)
+
     @nn.compact
     def __call__(
         self,
@@ -77,7 +82,7 @@ class EfficientUNet(nn.Module):
                 "channels, blocks, self_attention and cross_attention need one entry per DBlock, "
                 f"got {self.channels}, {', '.join(map(str, per_level))}"
             )
-        check_divisible(x.shape, levels)
+        check_divisible(x.shape, self.size_multiple)
         dtype = jnp.dtype(self.dtype)
         vector, tokens, mask = ConditioningEncoder(
             features=4 * self.channels[0],

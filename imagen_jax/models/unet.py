@@ -18,13 +18,12 @@ from imagen_jax.sharding import constrain
 from imagen_jax.typing import Conditioning
 
 
-def check_divisible(shape: tuple[int, ...], halvings: int) -> None:
-    """Raises ValueError unless height and width can be halved `halvings` times."""
-    factor = 2**halvings
+def check_divisible(shape: tuple[int, ...], factor: int) -> None:
+    """Raises ValueError unless height and width are multiples of a power of two."""
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
-            f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved {halvings} times; "
-            f"height and width must be multiples of {factor}"
+            f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved "
+            f"{factor.bit_length() - 1} times; height and width must be multiples of {factor}"
         )
 
 
@@ -66,6 +65,11 @@ class UNet(nn.Module):
     remat: Remat = "none"
     has_low_res: bool = False
 
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of pictures must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
+
     @nn.compact
     def __call__(
         self,
@@ -80,7 +84,7 @@ class UNet(nn.Module):
                 "multipliers, blocks and attention need one entry per resolution, got "
                 f"{self.multipliers}, {self.blocks}, {self.attention}"
             )
-        check_divisible(x.shape, levels - 1)
+        check_divisible(x.shape, self.size_multiple)
         dtype = jnp.dtype(self.dtype)
         vector, tokens, mask = ConditioningEncoder(
             features=self.conditioning_multiplier * self.channels,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from imagen_jax import sharding
 from imagen_jax.diffusion.guidance import stack_conditioning
 from imagen_jax.flops import flops_of
-from imagen_jax.sampling import compiled_sampler, stage_denoiser
+from imagen_jax.sampling import StageInputs, stage_denoiser, whole_sampler
 from imagen_jax.stage import Stage
 from imagen_jax.text import t5
 from imagen_jax.text.t5 import T5Config
@@ -133,7 +133,8 @@ def sample_program(
 ) -> Program:
     """The sampler of a stage with its default settings, compiled for a mesh.
 
-    Weights are copied to every device, in the network's dtype; pictures are divided.
+    All steps are one program here, so that the compiler counts them all; what runs is the same step
+    by step. Weights are copied to every device, in the network's dtype; pictures are divided.
     """
     everywhere = sharding.replicated(mesh)
     divided = NamedSharding(mesh, sharding.BATCH_SPEC)
@@ -155,10 +156,13 @@ def sample_program(
     low_res = None
     if stage.low_res is not None:
         low_res = shape((batch_size, stage.low_res, stage.low_res, 3), jnp.float32)
-    guidance = None if settings.guidance == 1 else jax.ShapeDtypeStruct((), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    guidance = None if settings.guidance == 1 else number
+    inputs = StageInputs(text, keys, low_res)
     start = time.monotonic()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = compiled_sampler(stage, settings).lower(params, text, keys, low_res, guidance)
+        sampler = jax.jit(whole_sampler(stage, settings))
+        lowered = sampler.lower(params, inputs, guidance, number)
     compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
 

@@ -25,7 +25,7 @@ from imagen_jax.data.records import Record
 from imagen_jax.diffusion.loss import loss_by_logsnr_bin
 from imagen_jax.grid import labelled_grid
 from imagen_jax.models.layers import downsample
-from imagen_jax.sampling import picture_keys, sample_stage, to_uint8
+from imagen_jax.sampling import StageInputs, picture_keys, sample_stage, to_uint8
 from imagen_jax.stage import Stage
 from imagen_jax.train.step import model_flops
 from imagen_jax.typing import TextEmbedding
@@ -160,10 +160,9 @@ class SampleGrid:
           (the grid as [h, w, 3] uint8, how much redder, greener and bluer the samples are than the
           true pictures of their captions: colour_drift_<channel>, mean of 0 to 255).
         """
-        samples = sample_stage(
-            self._stage, params, self._text, self._keys, self._low_res, self._stage.sample
-        )
-        images = to_uint8(multihost_utils.process_allgather(samples.x0, tiled=True))
+        inputs = StageInputs(self._text, self._keys, self._low_res)
+        made = sample_stage(self._stage, params, inputs, self._stage.sample)
+        images = to_uint8(multihost_utils.process_allgather(made, tiled=True))
         scale = max(1, 128 // self._stage.resolution)
         picture = labelled_grid(images, self._captions, columns=4, scale=scale)
         if jax.process_index() == 0:

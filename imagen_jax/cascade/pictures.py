@@ -1,0 +1,159 @@
+"""Pictures and masks that a user gives: read, checked, and brought to the size of a stage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64 * 2**20
+"""Of a file that is read: what says that it holds more is not decoded."""
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Of pixels, by Pillow's names: all with at most 8 bits a channel."""
+
+
+def read_picture(file: str | Path | bytes) -> np.ndarray:
+    """A picture file as RGB: turned upright, and put on white where it is transparent.
+
+    Args:
+      file: its path, or its content.
+
+    Returns:
+      [h, w, 3] uint8.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it is no picture, a damaged one, or has more than MAX_PIXELS pixels.
+    """
+    picture = _open(file).convert("RGBA")
+    paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(paper, picture).convert("RGB"))
+
+
+def read_mask(file: str | Path | bytes) -> np.ndarray:
+    """A mask file: what is not black is to be painted anew. Where it is transparent it is black.
+
+    Args, raises: as for read_picture.
+
+    Returns:
+      [h, w] bool, True where the picture is to be painted anew.
+    """
+    pixels = np.asarray(_open(file).convert("RGBA"))
+    return (pixels[..., :3] > 0).any(axis=-1) & (pixels[..., 3] > 0)
+
+
+def _open(file: str | Path | bytes) -> Image.Image:
+    name = "the given picture" if isinstance(file, bytes) else str(file)
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"{name} has {width} x {height} pixels; at most {MAX_PIXELS} are read"
+                )
+            if picture.mode not in MODES:
+                raise ValueError(
+                    f"{name} has pixels of mode {picture.mode!r}; readable are {', '.join(MODES)}"
+                )
+            return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no picture of a kind that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # of whatever kind a decoder raises on damage
+        raise ValueError(f"{name} is damaged: {type(error).__name__}: {error}") from error
+
+
+def crop_to(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The largest middle part of a picture [h, w] or [h, w, 3] with the aspect ratio of `shape`."""
+    height, width = picture.shape[:2]
+    h = max(1, min(height, round(width * shape[0] / shape[1])))
+    w = max(1, min(width, round(height * shape[1] / shape[0])))
+    top, left = (height - h) // 2, (width - w) // 2
+    return picture[top : top + h, left : left + w]
+
+
+def check_pictures(image: np.ndarray, count: int) -> np.ndarray:
+    """Pictures as [1 or count, h, w, 3].
+
+    Args:
+      image: uint8 [h, w, 3] for all, or [count, h, w, 3].
+
+    Raises:
+      ValueError: another shape, type or number.
+    """
+    image = np.asarray(image)
+    stack = image[None] if image.ndim == 3 else image
+    if image.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3 or 0 in stack.shape:
+        raise ValueError(
+            f"image must be uint8 [h, w, 3] or [n, h, w, 3]; got {image.dtype} {list(image.shape)}"
+        )
+    if len(stack) not in (1, count):
+        raise ValueError(
+            f"{len(stack)} pictures for {count} prompts; give one for all, or one each"
+        )
+    return stack
+
+
+def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Masks as [1 or n, h, w] bool, of the size of the pictures [n, h, w, 3] that they belong to.
+
+    Args:
+      mask: bool [h, w] for all, or [n, h, w]: True where a picture is to be painted anew.
+
+    Raises:
+      ValueError: another shape, type or number, or nothing is to be painted.
+    """
+    mask = np.asarray(mask)
+    stack = mask[None] if mask.ndim == 2 else mask
+    if mask.dtype != bool or stack.ndim != 3:
+        raise ValueError(f"mask must be bool [h, w] or [n, h, w]; got {mask.dtype} {mask.shape}")
+    if stack.shape[1:] != image.shape[1:3]:
+        raise ValueError(
+            f"the mask has {stack.shape[1]} x {stack.shape[2]} pixels, the picture "
+            f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
+        )
+    if len(stack) != 1 and len(image) not in (1, len(stack)):
+        raise ValueError(f"{len(stack)} masks for {len(image)} pictures; give one for all, or each")
+    if not stack.any(axis=(1, 2)).all():
+        raise ValueError("a mask has nothing to paint: it is False everywhere")
+    return stack
+
+
+def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pictures [n, h, w, 3] of another size: means of areas where smaller, bicubic where larger."""
+    if images.shape[1:3] == size:
+        return images
+    smaller = size[0] < images.shape[1] or size[1] < images.shape[2]
+    how = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+    resized = [Image.fromarray(image).resize((size[1], size[0]), how) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+def resize_mask(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks [n, h, w] of another size: a pixel is True if any part of it was."""
+    if masks.shape[1:] == size:
+        return masks
+    rows, columns = (_cells(old, new) for old, new in zip(masks.shape[1:], size, strict=True))
+    by_row = np.stack([masks[:, a:b].any(axis=1) for a, b in rows], axis=1)
+    return np.stack([by_row[:, :, a:b].any(axis=2) for a, b in columns], axis=2)
+
+
+def _cells(old: int, new: int) -> list[tuple[int, int]]:
+    """For each of `new` cells along a side, which of the `old` ones it overlaps."""
+    return [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
+
+
+def check_aspect(given: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    """Raises ValueError if two sizes differ in shape by more than a pixel of the smaller."""
+    (h, w), (height, width) = given, wanted
+    if abs(h * width - w * height) > min(max(h, w), max(height, width)):
+        raise ValueError(
+            f"a picture of {h} x {w} pixels has another aspect ratio than {height} x {width}; crop "
+            "it first (crop_to, or --crop), or ask for a size of its shape"
+        )

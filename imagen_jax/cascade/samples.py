@@ -1,0 +1,116 @@
+"""What sampling returns: pictures, and everything that is needed to make them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imagen_jax.cascade.prompts import Blend, Prompt
+from imagen_jax.sampling import Edit
+from imagen_jax.stage_config import SampleConfig
+
+VERSION = 1
+"""Of the form of a record; a higher one is not read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that n pictures are made of.
+
+    Attributes:
+      prompts: n prompts.
+      negative_prompts: n texts that are guided away from; "" for none.
+      seeds: n seeds; picture i is a function of its row of everything here.
+      settings: name of each stage that runs -> how it is sampled.
+      sizes: stage name -> (height, width).
+      fingerprints: stage name -> of its weights and all else that decides its pictures.
+      dtype: of weights and activations, where it is not the config's.
+      edits: stage name -> how the given picture is edited; empty where there is none.
+      given: n records of what else was given, by hashes: of "image", "mask" and "text".
+    """
+
+    prompts: list[Prompt]
+    negative_prompts: list[str]
+    seeds: list[int]
+    settings: dict[str, SampleConfig]
+    sizes: dict[str, tuple[int, int]]
+    fingerprints: dict[str, str]
+    dtype: str | None
+    edits: dict[str, Edit]
+    given: list[dict[str, str]]
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Everything that picture `index` was made of, as JSON knows it; `repeat` takes it."""
+        prompt = self.prompts[index]
+        return {
+            "version": VERSION,
+            "prompt": dataclasses.asdict(prompt) if isinstance(prompt, Blend) else prompt,
+            "negative_prompt": self.negative_prompts[index],
+            "seed": self.seeds[index],
+            "dtype": self.dtype,
+            "given": self.given[index],
+            "stages": {
+                name: {
+                    "fingerprint": self.fingerprints[name],
+                    "size": list(self.sizes[name]),
+                    "settings": dataclasses.asdict(settings),
+                    "edit": dataclasses.asdict(self.edits[name]) if name in self.edits else None,
+                }
+                for name, settings in self.settings.items()
+            },
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeSamples(Recipe):
+    """Pictures, and everything that is needed to make them again.
+
+    Attributes:
+      images: [n, h, w, 3] uint8 of the last stage.
+      stages: stage name -> [n, h, w, 3] uint8 pictures of that stage.
+      intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean picture at every
+        step; empty unless asked for.
+    """
+
+    images: np.ndarray
+    stages: dict[str, np.ndarray]
+    intermediates: dict[str, np.ndarray]
+
+
+class Finished(NamedTuple):
+    """Pictures of one stage that are done.
+
+    Attributes:
+      stage: name of the stage.
+      rows: [k] which of all n pictures they are.
+      images: [k, h, w, 3] uint8.
+      recipe: of all n pictures.
+      is_last: whether the stage is the last one, and they are the result.
+    """
+
+    stage: str
+    rows: np.ndarray
+    images: np.ndarray
+    recipe: Recipe
+    is_last: bool
+
+
+def hash_of(array: np.ndarray) -> str:
+    """16 hexadecimal digits of an array's type, shape and values."""
+    array = np.ascontiguousarray(array)
+    said = f"{array.dtype.str} {array.shape};".encode()
+    return hashlib.sha256(said + array.tobytes()).hexdigest()[:16]
+
+
+def hashes_of(given: Mapping[str, np.ndarray | None], count: int) -> list[dict[str, str]]:
+    """For each of `count` pictures, the hashes of its rows of arrays with 1 or `count` rows."""
+    hashes = {
+        name: [hash_of(row) for row in rows] * (count if len(rows) == 1 else 1)
+        for name, rows in given.items()
+        if rows is not None
+    }
+    return [{name: of_rows[i] for name, of_rows in hashes.items()} for i in range(count)]

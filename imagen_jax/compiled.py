@@ -1,0 +1,150 @@
+"""A stage as a compiled artefact that runs without this package: StableHLO by jax.export.
+
+<stage>.jax          the sampler with all of its steps, for any batch size
+<stage>.safetensors  the weights
+<stage>.json         what the program takes and makes
+run_exported.py      loads and runs them, with jax, numpy and safetensors alone
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.export
+import jax.numpy as jnp
+import safetensors.numpy
+
+from imagen_jax import run_exported
+from imagen_jax.pretrained import Pretrained, abstract_params, flat_weights
+from imagen_jax.sampling import StageInputs, picture_keys, whole_sampler
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
+from imagen_jax.typing import TextEmbedding
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_stage(
+    cascade: Pretrained,
+    stage: Stage,
+    output: str | Path,
+    settings: SampleConfig | None = None,
+    platforms: Sequence[str] = (),
+) -> list[Path]:
+    """Writes a stage as a compiled artefact.
+
+    Args:
+      cascade: that the stage belongs to.
+      stage: one of cascade.stages.
+      output: directory that the files go to; several stages may share it.
+      settings: how it samples; None is as its config says. Steps, sampler, time grid, threshold and
+        whether there is guidance are fixed in the program; its weight and aug_level are arguments.
+      platforms: some of PLATFORMS that the program is lowered for; () is the one of this machine.
+
+    Returns:
+      Paths of the written files.
+
+    Raises:
+      ValueError: an unknown platform.
+    """
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise ValueError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
+    settings = stage.sample if settings is None else settings
+    shapes = flax.traverse_util.flatten_dict(abstract_params(stage), sep="/")
+    inputs = _inputs(stage, settings)
+    program = jax.export.export(
+        jax.jit(_program(stage, settings)), platforms=tuple(platforms) or None
+    )(shapes, inputs)
+    weights = flat_weights(cascade.weights(stage))
+
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{stage.name}.{kind}" for kind in ("jax", "safetensors", "json")]
+    paths[0].write_bytes(program.serialize())
+    safetensors.numpy.save_file(weights, paths[1])
+    record = {
+        "stage": stage.name,
+        "program": paths[0].name,
+        "weights": paths[1].name,
+        "arguments": {
+            name: {"shape": _plain(of.shape), "dtype": of.dtype.name, "meaning": MEANINGS[name]}
+            for name, of in inputs.items()
+        },
+        "result": {
+            "shape": _plain(program.out_avals[0].shape),
+            "dtype": program.out_avals[0].dtype.name,
+            "meaning": "pictures in [-1, 1]",
+        },
+        "settings": dataclasses.asdict(settings),
+        "text": dataclasses.asdict(stage.text) | {"fingerprint": cascade.encoder["fingerprint"]},
+        "fingerprint": cascade.fingerprint(stage),
+        "platforms": list(program.platforms),
+        "jax": jax.__version__,
+    }  # fmt: skip
+    paths[2].write_text(json.dumps(record, indent=2) + "\n")
+    source = Path(run_exported.__file__)
+    return [*paths, Path(shutil.copy(source, output / source.name))]
+
+
+MEANINGS = {
+    "text_states": "token states of the prompts, by the encoder named in text",
+    "text_mask": "True at tokens",
+    "negative_states": "of what is guided away from",
+    "negative_mask": "False everywhere for no negative prompt",
+    "seeds": "of the noise; the same seed gives the same picture",
+    "guidance": "weight of classifier-free guidance",
+    "low_res": "pictures in [-1, 1] to be enlarged",
+    "aug_level": "noise put on them, in [0, 1]",
+}
+"""Arguments of an exported program; a stage has those that it needs."""
+
+
+def _inputs(stage: Stage, settings: SampleConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    (b,) = jax.export.symbolic_shape("b")
+    length, width = stage.text.max_length, stage.text.width
+    shapes: dict[str, tuple[tuple[Any, ...], Any]] = {
+        "text_states": ((b, length, width), jnp.float32),
+        "text_mask": ((b, length), jnp.bool_),
+        "seeds": ((b,), jnp.uint32),
+    }
+    if settings.guidance != 1:
+        shapes["negative_states"] = shapes["text_states"]
+        shapes["negative_mask"] = shapes["text_mask"]
+        shapes["guidance"] = ((), jnp.float32)
+    if stage.low_res is not None:
+        shapes["low_res"] = ((b, stage.low_res, stage.low_res, 3), jnp.float32)
+        shapes["aug_level"] = ((), jnp.float32)
+    return {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()}
+
+
+def _program(stage: Stage, settings: SampleConfig) -> Any:
+    sampler = whole_sampler(stage, settings)
+
+    def program(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
+        negative = None
+        if "guidance" in inputs:
+            negative = TextEmbedding(inputs["negative_states"], inputs["negative_mask"])
+        given = StageInputs(
+            text=TextEmbedding(inputs["text_states"], inputs["text_mask"]),
+            keys=picture_keys(inputs["seeds"]),
+            low_res=inputs.get("low_res"),
+            negative=negative,
+        )
+        params = flax.traverse_util.unflatten_dict(weights, sep="/")
+        aug_level = inputs.get("aug_level", jnp.zeros(()))
+        return sampler(params, given, inputs.get("guidance"), aug_level)
+
+    return program
+
+
+def _plain(shape: Sequence[Any]) -> list[Any]:
+    """A shape as JSON knows it: symbolic sizes by their names."""
+    return [n if isinstance(n, int) else str(n) for n in shape]

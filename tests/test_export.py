@@ -1,0 +1,114 @@
+"""Stages as compiled artefacts and as weights, that others can use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import imagen_jax.main as main_lib
+from imagen_jax.cascade import Cascade
+from imagen_jax.pretrained import export_cascade, open_cascade
+from imagen_jax.sampling import from_uint8, to_uint8
+
+PROMPTS = ["a red picture", "one blue picture", "green"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("export")
+    return tiny.write_cascade(parent / "cascade", tiny.encoder(), scale=0.2)
+
+
+@pytest.fixture(scope="module")
+def exported(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("compiled")
+    argv = ["export", "--workdir", str(directory), "--output", str(output)]
+    assert main_lib.main([*argv, "--format", "compiled", "--steps", "sr=3"]) == 0
+    return output
+
+
+def test_what_is_written(exported: Path, directory: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "base.jax", "base.json", "base.safetensors", "run_exported.py",
+        "sr.jax", "sr.json", "sr.safetensors",
+    ]  # fmt: skip
+    base, sr = (json.loads((exported / f"{name}.json").read_text()) for name in ("base", "sr"))
+    assert list(base["arguments"]) == [
+        "text_states", "text_mask", "seeds", "negative_states", "negative_mask", "guidance"
+    ]  # fmt: skip
+    assert list(sr["arguments"]) == ["text_states", "text_mask", "seeds", "low_res", "aug_level"]
+    assert base["arguments"]["text_states"]["shape"] == ["b", 32, tiny.WIDTH]
+    assert sr["result"]["shape"] == ["b", tiny.SR, tiny.SR, 3]
+    assert sr["settings"]["steps"] == 3
+    cascade = open_cascade(directory)
+    assert sr["fingerprint"] == cascade.fingerprint(cascade.stages[1])
+    assert len((exported / "run_exported.py").read_text().splitlines()) < 40
+
+
+def test_it_runs_without_this_package(exported: Path, directory: Path, tmp_path: Path) -> None:
+    cascade = Cascade.load(directory)
+    steps, guidance = {"sr": 3}, {"base": 2.5}
+    samples = cascade.sample_each(
+        PROMPTS, [7, 8, 9], steps=steps, guidance=guidance, negative_prompts=["", "black", ""],
+        show_progress=False,
+    )  # fmt: skip
+    text, negative = cascade.encode(PROMPTS), cascade.encode(["", "black", ""])
+    given = {"text_states": text.states, "text_mask": text.mask, "seeds": np.uint32([7, 8, 9])}
+    of_base = {
+        "negative_states": negative.states,
+        "negative_mask": negative.mask,
+        "guidance": np.float32(2.5),
+    }
+    of_sr = {
+        "low_res": from_uint8(samples.stages["base"]),
+        "aug_level": np.float32(cascade.stages[1].sample.aug_level),
+    }
+    for name, inputs in (("base", given | of_base), ("sr", given | of_sr)):
+        for count in (3, 1):  # one program for all batch sizes
+            rows = {key: x[:count] if np.ndim(x) else x for key, x in inputs.items()}
+            np.savez(tmp_path / "inputs.npz", **rows)
+            argv = [str(exported / "run_exported.py"), str(exported), name,
+                    str(tmp_path / "inputs.npz"), str(tmp_path / "made.npy")]  # fmt: skip
+            blocked = (
+                "import runpy, sys; sys.modules |= dict.fromkeys(['imagen_jax', 'flax', 'optax']);"
+                "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", blocked, *argv],
+                capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-3000:]
+            made = to_uint8(np.load(tmp_path / "made.npy"))
+            assert np.abs(made.astype(int) - samples.stages[name][:count]).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_weights_go_out_and_come_back(directory: Path, tmp_path: Path, dtype: str) -> None:
+    """Of an exported cascade, and of a trained one."""
+    for source in (directory, tiny.workdir()):
+        output = tmp_path / source.name
+        export_cascade(source, output, dtype=dtype)
+        before, after = open_cascade(source), open_cascade(output)
+        for stage in before.stages:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_array_equal(np.float32(a.astype(dtype)), b),
+                *jax.device_get((before.weights(stage), after.weights(stage))),
+            )
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
+    argv = ["export", "--workdir", str(directory), "--output", str(tmp_path / "o")]
+    assert main_lib.main([*argv, "--steps", "3"]) == 2
+    assert main_lib.main([*argv, "--format", "compiled", "--dtype", "float32"]) == 2
+    assert main_lib.main([*argv, "--ema-decay", "0.9"]) == 2
+    said = capsys.readouterr().err
+    for words in ("give --format compiled", "leave out --dtype", "with one average alone"):
+        assert words in said
+    assert not (tmp_path / "o").exists()
