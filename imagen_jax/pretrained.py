@@ -85,22 +85,25 @@ class Pretrained:
         )
 
 
-def open_cascade(path: str | Path | None, ema_decay: float | None = None) -> Pretrained:
+def open_cascade(
+    path: str | Path | None, ema_decay: float | None = None, best: bool = False
+) -> Pretrained:
     """What a directory holds, without its weights.
 
     Args:
       path: work directory or exported cascade; None is the cascade in the package.
       ema_decay: of a work directory: which average, one of train.extra_ema_decays of every stage;
         None is the main one.
+      best: of a work directory: every stage's checkpoint of lowest validation loss, not its newest.
 
     Raises:
-      FileNotFoundError: nothing there, or a stage that is not trained yet.
+      FileNotFoundError: nothing there, or a stage that is not trained yet, or not validated.
       ValueError: stages trained with different encoders, or an exported cascade was asked for
-        another average than the one that it has.
+        another average or checkpoint than the one that it has.
     """
     directory = DEMO if path is None else Path(path)
     if (directory / "cascade.json").is_file():
-        if ema_decay is not None:
+        if ema_decay is not None or best:
             raise ValueError(f"the cascade in {directory} was exported with one average alone")
         return _open_exported(directory)
     if path is None:
@@ -110,7 +113,7 @@ def open_cascade(path: str | Path | None, ema_decay: float | None = None) -> Pre
         )
     if not directory.is_dir():
         raise FileNotFoundError(f"no work directory {directory}; imagen train makes one")
-    return _open_workdir(directory, ema_decay)
+    return _open_workdir(directory, ema_decay, best)
 
 
 def export_cascade(
@@ -118,14 +121,16 @@ def export_cascade(
     output: str | Path,
     ema_decay: float | None = None,
     dtype: str = "float16",
+    best: bool = False,
 ) -> list[Path]:
-    """Writes the newest averaged weights of every stage of a cascade as safetensors.
+    """Writes the averaged weights of every stage of a cascade as safetensors.
 
     Args:
       workdir: of imagen train; or what open_cascade takes.
       output: directory that the cascade goes to.
       ema_decay: see open_cascade.
       dtype: that they are written in, one of EXPORT_DTYPES; float32 loses nothing.
+      best: see open_cascade.
 
     Returns:
       Paths of the written files.
@@ -135,7 +140,7 @@ def export_cascade(
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
-    cascade = open_cascade(workdir, ema_decay)
+    cascade = open_cascade(workdir, ema_decay, best)
     written = {}
     for stage in cascade.stages:
         flat = flat_weights(cascade.weights(stage))
@@ -200,7 +205,7 @@ def _open_exported(directory: Path) -> Pretrained:
     )
 
 
-def _open_workdir(workdir: Path, ema_decay: float | None) -> Pretrained:
+def _open_workdir(workdir: Path, ema_decay: float | None, best: bool) -> Pretrained:
     found = [json.loads(p.read_text()) for p in sorted(workdir.glob("*/stage.json"))]
     if not found:
         raise FileNotFoundError(f"no trained stage under {workdir}; imagen train makes them")
@@ -214,7 +219,7 @@ def _open_workdir(workdir: Path, ema_decay: float | None) -> Pretrained:
     sections = {name: record["config"]["stages"][name] for name, record in records.items()}
 
     def read(stage: Stage, shapes: Any) -> Any:
-        return restore_ema(stage_directory(workdir, stage.name), shapes, ema_decay)[0]
+        return restore_ema(stage_directory(workdir, stage.name), shapes, ema_decay, best)[0]
 
     return Pretrained(
         stages=tuple(make_stage(ConfigDict(records[name]["config"]), name) for name in names),
@@ -222,5 +227,5 @@ def _open_workdir(workdir: Path, ema_decay: float | None) -> Pretrained:
         source=records[names[0]]["source"],
         config=records[names[0]]["config"] | {"stages": sections},
         read=read,
-        digest=lambda stage: ema_digest(stage_directory(workdir, stage.name), ema_decay),
+        digest=lambda stage: ema_digest(stage_directory(workdir, stage.name), ema_decay, best),
     )

@@ -159,30 +159,50 @@ def newest_checkpoint(directory: str | Path) -> Path:
     return checkpoints / str(steps[-1])
 
 
+def best_checkpoint(directory: str | Path) -> Path:
+    """Path of the complete checkpoint of a stage with the lowest validation loss.
+
+    Raises:
+      FileNotFoundError: none has one.
+    """
+    losses = {}
+    for step in checkpoint_steps(directory):
+        path = Path(directory) / CHECKPOINTS / str(step)
+        if (metrics := path / "metrics" / "metrics").is_file():
+            losses[path] = json.loads(metrics.read_text())[VALIDATION_LOSS]
+    if not losses:
+        raise FileNotFoundError(
+            f"no checkpoint in {Path(directory) / CHECKPOINTS} has a validation loss; train with "
+            "train.validation_batches and train.keep_best above 0, or take the newest"
+        )
+    return min(losses, key=losses.__getitem__)
+
+
 def ema_item(decay: str | None) -> str:
     """Item of a checkpoint that holds an average: the main one, or the one of another decay."""
     return "ema" if decay is None else f"ema_{decay}"
 
 
 def restore_ema(
-    directory: str | Path, abstract_params: Any, decay: float | None = None
+    directory: str | Path, abstract_params: Any, decay: float | None = None, best: bool = False
 ) -> tuple[Any, int]:
-    """The newest averaged weights of a stage, and their step.
+    """Averaged weights of a stage, and their step.
 
     Args:
       directory: <workdir>/<stage>.
       abstract_params: pytree of ShapeDtypeStructs with shardings.
       decay: one of train.extra_ema_decays of its config; None is train.ema_decay.
+      best: of the checkpoint with the lowest validation loss, not of the newest.
 
     Raises:
-      FileNotFoundError: no finished checkpoint is there.
+      FileNotFoundError: no finished checkpoint is there, or none with a validation loss.
       ValueError: there is no average of this decay.
       DamagedCheckpoint: the weights cannot be read, or are not those that were saved.
     """
     # Imported here: reading the record of a stage should not cost a second.
     import orbax.checkpoint as ocp
 
-    path = newest_checkpoint(directory)
+    path = best_checkpoint(directory) if best else newest_checkpoint(directory)
     item = ema_item(None if decay is None else str(decay))
     if decay is not None and not (path / item).is_dir():
         extra = [p.name.removeprefix("ema_") for p in sorted(path.glob("ema_*"))]
@@ -204,14 +224,14 @@ def restore_ema(
     return restored[item], int(path.name)
 
 
-def ema_digest(directory: str | Path, decay: float | None = None) -> str:
+def ema_digest(directory: str | Path, decay: float | None = None, best: bool = False) -> str:
     """A hash of what restore_ema reads, without reading it: of the checksums it was saved with, or
     of where it is in a checkpoint that was saved without them.
 
     Raises:
       FileNotFoundError: no finished checkpoint is there.
     """
-    path = newest_checkpoint(directory)
+    path = best_checkpoint(directory) if best else newest_checkpoint(directory)
     item = ema_item(None if decay is None else str(decay))
     stored = path / "checksums" / "metadata"
     if stored.is_file():

@@ -26,6 +26,7 @@ from imagen_jax.workdir import (
     VALIDATION_LOSS,
     DamagedCheckpoint,
     checkpoint_steps,
+    ema_digest,
     restore_ema,
 )
 
@@ -105,6 +106,14 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
     with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
         checkpointer.save(state_at(7), batches, {VALIDATION_LOSS: 0.15})  # others are remembered
     assert checkpoint_steps(tmp_path) == [2, 7]
+    assert restore_ema(tmp_path, ABSTRACT.ema)[1] == 7
+    found, step = restore_ema(tmp_path, ABSTRACT.ema, best=True)
+    assert step == 2
+    jax.tree.map(np.testing.assert_array_equal, found, state_at(2).ema)
+    assert ema_digest(tmp_path, best=True) != ema_digest(tmp_path)
+    save(tmp_path / "other", 1)
+    with pytest.raises(FileNotFoundError, match=r"has a validation loss; train with train\.valid"):
+        restore_ema(tmp_path / "other", ABSTRACT.ema, best=True)
 
 
 def test_checksums() -> None:

@@ -341,8 +341,10 @@ def test_evaluate_calls_evaluate() -> None:
 
 
 def test_export_calls_export_cascade() -> None:
-    argv = ["export", "--workdir", "w", "--output", "o"]
-    expected = {"workdir": "w", "output": "o", "ema_decay": None, "dtype": "float16"}
+    argv = ["export", "--workdir", "w", "--output", "o", "--best"]
+    expected = {
+        "workdir": "w", "output": "o", "ema_decay": None, "dtype": "float16", "best": True,
+    }  # fmt: skip
     assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 

@@ -14,7 +14,7 @@ def add_command(commands: Commands) -> None:
         "export",
         "a trained cascade -> weights to pass on, or programs that run without this code",
         """
-        With --format safetensors, writes the newest averaged (EMA) weights of every stage as
+        With --format safetensors, writes the averaged (EMA) weights of every stage as
         <stage>.safetensors, and the config and the record of the text encoder as cascade.json.
         Optimiser state and history stay behind. Whatever takes --workdir also takes such a
         directory. With --format compiled, writes the sampler of every stage as a program
@@ -48,6 +48,11 @@ def add_command(commands: Commands) -> None:
         "(default: the one of train.ema_decay)",
     )
     parser.add_argument(
+        "--best",
+        action="store_true",
+        help="of the checkpoints with the lowest validation loss (train.keep_best), not the newest",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
         help="of the weights in safetensors; compiled programs have float32 (default: float16)",
@@ -70,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("weights know no platforms and settings; give --format compiled")
         from imagen_jax.pretrained import export_cascade
 
-        paths = export_cascade(args.workdir, args.output, args.ema_decay, args.dtype or "float16")
+        dtype = args.dtype or "float16"
+        paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best)
     else:
         if args.dtype:
             raise ValueError("compiled programs have float32 weights; leave out --dtype")
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.compiled import export_stage
         from imagen_jax.pretrained import open_cascade
 
-        cascade = open_cascade(args.workdir, args.ema_decay)
+        cascade = open_cascade(args.workdir, args.ema_decay, args.best)
         of_stages = stage_settings(cascade.stages, **settings(args))
         paths = []
         for stage in cascade.stages:
