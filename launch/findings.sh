@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The paper's findings in small: trains what is needed, measures, and draws what docs/findings.md shows.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: bash launch/findings.sh FINDING ...
+
+Repeats findings of the paper on the built-in scenes, and writes figures and tables to docs/findings.
+Interrupted, the same command goes on where it stopped. On two CPU cores:
+
+  thresholding   guidance weight against none, static and dynamic thresholding (section 2.3):
+                 samples the demo cascade; about 15 minutes
+  augmentation   super-resolution trained with and without noise conditioning augmentation, over
+                 levels of it in sampling (section 2.4): trains one stage; about 15 minutes.
+                 Needs runs/quickstart, which bash launch/quickstart.sh makes
+  text           a frozen pretrained text encoder against a random one, in words that training never
+                 saw (section 4.4): runs launch/unseen_words.sh; about half an hour. Needs
+                 runs/quickstart, too
+  all            all of them
+HELP
+}
+
+fail() { echo "launch/findings.sh: $*" >&2; exit 2; }
+
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  "") usage >&2; exit 2 ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+findings=("$@")
+[[ "$*" != all ]] || findings=(thresholding augmentation text)
+for finding in "${findings[@]}"; do
+  case "$finding" in
+    thresholding) ;;
+    augmentation | text)
+      [[ -d runs/quickstart/sr ]] ||
+        fail "$finding needs runs/quickstart; make it with: bash launch/quickstart.sh" ;;
+    *) fail "unknown finding $finding; choices: thresholding, augmentation, text, all" ;;
+  esac
+done
+
+bash launch/setup.sh --dev
+export PATH="$PWD/.venv/bin:$PATH"
+
+keep() {  # keep FINDING DIR  what docs/ shows of a sweep
+  mkdir -p docs/findings
+  cp "$2/sweep.png" "docs/findings/$1.png"
+  cp "$2/sweep.csv" "docs/findings/$1.csv"
+}
+
+thresholding() {
+  imagen evaluate sweep --guidance 1 2 4 8 16 --threshold none static dynamic --along guidance \
+    --split heldout --count 64 --output runs/findings/thresholding
+  keep thresholding runs/findings/thresholding
+}
+
+augmentation() {
+  local without=runs/findings/no-augmentation
+  mkdir -p "$without"
+  [[ -d "$without/base" ]] || cp -r runs/quickstart/base "$without/base"
+  imagen train --config configs/quickstart.py --stage sr --set stages.sr.train.max_aug_level=0.0 \
+    --data runs/quickstart/embeddings --workdir "$without"
+  local name workdir
+  for name in with without; do
+    workdir=runs/quickstart
+    [[ $name == with ]] || workdir=$without
+    imagen evaluate sweep --workdir "$workdir" --aug-level 0 0.02 0.1 0.2 0.3 --split heldout \
+      --count 64 --output "runs/findings/augmentation-$name"
+    keep "augmentation-$name" "runs/findings/augmentation-$name"
+  done
+}
+
+text() {
+  bash launch/unseen_words.sh
+}
+
+for finding in "${findings[@]}"; do
+  "$finding"
+done
