@@ -207,10 +207,10 @@ def plan_stages(
     if enlarges:
         assert pictures is not None
         assert run[0].low_res is not None
-        low_res = resize(pictures, of(run[0].low_res))
+        small = resize(pictures, of(run[0].low_res))
         return [
             StageRun(stage, settings[stage.name], of(stage.resolution),
-                     low_res if stage is run[0] else None)
+                     small if stage is run[0] else None)
             for stage in run
         ]  # fmt: skip
     if pictures is None:
@@ -224,7 +224,7 @@ def plan_stages(
     runs = []
     for stage in run:
         of_stage = _number("strength", strengths.get(stage.name))
-        low_res = None
+        low_res: np.ndarray | None = None
         if stage is run[0] and stage.low_res is not None:
             low_res = resize(pictures, of(stage.low_res))
         here = of(stage.resolution)
