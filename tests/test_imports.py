@@ -21,6 +21,7 @@ FLOORS = {
     "join": ("sampling", "workdir", "pretrained", "compiled"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),
+    "page": ("page",),
     "commands": ("cli",),
     "door": ("main",),
 }
