@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.cascade.pictures import check_pictures
 from imagen_jax.cascade.prompts import (
     Prompt,
     check_negative_prompts,
@@ -105,9 +106,9 @@ class Cascade:
             one as the first needs a picture to start from.
           dtype: of weights and activations, "float32" or "bfloat16"; None is float32 weights, and
             activations as the config says.
-          keep: "all" loads everything now and keeps it; "one" loads the encoder and the weights of
-            a stage when their turn comes and frees them after it, so that no more than one of them
-            is in memory.
+          keep: "all" loads everything now and keeps it; "one" loads the encoder, if there is a text
+            to encode, and the weights of a stage when their turn comes and frees them after it, so
+            that no more than one of them is in memory.
           mesh: of devices; None is all of them, each with all weights and a part of every batch.
             Weights are divided over its axes fsdp and tensor, see sharding.LOGICAL_AXIS_RULES.
 
@@ -196,7 +197,13 @@ class Cascade:
         Raises:
           ValueError: a prompt is too long, or the two of a blend do not have equally many tokens.
         """
-        text = encode(self.encoder, prompts, self.stages[0].text.max_length)
+        config = self.stages[0].text
+        if not any(prompts):  # precomputed text needs no encoder
+            shape = (len(prompts), config.max_length)
+            return TextEmbedding(
+                np.zeros((*shape, config.width), np.float32), np.zeros(shape, bool)
+            )
+        text = encode(self.encoder, prompts, config.max_length)
         if self.keep == "one":
             self._encoder = None
         return text
@@ -314,12 +321,16 @@ class Cascade:
             raise ValueError("a negative prompt changes nothing: guidance is 1 in every stage")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if text is None:
+            both = self.encode([*prompts, *negative])
+            states, away = (TextEmbedding(*(x[rows] for x in both))
+                            for rows in (slice(count), slice(count, None)))  # fmt: skip
+        else:
+            states, away = check_text(text, count, self.stages[0].text), self.encode(negative)
         given = {
-            "image": None
-            if image is None
-            else np.asarray(image).reshape(-1, *np.shape(image)[-3:]),
-            "mask": None if mask is None else np.asarray(mask).reshape(-1, *np.shape(mask)[-2:]),
-            "text": None if text is None else np.asarray(text.states),
+            "image": None if image is None else check_pictures(image, count),
+            "mask": None if mask is None else np.reshape(mask, (-1, *np.shape(mask)[-2:])),
+            "text": None if text is None else states.states,
         }
         recipe = Recipe(
             prompts=prompts,
@@ -332,19 +343,14 @@ class Cascade:
             edits={run.stage.name: run.edit for run in runs if run.edit is not None},
             given=hashes_of(given, count),
         )
-        both = self.encode([*([] if text is not None else prompts), *negative])
-        if text is None:
-            text = TextEmbedding(*(x[:count] for x in both))
-        else:
-            text = check_text(text, count, self.stages[0].text)
-        away = TextEmbedding(*(x[-count:] for x in both))
-
         pictures: dict[str, np.ndarray] = {}
         estimates: dict[str, np.ndarray] = {}
         previous: np.ndarray | None = None
         for run in runs:
             name = run.stage.name
-            rows_of = StageRows(seeds, text, away, previous if run.low_res is None else run.low_res)
+            rows_of = StageRows(
+                seeds, states, away, previous if run.low_res is None else run.low_res
+            )
 
             def finished(rows: np.ndarray, images: np.ndarray, run: StageRun = run) -> None:
                 if on_finished is not None:
