@@ -95,7 +95,15 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["cascade", "pretrained", "text.encoder", "data.scenes.source", "data.scenes.render"]
+    "module",
+    [
+        "cascade",
+        "pretrained",
+        "page.server",
+        "text.encoder",
+        "data.scenes.source",
+        "data.scenes.render",
+    ],
 )
 def test_sampling_and_rendering_load_no_tensorflow(module: str) -> None:
     loaded = loaded_by(f"import imagen_jax.{module}")

@@ -69,6 +69,7 @@ class Results:
         self._kept = Kept()
         self._job: Job | None = None
         self._row = 0
+        self._frames = 0
         self._seen: Any = None
         self._shown: Any = None
         self._tiles: list[Picture] = []
@@ -163,7 +164,7 @@ class Results:
         self._show_history()
 
     def _choose(self, row: int) -> None:
-        self._row = row
+        self._row, self._frames = row, 0
         for i, tile in enumerate(self._tiles):
             tile.classes("chosen") if i == row else tile.classes(remove="chosen")
         self._seen = None
@@ -203,11 +204,12 @@ class Results:
 
     def _show_picture(self, job: Job) -> None:
         count = len(job.frames[self._row])
-        follows = self._film.value >= self._film.props["max"] or self._film.value > count
+        at_end = self._film.value >= self._frames
+        self._frames = count
         self._film.props["max"] = max(2, count)
         self._film.enabled = count > 1
         self._film.update()
-        if follows:
+        if at_end:
             self._film.value = count
         self._show_frame()
         key = (job, self._row, len(job.stages), job.ended)

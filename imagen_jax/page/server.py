@@ -34,6 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
     return listening
@@ -72,7 +73,13 @@ def serve(
         )
     if open_browser:
         webbrowser.open(address)
-    config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", access_log=False)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        access_log=False,
+        timeout_graceful_shutdown=1,  # open tabs keep a connection
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 
