@@ -91,6 +91,8 @@ def _set_environment(debug: bool) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     compiled = cache / "imagen-jax" / f"compiled-{platform.node()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    # Also the many that compile within a second, which is the default bound.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 if __name__ == "__main__":

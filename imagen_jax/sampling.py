@@ -327,8 +327,12 @@ def whole_sampler(stage: Stage, settings: SampleConfig, size: tuple[int, int] | 
 
 def to_uint8(images: Float[Array, "*b h w 3"]) -> Any:
     """[-1, 1] to 0 ... 255, rounding to nearest; a NumPy array."""
-    scaled = jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5)
-    return jax.device_get(scaled.astype(jnp.uint8))
+    return jax.device_get(_quantised(images))
+
+
+@jax.jit
+def _quantised(images: jax.Array) -> jax.Array:
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def from_uint8(images: np.ndarray) -> np.ndarray:
@@ -342,4 +346,7 @@ def picture_keys(seeds: Any) -> PRNGKey:
     Args:
       seeds: [b] integers in [0, 2**32).
     """
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return _keys(jnp.asarray(seeds, jnp.uint32))
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))

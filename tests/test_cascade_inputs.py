@@ -48,8 +48,8 @@ def fuzzed_prompts(count: int) -> list[str]:
         length = int(rng.choice([0, 1, 2, 5, 12, 40, 200, 10_000], p=[.05, .1, .1, .3, .3, .1, .04,
                                                                       .01]))  # fmt: skip
         chosen = rng.choice(len(kinds), size=int(rng.integers(1, 3)), replace=False)
-        points = [int(rng.choice(kinds[rng.choice(chosen)])) for _ in range(length)]
-        return "".join(map(chr, points))
+        bounds = np.array([(kinds[i][0], kinds[i][-1] + 1) for i in rng.choice(chosen, length)])
+        return "".join(map(chr, rng.integers(*bounds.reshape(-1, 2).T)))
 
     return [text() for _ in range(count)]
 
@@ -66,7 +66,7 @@ def test_any_prompt_is_encoded_or_refused(cascade: Cascade) -> None:
     assert len(accepted) > 300
     kinds = ("is empty", "is too long", "tokens; this cascade", "not valid Unicode")
     for message in refused.values():
-        assert len(message) < 1000
+        assert len(message) < 2500
         assert any(kind in message for kind in kinds), message
     assert all(any(kind in message for message in refused.values()) for kind in kinds)
     text = cascade.encode(accepted)
@@ -133,7 +133,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"image": SQUARE, "strength": "1"}, "strength must be a number, got '1'"),
         ({"image": SQUARE, "strength": {"top": 1}}, "strength: unknown stage 'top'"),
         ({"image": SQUARE[:6], "strength": 0.5}, "6 x 8 pixels has another aspect ratio than 8 x"),
-        ({"image": SQUARE[:6], "size": 16}, "another aspect ratio than 8 x 8"),
+        ({"image": SQUARE[:6], "size": 16}, "another aspect ratio than 16 x 16"),
         ({"image": SQUARE, "mask": ~ALL}, "nothing to paint: it is False everywhere"),
         ({"image": SQUARE, "mask": ALL[:4]}, "the mask has 4 x 8 pixels, the picture 8 x 8"),
         ({"image": SQUARE, "mask": 255 * ALL}, "mask must be bool"),
@@ -182,10 +182,10 @@ def encoded(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
 def claimed_size(side: int) -> bytes:
     """A PNG that claims to be large."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return (
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    )
+    chunks = [b"IHDR" + header, b"IDAT"]
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+              for chunk in chunks]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @pytest.mark.parametrize("read", [read_picture, read_mask])
@@ -195,7 +195,7 @@ def claimed_size(side: int) -> bytes:
         (b"", "is no picture"),
         (b"\x89PNG\r\n\x1a\n", "is no picture"),
         (b"<svg></svg>", "is no picture"),
-        (encoded("PNG")[:60], "is damaged"),
+        (encoded("PNG")[:45], "is damaged"),
         (encoded("JPEG")[:300], "is damaged"),
         (encoded("PNG", "I;16"), "has pixels of mode 'I;16'"),
         (claimed_size(9_000), "has 9000 x 9000 pixels; at most"),
@@ -255,4 +255,4 @@ def test_cropping_and_resizing() -> None:
     mask[0, 4, 1] = True
     np.testing.assert_array_equal(resize_mask(mask, (2, 2)), [[[False, False], [True, False]]])
     assert resize_mask(mask, (12, 12)).sum() == 4
-    assert resize_mask(mask, (4, 4)).sum() == 2, "the pixel lies in two cells of a row"
+    assert resize_mask(mask, (4, 4)).sum() == 4, "it lies in two rows and two columns of them"

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.cascade.pictures import check_pictures
 from imagen_jax.cascade.prompts import (
     Prompt,
     check_negative_prompts,
     check_prompts,
     check_text,
     encode,
+    no_text,
     tokenize,
 )
 from imagen_jax.cascade.request import (
@@ -28,7 +28,7 @@ from imagen_jax.cascade.request import (
     stage_settings,
 )
 from imagen_jax.cascade.run import StageRows, Step, run_stage
-from imagen_jax.cascade.samples import CascadeSamples, Finished, Recipe, hashes_of
+from imagen_jax.cascade.samples import CascadeSamples, Finished, make_recipe
 from imagen_jax.pretrained import Pretrained, open_cascade
 from imagen_jax.sharding import make_mesh
 from imagen_jax.stage import with_dtype
@@ -199,10 +199,7 @@ class Cascade:
         """
         config = self.stages[0].text
         if not any(prompts):  # precomputed text needs no encoder
-            shape = (len(prompts), config.max_length)
-            return TextEmbedding(
-                np.zeros((*shape, config.width), np.float32), np.zeros(shape, bool)
-            )
+            return no_text(len(prompts), config.max_length, config.width)
         text = encode(self.encoder, prompts, config.max_length)
         if self.keep == "one":
             self._encoder = None
@@ -327,22 +324,10 @@ class Cascade:
                             for rows in (slice(count), slice(count, None)))  # fmt: skip
         else:
             states, away = check_text(text, count, self.stages[0].text), self.encode(negative)
-        given = {
-            "image": None if image is None else check_pictures(image, count),
-            "mask": None if mask is None else np.reshape(mask, (-1, *np.shape(mask)[-2:])),
-            "text": None if text is None else states.states,
-        }
-        recipe = Recipe(
-            prompts=prompts,
-            negative_prompts=negative,
-            seeds=seeds,
-            settings={run.stage.name: run.settings for run in runs},
-            sizes={run.stage.name: run.size for run in runs},
-            fingerprints={run.stage.name: self.fingerprints[run.stage.name] for run in runs},
-            dtype=self.dtype,
-            edits={run.stage.name: run.edit for run in runs if run.edit is not None},
-            given=hashes_of(given, count),
-        )
+        recipe = make_recipe(
+            runs, prompts, negative, seeds, self.fingerprints, self.dtype, image=image, mask=mask,
+            text=None if text is None else states.states,
+        )  # fmt: skip
         pictures: dict[str, np.ndarray] = {}
         estimates: dict[str, np.ndarray] = {}
         previous: np.ndarray | None = None

@@ -213,7 +213,7 @@ def repeat(
             )
     edits = {name: edit for name, (_, _, edit) in sections.items() if edit is not None}
     of_edit = next(iter(edits.values()), {"resamples": 1, "jump": 1})
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Any] = {}
     for name, (_, values, _) in sections.items():
         for field, value in values.items():
             settings.setdefault(field, {})[name] = value

@@ -126,12 +126,7 @@ def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pictures [n, h, w, 3] of another size: the area's mean where smaller, bicubic where larger.
-
-    Raises:
-      ValueError: the aspect ratio would change by more than a pixel.
-    """
-    _check_aspect(images.shape[1:3], size)
+    """Pictures [n, h, w, 3] of another size: means of areas where smaller, bicubic where larger."""
     if images.shape[1:3] == size:
         return images
     smaller = size[0] < images.shape[1] or size[1] < images.shape[2]
@@ -154,9 +149,10 @@ def _cells(old: int, new: int) -> list[tuple[int, int]]:
     return [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
 
 
-def _check_aspect(given: tuple[int, ...], wanted: tuple[int, int]) -> None:
+def check_aspect(given: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    """Raises ValueError if two sizes differ in shape by more than a pixel of the smaller."""
     (h, w), (height, width) = given, wanted
-    if abs(h * width - w * height) > max(h, w, height, width):
+    if abs(h * width - w * height) > min(max(h, w), max(height, width)):
         raise ValueError(
             f"a picture of {h} x {w} pixels has another aspect ratio than {height} x {width}; crop "
             "it first (crop_to, or --crop), or ask for a size of its shape"

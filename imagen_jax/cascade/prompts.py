@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from imagen_jax.text.tokenizer import CaptionTooLongError
 from imagen_jax.typing import TextEmbedding
 
 HOW = ("slerp", "lerp")
-_SHOWN = 200
+_SHOWN = 80
 """Characters of a prompt that messages show."""
 
 
@@ -119,7 +120,7 @@ def tokenize(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> di
     return tokens
 
 
-def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> TextEmbedding:
+def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Any:
     """Token states of prompts; every distinct text is encoded once.
 
     Args:
@@ -128,7 +129,7 @@ def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Text
       length: that the stages were trained with.
 
     Returns:
-      NumPy states [n, length, d], 0 where masked, and mask [n, length].
+      TextEmbedding, in NumPy: states [n, length, d], 0 where masked, and mask [n, length].
 
     Raises:
       ValueError: a prompt has more tokens than that, or the two of a blend not equally many.
@@ -141,16 +142,23 @@ def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Text
             return blend(prompt, states[prompt.first], states[prompt.second])
         return states[prompt] if prompt else np.zeros((0, encoder.width), np.float32)
 
-    result = np.zeros((len(prompts), length, encoder.width), np.float32)
-    mask = np.zeros((len(prompts), length), bool)
+    text = no_text(len(prompts), length, encoder.width)
     for i, prompt in enumerate(prompts):
         row = of(prompt)
-        result[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return TextEmbedding(result, mask)
+        text.states[i, : len(row)] = row
+        text.mask[i, : len(row)] = True
+    return text
 
 
-def check_text(text: TextEmbedding, count: int, config: TextConfig) -> TextEmbedding:
+def no_text(count: int, length: int, width: int) -> Any:
+    """The TextEmbedding, in NumPy, of `count` empty texts: all masked."""
+    return TextEmbedding(
+        np.zeros((count, length, width), np.float32),  # type: ignore[arg-type]
+        np.zeros((count, length), bool),  # type: ignore[arg-type]
+    )
+
+
+def check_text(text: TextEmbedding, count: int, config: TextConfig) -> Any:
     """Given token states of `count` prompts, padded as `encode` does.
 
     Raises:
@@ -164,11 +172,10 @@ def check_text(text: TextEmbedding, count: int, config: TextConfig) -> TextEmbed
             f"text must have states [{count}, l, {width}] and a mask [{count}, l] with l at most "
             f"{length}; got {list(states.shape)} and {list(mask.shape)}"
         )
-    pad = length - mask.shape[1]
-    states = np.where(mask[..., None], states, 0).astype(np.float32)
-    return TextEmbedding(
-        np.pad(states, ((0, 0), (0, pad), (0, 0))), np.pad(mask.astype(bool), ((0, 0), (0, pad)))
-    )
+    padded = no_text(count, length, width)
+    padded.states[:, : mask.shape[1]] = np.where(mask[..., None], states, 0)
+    padded.mask[:, : mask.shape[1]] = mask
+    return padded
 
 
 def blend(what: Blend, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade.pictures import check_masks, check_pictures, resize, resize_mask
+from imagen_jax.cascade.pictures import (
+    check_aspect,
+    check_masks,
+    check_pictures,
+    resize,
+    resize_mask,
+)
 from imagen_jax.sampling import Edit
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
@@ -136,7 +142,7 @@ def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[in
     Raises:
       ValueError: a size that the stages cannot make, or none; says the nearest that they can.
     """
-    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     whole = [isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides]
     if len(sides) != 2 or not all(whole):
         raise ValueError(f"size must be a whole number, or height and width; got {size!r}")
@@ -191,6 +197,9 @@ def plan_stages(
     else:
         height, width = check_size(run, run[-1].resolution if size is None else size)
 
+    if pictures is not None:
+        check_aspect(pictures.shape[1:3], (height, width))
+
     def of(resolution: int) -> tuple[int, int]:
         last = run[-1].resolution
         return height * resolution // last, width * resolution // last
@@ -198,10 +207,10 @@ def plan_stages(
     if enlarges:
         assert pictures is not None
         assert run[0].low_res is not None
-        low_res = resize(pictures, of(run[0].low_res))
+        small = resize(pictures, of(run[0].low_res))
         return [
             StageRun(stage, settings[stage.name], of(stage.resolution),
-                     low_res if stage is run[0] else None)
+                     small if stage is run[0] else None)
             for stage in run
         ]  # fmt: skip
     if pictures is None:
@@ -215,7 +224,7 @@ def plan_stages(
     runs = []
     for stage in run:
         of_stage = _number("strength", strengths.get(stage.name))
-        low_res = None
+        low_res: np.ndarray | None = None
         if stage is run[0] and stage.low_res is not None:
             low_res = resize(pictures, of(stage.low_res))
         here = of(stage.resolution)

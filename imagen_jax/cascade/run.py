@@ -142,10 +142,10 @@ def _inputs(run: StageRun, given: StageRows, rows: np.ndarray, mesh: Mesh) -> St
     def of_rows(x: np.ndarray) -> np.ndarray:
         return x[rows] if len(x) > 1 else x.repeat(len(rows), axis=0)
 
-    def pictures(x: np.ndarray | None) -> np.ndarray | None:
+    def pictures(x: np.ndarray | None) -> Any:
         return None if x is None else from_uint8(of_rows(x))
 
-    keep = None
+    keep: Any = None
     if run.change is not None:
         keep = of_rows(~run.change)[..., None].astype(np.float32)
     guided = run.settings.guidance != 1

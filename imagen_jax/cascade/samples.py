@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imagen_jax.cascade.prompts import Blend, Prompt
+from imagen_jax.cascade.request import StageRun
 from imagen_jax.sampling import Edit
 from imagen_jax.stage_config import SampleConfig
 
@@ -106,11 +107,39 @@ def hash_of(array: np.ndarray) -> str:
     return hashlib.sha256(said + array.tobytes()).hexdigest()[:16]
 
 
-def hashes_of(given: Mapping[str, np.ndarray | None], count: int) -> list[dict[str, str]]:
-    """For each of `count` pictures, the hashes of its rows of arrays with 1 or `count` rows."""
-    hashes = {
-        name: [hash_of(row) for row in rows] * (count if len(rows) == 1 else 1)
-        for name, rows in given.items()
-        if rows is not None
-    }
-    return [{name: of_rows[i] for name, of_rows in hashes.items()} for i in range(count)]
+def make_recipe(
+    runs: Sequence[StageRun],
+    prompts: list[Prompt],
+    negative_prompts: list[str],
+    seeds: list[int],
+    fingerprints: Mapping[str, str],
+    dtype: str | None,
+    *,
+    image: np.ndarray | None,
+    mask: np.ndarray | None,
+    text: Any,
+) -> Recipe:
+    """The recipe of n pictures that stages are to make.
+
+    Args:
+      runs: what each stage does.
+      image, mask, text: what was given: rows of 3, 2 and 2 axes, one for all or n.
+      prompts, negative_prompts, seeds, fingerprints, dtype: as in Recipe.
+    """
+    given = {}
+    for name, array, axes in (("image", image, 3), ("mask", mask, 2), ("text", text, 2)):
+        if array is not None:
+            rows = np.reshape(array, (-1, *np.shape(array)[-axes:]))
+            hashes = [hash_of(row) for row in rows]
+            given[name] = hashes * len(prompts) if len(rows) == 1 else hashes
+    return Recipe(
+        prompts=prompts,
+        negative_prompts=negative_prompts,
+        seeds=seeds,
+        settings={run.stage.name: run.settings for run in runs},
+        sizes={run.stage.name: run.size for run in runs},
+        fingerprints={run.stage.name: fingerprints[run.stage.name] for run in runs},
+        dtype=dtype,
+        edits={run.stage.name: run.edit for run in runs if run.edit is not None},
+        given=[{name: of[i] for name, of in given.items()} for i in range(len(prompts))],
+    )

@@ -13,6 +13,10 @@ Commands = argparse._SubParsersAction
 """What `argparse` calls the place that commands are added to."""
 
 
+Arguments = argparse._ActionsContainer
+"""A parser, or a group of its arguments."""
+
+
 def unindent(text: str) -> str:
     """Text of a triple-quoted string, without its indentation."""
     return textwrap.dedent(text).strip()
@@ -115,7 +119,7 @@ def add_seed(parser: argparse.ArgumentParser, of_what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"{of_what} (default: %(default)s)")
 
 
-def add_encoder_files(parser: argparse.ArgumentParser) -> None:
+def add_encoder_files(parser: Arguments) -> None:
     """Adds --encoder-weights and --vocabulary, the files of a text encoder."""
     parser.add_argument(
         "--encoder-weights",
@@ -131,7 +135,7 @@ def add_encoder_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_workdir(parser: argparse.ArgumentParser) -> None:
+def add_workdir(parser: Arguments) -> None:
     """Adds --workdir of a trained cascade, and the files of its text encoder."""
     parser.add_argument(
         "--workdir",
@@ -176,8 +180,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the sampling settings, which are the config's where they are not given."""
     group = parser.add_argument_group(
         "settings of the stages",
-        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps base=32,sr=8; "
-        "those of the config where not given",
+        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps\n"
+        "base=32,sr=8; those of the config where not given",
     )
     group.add_argument(
         "--guidance",
