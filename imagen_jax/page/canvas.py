@@ -90,11 +90,15 @@ class Canvas:
     def clear(self) -> None:
         """Takes all strokes away."""
         self._strokes = []
-        self._picture.content = ""
+        self._show_strokes()
 
     def _undo(self) -> None:
         self._strokes = self._strokes[:-1]
-        self._picture.content = strokes_as_svg(self._strokes) if self._strokes else ""
+        self._show_strokes()
+
+    def _show_strokes(self) -> None:
+        drawn = self._painting and self._strokes
+        self._picture.content = strokes_as_svg(self._strokes) if drawn else ""
 
     async def _uploaded(self, event: events.UploadEventArguments) -> None:
         content = await event.file.read()
@@ -117,7 +121,7 @@ class Canvas:
         cropped = crop_to(self.image, self._size)
         self._shown = preview(cropped, SHOWN)
         self._picture.set_source(data_url(self._shown))
-        self._picture.content = strokes_as_svg(self._strokes) if self._strokes else ""
+        self._show_strokes()
         height, width = self.image.shape[:2]
         said = f"{self._name}, {width} x {height}"
         if cropped.shape != self.image.shape:
@@ -142,4 +146,4 @@ class Canvas:
         else:
             self._pressed = False
             return
-        self._picture.content = strokes_as_svg(self._strokes)
+        self._show_strokes()

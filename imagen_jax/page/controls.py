@@ -16,12 +16,6 @@ from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
 from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
 
-EXPLAINED = {
-    "create": "Pictures from noise, as the prompt says.",
-    "change": "The picture is noised, and sampled anew from there as the prompt says.",
-    "paint": "What you brush over is painted anew; the rest stays as it is.",
-    "enlarge": "A small picture is enlarged, guided by a prompt that says what it shows.",
-}
 FIRST = {"guidance": "Guidance", "steps": "Steps"}
 MORE = {
     "sampler": "Sampler",
@@ -68,7 +62,7 @@ class Controls:
             )
         self._prompt = self._area("Prompt", "what the picture shows")
         self._negative = self._area("Negative prompt", "what it is guided away from; may be empty")
-        with ui.row().classes("w-full no-wrap gap-3"):
+        with ui.row().classes("w-full gap-3"):
             self._pictures = self._number("Pictures", 4, 1, MAX_PICTURES)
             self._seed = self._number("Seed", 0, 0, 2**32 - 1)
             with self._seed.add_slot("append"):
@@ -127,11 +121,26 @@ class Controls:
 
     def _show_mode(self) -> None:
         mode = self._mode.value
-        self._explained.text = EXPLAINED[mode]
+        self._explained.text = self._explanation(mode)
         self._given.visible = mode != "create"
         self._strength.parent_slot.parent.visible = mode == "change"  # type: ignore[union-attr]
         self._resamples.parent_slot.parent.visible = mode == "paint"  # type: ignore[union-attr]
         self.canvas.set_painting(mode == "paint")
+
+    def _explanation(self, mode: str) -> str:
+        if mode == "enlarge":
+            small = next((s.low_res for s in self._cascade.stages if s.low_res is not None), None)
+            if small is None:
+                return "No stage of this cascade enlarges pictures."
+            return (
+                f"The picture is brought to {small} px and enlarged to {self._cascade.size} px, "
+                "guided by a prompt that says what it shows."
+            )
+        return {
+            "create": "Pictures from noise, as the prompt says.",
+            "change": "The picture is noised, and sampled anew from there as the prompt says.",
+            "paint": "What you brush over is painted anew; the rest stays as it is.",
+        }[mode]
 
     def _roll(self) -> None:
         self._seed.value = random.randrange(2**31)

@@ -79,7 +79,8 @@ class Results:
                 self._stop = ui.button("Stop", icon="stop", on_click=self._stop_job)
                 self._stop.props("outline no-caps dense padding='2px 10px'")
             with ui.row().classes("w-full items-center no-wrap gap-3"):
-                self._bar = ui.linear_progress(0, show_value=False, size="6px").classes("grow")
+                self._bar = ui.linear_progress(0, show_value=False, size="6px")
+                self._bar.props("instant-feedback").classes("grow")
                 self._state = ui.label().classes("note state").props("role=status")
             self._gallery = ui.element("div").classes("gallery")
             self._detail()
