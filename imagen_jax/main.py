@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagen_jax.cli import data, embed, evaluate, export, plan, sample, train
+from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import one_line, unindent
 
 
@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
               embed     captions and pictures -> shards of token states, done once
               train     shards -> checkpoints of one stage; stages train in any order
               sample    prompts -> pictures; without training, from the cascade that comes along
+              demo      the same in the browser, as a page on this machine
               evaluate  a cascade -> how often its pictures show what the prompts say
               export    a trained cascade -> a small directory of its weights, to pass on
               plan      a config -> its memory and time on machines one does not have yet
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, when_interrupted="")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (embed, train, sample, evaluate, export, plan, data):
+    for module in (embed, train, sample, demo, evaluate, export, plan, data):
         module.add_command(commands)
     return parser
 

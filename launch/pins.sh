@@ -30,14 +30,14 @@ compile() {  # compile OUTPUT [ARGUMENT ...]
   shift
   # No index address may enter the pins, hence no lock format.
   uv pip compile --quiet pyproject.toml launch/pins.in --override launch/pins-left-out.txt \
-    --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
+    --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
     --no-emit-index-url --no-annotate --no-header --output-file "$output" "$@" > /dev/null
 }
 
-compile launch/pins.txt --extra demo "$@"
+compile launch/pins.txt --extra demo --extra page "$@"
 # pins-dev.txt holds only what it adds, so that no package is pinned in two places.
 cat launch/pins.txt > "$all"
 [[ ! -f launch/pins-dev.txt ]] || cat launch/pins-dev.txt >> "$all"
-compile "$all" --extra demo --extra dev --constraint launch/pins.txt "$@"
+compile "$all" --extra demo --extra page --extra dev --constraint launch/pins.txt "$@"
 grep -vxFf launch/pins.txt "$all" > launch/pins-dev.txt
 wc -l launch/pins.txt launch/pins-dev.txt

@@ -6,7 +6,8 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 usage: bash launch/test.sh [ARGUMENT OF pytest ...]
 
-Sets up .venv (see launch/setup.sh --dev), then runs ruff, mypy, shellcheck and pytest.
+Sets up .venv (see launch/setup.sh --dev), then runs ruff, mypy, shellcheck and pytest. Where there
+is no Chromium, installs it if run as root with apt-get at hand; else tests in a browser are skipped.
 
 examples:
   bash launch/test.sh                          everything, as continuous integration does
@@ -22,7 +23,21 @@ fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --dev
+browser
 export PATH="$PWD/.venv/bin:$PATH"
+
+# browser  the tests of the page of `imagen demo` are skipped where there is no Chromium
+browser() {
+  ! command -v chromium chromium-browser google-chrome > /dev/null || return 0
+  if [[ $EUID == 0 ]] && command -v apt-get > /dev/null; then
+    echo "Installing Chromium by apt-get, for the tests of the page ..."
+    if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+      --no-install-recommends chromium > /dev/null; then
+      return 0
+    fi
+  fi
+  echo "launch/test.sh: no Chromium: the tests of the page in a browser are skipped" >&2
+}
 
 step() {  # step COMMAND...  shows a command and runs it
   echo "+ $*"

@@ -28,8 +28,8 @@ from imagen_jax.cli.command import LEVELS, SETTINGS
 from imagen_jax.data.sources import SceneSource
 
 COMMANDS = [
-    [], ["embed"], ["train"], ["sample"], ["evaluate"], ["export"], ["data"], ["data", "show"],
-    ["data", "fetch"],
+    [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"], ["export"], ["data"],
+    ["data", "show"], ["data", "fetch"],
 ]  # fmt: skip
 
 

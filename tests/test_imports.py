@@ -30,6 +30,7 @@ FLOORS = {
     "join": ("sampling", "workdir", "pretrained", "compiled"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),
+    "page": ("page",),
     "commands": ("cli",),
     "door": ("main",),
 }
@@ -103,7 +104,15 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["cascade", "pretrained", "text.encoder", "data.scenes.source", "data.scenes.render"]
+    "module",
+    [
+        "cascade",
+        "pretrained",
+        "page.server",
+        "text.encoder",
+        "data.scenes.source",
+        "data.scenes.render",
+    ],
 )
 def test_sampling_and_rendering_load_no_tensorflow(module: str) -> None:
     loaded = loaded_by(f"import imagen_jax.{module}")

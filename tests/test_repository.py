@@ -62,7 +62,7 @@ def test_pins_satisfy_pyproject() -> None:
     run["tensorflow"] = run["tensorflow-cpu"]
     project, extras = PYPROJECT["project"], PYPROJECT["project"]["optional-dependencies"]
     for pins, wanted in (
-        (run, project["dependencies"] + extras["demo"]),
+        (run, project["dependencies"] + extras["demo"] + extras["page"]),
         (run | dev, extras["dev"] + extras["notebook"]),
     ):
         for text in wanted:

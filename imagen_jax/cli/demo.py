@@ -1,0 +1,61 @@
+"""`imagen demo`: a cascade in the browser. Imports neither TensorFlow nor seqio."""
+
+from __future__ import annotations
+
+import argparse
+
+from imagen_jax.cli.command import Commands, add_workdir, command
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to the parser of `imagen`."""
+    parser = command(
+        commands,
+        "demo",
+        "a page in the browser: pictures as they are made, edited, enlarged and kept",
+        """
+        Serves a page on this machine alone, until Ctrl-C. It needs no internet. Without --workdir,
+        the pretrained demo cascade is used.""",
+        """
+        imagen demo --open
+        imagen demo --workdir runs/mine --port 8000
+        imagen demo --host 0.0.0.0
+            for everyone who can reach this machine: there is no password""",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="to listen on (default: %(default)s, which only this machine reaches)",
+    )
+    parser.add_argument(
+        "--port", type=port, default=7860, help="0 is any that is free (default: %(default)s)"
+    )
+    parser.add_argument("--open", action="store_true", help="also open the page in a browser")
+    add_workdir(parser)
+    parser.set_defaults(run=run)
+
+
+def port(text: str) -> int:
+    """Type of --port."""
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {2**16 - 1}, got {number}")
+    return number
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the parsed arguments say."""
+    try:
+        from imagen_jax.page.server import listen, serve
+    except ModuleNotFoundError as error:
+        if error.name != "nicegui":
+            raise
+        raise ValueError(
+            "the page needs NiceGUI, which is not installed: pip install 'imagen-jax[page]'"
+        ) from error
+    from imagen_jax.cascade import Cascade
+
+    listening = listen(args.host, args.port)
+    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
+    serve(cascade, listening, args.host, open_browser=args.open)

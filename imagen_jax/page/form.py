@@ -1,0 +1,126 @@
+"""What the page asks for, checked and turned into arguments of Cascade.sample_each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.cascade import Cascade, check_prompts, crop_to
+from imagen_jax.cascade.request import size_step
+from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
+
+MODES = {
+    "create": "Create",
+    "change": "Change",
+    "paint": "Paint a part",
+    "enlarge": "Enlarge",
+}
+"""What can be done -> how the page calls it."""
+
+
+@dataclasses.dataclass
+class Form:
+    """Everything that is asked for on the page, as its fields hold it.
+
+    Attributes:
+      mode: one of MODES.
+      prompt, negative: texts.
+      pictures: how many; picture i has seed + i.
+      seed: of the first.
+      size: height and width of the pictures.
+      strength: how much "change" changes.
+      resamples: how often "paint" walks each step.
+      settings: field of SampleConfig -> stage -> value.
+      image: uint8 [h, w, 3] that was uploaded.
+      mask: bool [h, w] of what is painted anew.
+    """
+
+    mode: str
+    prompt: str
+    negative: str
+    pictures: Any
+    seed: Any
+    size: tuple[int, int]
+    strength: float
+    resamples: Any
+    settings: dict[str, dict[str, Any]]
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+def sizes(cascade: Cascade) -> dict[tuple[int, int], str]:
+    """Height and width of pictures that the page offers -> how it calls them."""
+    side, step = cascade.size, size_step(cascade.stages)
+    long = max(step, round(1.5 * side / step) * step)
+    offered = {"square": (side, side), "wide": (side, long), "tall": (long, side)}
+    return {size: f"{name}, {size[1]} x {size[0]}" for name, size in offered.items()}
+
+
+def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
+    """Arguments of Cascade.sample_each, but for its callbacks.
+
+    Raises:
+      ValueError: something is missing, too much or out of range; says what.
+    """
+    if form.mode not in MODES:
+        raise ValueError(f"unknown mode {form.mode!r}; choices: {', '.join(MODES)}")
+    prompt = _text("prompt", form.prompt)
+    if not prompt:
+        raise ValueError("say in the prompt what the picture shows")
+    negative = _text("negative prompt", form.negative)
+    count = _whole("number of pictures", form.pictures, 1, MAX_PICTURES)
+    seed = _whole("seed", form.seed, 0, 2**32 - count)
+    settings = {field: dict(values) for field, values in form.settings.items()}
+    for name, steps in settings.get("steps", {}).items():
+        settings["steps"][name] = _whole(f"number of steps of {name}", steps, 1, MAX_STEPS)
+    for field, values in settings.items():
+        for name, value in values.items():
+            if value is None:
+                raise ValueError(f"{field} of {name} is empty")
+    options: dict[str, Any] = {"size": tuple(form.size), **settings}
+    if form.mode != "create":
+        if form.image is None:
+            raise ValueError("choose a picture to start from")
+        options["image"] = crop_to(form.image, options["size"])
+    if form.mode == "change":
+        options["strength"] = form.strength
+    if form.mode == "paint":
+        if form.mask is None or not form.mask.any():
+            raise ValueError("brush over the part of the picture that is to be painted anew")
+        options["mask"] = form.mask
+        options["resamples"] = _whole("number of passes", form.resamples, 1, 20)
+    ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]
+    if not ran:
+        raise ValueError("this cascade has no stage that enlarges pictures")
+    checked = cascade.settings(**settings)
+    if negative and all(checked[stage.name].guidance == 1 for stage in ran):
+        raise ValueError(
+            "a negative prompt changes nothing where guidance is 1; raise it in one of "
+            + ", ".join(stage.name for stage in ran)
+        )
+    cascade.check([prompt, *([negative] if negative else [])])
+    return {
+        "prompts": [prompt] * count,
+        "seeds": [seed + i for i in range(count)],
+        "negative_prompts": negative or None,
+        **options,
+    }
+
+
+def _text(what: str, text: str | None) -> str:
+    text = text or ""
+    if len(text) > MAX_PROMPT:
+        raise ValueError(
+            f"the {what} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken"
+        )
+    return str(check_prompts([text])[0]) if text.strip() else ""
+
+
+def _whole(what: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"the {what} must be a whole number, got {value}")
+    if not low <= value <= high:
+        raise ValueError(f"the {what} is {int(value):,}; it must be from {low:,} to {high:,}")
+    return int(value)

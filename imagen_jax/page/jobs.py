@@ -1,0 +1,188 @@
+"""Jobs: one at a time, each with its progress, its pictures and a way to stop it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from imagen_jax.cascade import Cascade, Finished, Step
+from imagen_jax.cascade.samples import Recipe
+from imagen_jax.page.drawing import data_url, preview
+from imagen_jax.page.form import Form, arguments
+from imagen_jax.page.limits import MAX_FRAMES, MAX_WAITING
+
+State = Literal["waiting", "running", "done", "stopped", "failed"]
+
+
+class Frame(NamedTuple):
+    """An estimate of a picture at one step, as the browser shows it.
+
+    Attributes:
+      stage: that made it.
+      step, steps: of the stage, from 1.
+      url: the picture, as an address.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    url: str
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """Pictures that were asked for.
+
+    Attributes:
+      form: what was asked for on the page.
+      arguments: of Cascade.sample_each, that it stands for.
+      state: waiting, running, done, stopped by the user or failed.
+      error: why it failed.
+      frames: of each picture, estimates at the steps of all stages so far, the newest last.
+      stages: stage name -> number of the picture -> [h, w, 3] uint8 that the stage made.
+      recipe: what the pictures are made of, once a stage is done.
+      last_stage: name of the last stage, once it is done.
+      seconds: that it ran.
+      version: grows with every change, for those who show it.
+      stop_asked: whether the user wants it to end.
+    """
+
+    form: Form
+    arguments: dict[str, Any]
+    state: State = "waiting"
+    error: str = ""
+    frames: list[list[Frame]] = dataclasses.field(default_factory=list)
+    stages: dict[str, dict[int, np.ndarray]] = dataclasses.field(default_factory=dict)
+    recipe: Recipe | None = None
+    last_stage: str | None = None
+    seconds: float = 0.0
+    version: int = 0
+    stop_asked: bool = False
+
+    def __post_init__(self) -> None:
+        self.frames = [[] for _ in self.arguments["prompts"]]
+
+    @property
+    def prompt(self) -> str:
+        """Of all its pictures."""
+        return str(self.arguments["prompts"][0])
+
+    @property
+    def count(self) -> int:
+        """Pictures that were asked for."""
+        return len(self.frames)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state in ("done", "stopped", "failed")
+
+    def picture(self, row: int) -> np.ndarray | None:
+        """A picture of the last stage, [h, w, 3] uint8, if it is done."""
+        return self.stages.get(self.last_stage or "", {}).get(row)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _is_between(frame: Frame) -> bool:
+    """Whether a frame is dropped when the next one of its stage is there: MAX_FRAMES are kept."""
+    if frame.step == 1 or frame.steps <= MAX_FRAMES:
+        return False
+    return frame.step * MAX_FRAMES // frame.steps == (frame.step - 1) * MAX_FRAMES // frame.steps
+
+
+class Worker:
+    """Makes the pictures of one job at a time, in a thread of its own."""
+
+    def __init__(self, cascade: Cascade):
+        """Args:
+        cascade: what makes them.
+        """
+        self.cascade = cascade
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="pictures").start()
+
+    def submit(self, form: Form) -> Job:
+        """Puts a job at the end of the queue.
+
+        Raises:
+          ValueError: something is missing in the form, too much or out of range, or MAX_WAITING
+            jobs wait already.
+        """
+        job = Job(form, arguments(form, self.cascade))
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING:
+                raise ValueError(f"{MAX_WAITING} jobs are waiting; try again when some are done")
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return job
+
+    def ahead(self, job: Job) -> int:
+        """How many waiting jobs come before one that waits."""
+        with self._changed:
+            return self._waiting.index(job) if job in self._waiting else 0
+
+    def stop(self, job: Job) -> None:
+        """Ends a job after the step that is being made; what is done is kept."""
+        with self._changed:
+            job.stop_asked = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.state = "stopped"
+                job.version += 1
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                job = self._waiting.popleft()
+                job.state = "running"
+                job.version += 1
+            started = time.monotonic()
+            try:
+                self._run(job)
+                job.state = "done"
+            except _Stopped:
+                job.state = "stopped"
+            except ValueError as error:
+                job.state, job.error = "failed", str(error)
+            except Exception as error:  # a defect: told, and the next job runs
+                traceback.print_exc(file=sys.stderr)
+                job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+            job.seconds = time.monotonic() - started
+            job.version += 1
+
+    def _run(self, job: Job) -> None:
+        def on_step(step: Step) -> None:
+            for row, image in zip(step.rows, step.images(), strict=True):
+                frame = Frame(step.stage, step.step, step.steps, data_url(preview(image)))
+                frames = job.frames[row]
+                if frames and frames[-1].stage == step.stage and _is_between(frames[-1]):
+                    frames.pop()
+                frames.append(frame)
+            job.version += 1
+            if job.stop_asked:
+                raise _Stopped
+
+        def on_finished(finished: Finished) -> None:
+            made = job.stages.setdefault(finished.stage, {})
+            for row, image in zip(finished.rows, finished.images, strict=True):
+                made[int(row)] = image
+            job.recipe = finished.recipe
+            if finished.is_last:
+                job.last_stage = finished.stage
+            job.version += 1
+
+        self.cascade.sample_each(
+            **job.arguments, on_step=on_step, on_finished=on_finished, show_progress=False
+        )

@@ -1,0 +1,72 @@
+"""The page of one tab: controls on the left, results on the right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nicegui import app, ui
+
+from imagen_jax.page.controls import Controls
+from imagen_jax.page.form import Form
+from imagen_jax.page.jobs import Job, Worker
+from imagen_jax.page.results import Kept, Results
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+EXAMPLES = (
+    "a drawing of a red apple on a blue background",
+    "a flat icon of a green cat on a pink background",
+    "a drawing of a rocket above a sunflower on a black background",
+    "a flat icon of a blue star left of a yellow car on a white background",
+)
+"""In the words of the built-in scenes."""
+
+
+async def build(worker: Worker) -> None:
+    """Puts the page of a tab together; jobs of the tab are still there when it is loaded again.
+
+    Args:
+      worker: what makes the pictures, for all tabs.
+    """
+    cascade = worker.cascade
+    ui.colors(primary="#4338ca", negative="#b91c1c")
+    ui.add_css(STYLE.read_text())
+
+    def fail(message: str) -> None:
+        error.text = message
+        error.visible = True
+
+    def make(form: Form) -> None:
+        error.visible = False
+        try:
+            results.add(worker.submit(form))
+        except ValueError as reason:
+            fail(str(reason))
+
+    def reuse(job: Job, row: int) -> None:
+        if job.form.image is not None:
+            controls.edit(job.form.image, "the same picture", job.form.mode)
+        controls.fill(job.form, job.arguments["seeds"][row])
+
+    with ui.element("main").classes("page"):
+        with ui.column().classes("side gap-3"):
+            with ui.row().classes("w-full items-baseline gap-2"):
+                ui.label("imagen").classes("name")
+                stages = " to ".join(f"{stage.resolution}" for stage in cascade.stages)
+                ui.label(f"{stages} px, text by {cascade.encoder.name}").classes("note")
+            controls = Controls(cascade, make, fail)
+            error = ui.label().classes("error w-full").props("role=alert")
+            error.visible = False
+        with ui.column().classes("results gap-4"):
+            with ui.column().classes("w-full gap-2 welcome") as welcome:
+                ui.label("Say what the picture shows, and press Make pictures.")
+                if cascade.source.get("train", {}).get("name") == "scenes":
+                    ui.label("Such as:").classes("note")
+                    for text in EXAMPLES:
+                        chip = ui.button(text, on_click=lambda _, t=text: controls.say(t))
+                        chip.props("flat no-caps dense").classes("example")
+            results = Results(worker, reuse, controls.edit)
+            welcome.bind_visibility_from(results, "is_empty")
+    await ui.context.client.connected()
+    results.restore(app.storage.tab.setdefault("kept", Kept()))

@@ -1,0 +1,276 @@
+"""The page of `imagen demo` in a real browser: pictures, editing, mistakes, and who is answered."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from imagen_jax.cascade import Cascade, read_mask, read_picture, read_record, repeat
+
+pytest.importorskip("nicegui", reason="the page needs NiceGUI: pip install 'imagen-jax[page]'")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the browser is driven by Playwright"
+)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+         "--disable-component-update", "--no-first-run", "--disable-quic"]  # fmt: skip
+PROMPT = "a red apple"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_cascade(tmp_path_factory.mktemp("page") / "cascade")
+
+
+@pytest.fixture(scope="module")
+def server(workdir: Path) -> Iterator[tuple[str, int]]:
+    """Address of the page and number of its process."""
+    command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0", "--workdir"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    process = subprocess.Popen(
+        [*command, str(workdir)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    address = re.search(r"http://127\.0\.0\.1:\d+/", said)
+    assert address, said + process.communicate()[1]
+    yield address[0], process.pid
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, server: tuple[str, int]) -> Iterator[playwright.Page]:
+    """A new tab, that saw no error and asked nobody but the server for anything."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(20_000)
+    tab = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(server[0])
+    tab.get_by_label("Pictures", exact=True).fill("2")
+    for stage in ("base", "sr"):
+        tab.get_by_label(f"Steps, {stage}").fill("2")
+    yield tab
+    assert not errors
+    assert all(url.startswith((server[0], "data:", "blob:")) for url in asked), asked
+    context.close()
+
+
+def mode(page: playwright.Page, name: str) -> None:
+    page.get_by_label("Mode").get_by_role("button", name=name).click()
+
+
+def make(page: playwright.Page, prompt: str = PROMPT) -> None:
+    """Asks for pictures and waits until they are there."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    before = page.locator(".tile").element_handles()
+    page.get_by_role("button", name="Make pictures").click()
+    if before:
+        before[0].wait_for_element_state("hidden")
+    page.get_by_role("status").filter(has_text="done in").wait_for()
+
+
+def upload(page: playwright.Page, content: bytes, name: str = "photo.png") -> None:
+    page.locator("input[type=file]").set_input_files(
+        {"name": name, "mimeType": "image/png", "buffer": content}
+    )
+
+
+def slide(page: playwright.Page, name: str, key: str, times: int) -> None:
+    """Presses a key on a slider."""
+    for _ in range(times):
+        page.get_by_role("slider", name=name).locator("[tabindex]").press(key)
+
+
+def brush(page: playwright.Page) -> None:
+    """Paints over a part of the picture on the canvas, from row 2 to row 6 of 8 in column 2."""
+    canvas = page.locator(".canvas img")
+    playwright.expect(canvas).to_have_js_property("complete", True)
+    box = canvas.bounding_box()
+    assert box is not None
+    pixel = box["width"] / 8
+    page.mouse.move(box["x"] + 2 * pixel, box["y"] + 2 * pixel)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2 * pixel, box["y"] + 6 * pixel, steps=4)
+    page.mouse.up()
+    page.locator(".canvas polyline").wait_for(state="attached")
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def downloaded(page: playwright.Page, button: str, directory: Path) -> Path:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button, exact=True).click()
+    path = directory / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
+
+
+def sizes_of(pictures: playwright.Locator) -> list[list[int]]:
+    """Width and height of pictures that the browser has decoded."""
+    return pictures.evaluate_all("all => all.map(x => [x.naturalWidth, x.naturalHeight])")
+
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def test_pictures_their_stages_and_their_files(
+    page: playwright.Page, workdir: Path, tmp_path: Path
+) -> None:
+    page.get_by_label("Seed", exact=True).fill("7")
+    make(page)
+    assert sizes_of(page.locator(".tile")) == [[tiny.SR, tiny.SR]] * 2
+    page.get_by_alt_text("picture 2, seed 8").click()
+    assert sizes_of(page.locator(".stage")) == [[tiny.BASE] * 2, [tiny.SR] * 2]
+    film = page.get_by_text("stage sr, step 2 of 2")
+    film.last.wait_for()
+    slide(page, "Denoising step", "ArrowLeft", 3)
+    page.get_by_text("stage base, step 1 of 2").wait_for()
+    assert sizes_of(page.locator(".large")) == [[tiny.BASE] * 2]
+
+    file = downloaded(page, "Download PNG", tmp_path)
+    assert file.name == "imagen-8.png"
+    assert page.get_by_text("imagen sample --from imagen-8.png").is_visible()
+    record = read_record(file)
+    assert (record["prompt"], record["seed"]) == (PROMPT, 8)
+    again = repeat(Cascade.load(workdir), record, show_progress=False)
+    difference = again.images[0].astype(int) - read_picture(file)
+    assert np.abs(difference).max() <= 1  # of another batch size
+
+    page.get_by_role("button", name="Use its settings").click()
+    playwright.expect(page.get_by_label("Seed", exact=True)).to_have_value("8")
+    playwright.expect(page.get_by_label("Pictures", exact=True)).to_have_value("1")
+    page.reload()  # what the tab has made is still there
+    page.get_by_role("status").filter(has_text="done in").wait_for()
+    assert page.locator(".tile").count() == 2
+
+
+def test_an_uploaded_picture_changed_painted_and_enlarged(
+    page: playwright.Page, workdir: Path, tmp_path: Path
+) -> None:
+    mode(page, "Change")
+    upload(page, png(PHOTO))
+    page.get_by_text("photo.png, 8 x 8").wait_for()
+    make(page)
+    record = read_record(downloaded(page, "Download PNG", tmp_path))
+    assert record["stages"]["base"]["edit"]["strength"] == 0.6
+
+    mode(page, "Paint a part")
+    brush(page)
+    make(page)
+    painted = downloaded(page, "Download PNG", tmp_path)
+    image = read_picture(downloaded(page, "Download its image", tmp_path))
+    mask = read_mask(downloaded(page, "Download its mask", tmp_path))
+    np.testing.assert_array_equal(image, PHOTO)
+    assert mask[2:6, 1:3].all()
+    assert not mask[:, 4:].any()
+    np.testing.assert_array_equal(read_picture(painted)[~mask], PHOTO[~mask])
+    again = repeat(Cascade.load(workdir), read_record(painted), image, mask, show_progress=False)
+    assert np.abs(again.images[0].astype(int) - read_picture(painted)).max() <= 1
+
+    mode(page, "Enlarge")
+    make(page)
+    assert sizes_of(page.locator(".stage")) == [[tiny.SR] * 2]
+    assert list(read_record(downloaded(page, "Download PNG", tmp_path))["stages"]) == ["sr"]
+
+
+def test_mistakes_are_told_and_the_server_lives_on(page: playwright.Page) -> None:
+    alert = page.get_by_role("alert")
+    button = page.get_by_role("button", name="Make pictures")
+    button.click()
+    alert.filter(has_text="say in the prompt what the picture shows").wait_for()
+    page.get_by_label("Prompt", exact=True).fill("a" * 1001)
+    page.get_by_text("1,001 of 1,000 characters").wait_for()
+    button.click()
+    alert.filter(has_text="the prompt has 1,001 characters; at most 1,000 are taken").wait_for()
+    page.get_by_label("Prompt", exact=True).fill("a " * 40)
+    button.click()
+    alert.filter(has_text="trained with at most 32").wait_for()
+
+    mode(page, "Change")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    button.click()
+    alert.filter(has_text="choose a picture to start from").wait_for()
+    upload(page, b"no picture at all", "notes.txt")
+    alert.filter(has_text="notes.txt: the given picture is no picture").wait_for()
+    upload(page, png(PHOTO)[:-30], "cut.png")
+    alert.filter(has_text="cut.png: the given picture is damaged").wait_for()
+    upload(page, bytes(11 * 2**20), "large.png")
+    alert.filter(has_text="the file is larger than 10 MB").wait_for()
+    mode(page, "Create")
+    make(page)
+    assert not alert.is_visible()
+
+
+def test_a_running_job_can_be_stopped(page: playwright.Page) -> None:
+    mode(page, "Paint a part")
+    upload(page, png(PHOTO))
+    brush(page)
+    slide(page, "Passes", "ArrowRight", 8)  # 5,000 steps in all
+    for stage in ("base", "sr"):
+        page.get_by_label(f"Steps, {stage}").fill("250")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_text("stage base, step").first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("status").filter(has_text="stopped").wait_for()
+
+
+def test_it_listens_on_loopback_alone(server: tuple[str, int]) -> None:
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("needs Linux's /proc")
+    address, pid = server
+    open_files = [
+        os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()
+    ]
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            (
+                _,
+                local,
+                _,
+                state,
+                *_,
+            ) = line.split()
+            inode = line.split()[9]
+            if state == "0A" and f"socket:[{inode}]" in open_files:
+                listening.append(local)
+    port = int(address.rstrip("/").rpartition(":")[2])
+    assert listening == [f"0100007F:{port:04X}"]
