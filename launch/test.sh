@@ -21,11 +21,6 @@ HELP
   exit 0
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh --dev
-browser
-export PATH="$PWD/.venv/bin:$PATH"
-
 # browser  the tests of the page of `imagen demo` are skipped where there is no Chromium
 browser() {
   ! command -v chromium chromium-browser google-chrome > /dev/null || return 0
@@ -38,6 +33,11 @@ browser() {
   fi
   echo "launch/test.sh: no Chromium: the tests of the page in a browser are skipped" >&2
 }
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh --dev
+browser
+export PATH="$PWD/.venv/bin:$PATH"
 
 step() {  # step COMMAND...  shows a command and runs it
   echo "+ $*"

@@ -24,7 +24,7 @@ FLOORS = {
         "chips",
         "flops",
         "run_exported",
-    ),  # fmt: skip
+    ),
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage_config", "stage"),
     "join": ("sampling", "workdir", "pretrained", "compiled"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -134,11 +135,7 @@ class Results:
                                 on_click=lambda _, what=what: self._download_given(what),
                             )
                             given.props("flat no-caps dense size=0.8rem")
-                            given.bind_visibility_from(
-                                self,
-                                "_job",
-                                lambda job, what=what: job is not None and what in job.arguments,
-                            )
+                            given.bind_visibility_from(self, "_job", functools.partial(_has, what))
                     with ui.expansion("Everything it was made of").props("dense") as more:
                         self._record = ui.code("", language="json").classes("w-full record")
                     more.classes("w-full more")
@@ -310,3 +307,8 @@ def said(job: Job, ahead: int) -> str:
     if newest is None:
         return "getting ready; the first of a kind is compiled"
     return f"stage {newest.stage}, step {newest.step} of {newest.steps}"
+
+
+def _has(what: str, job: Job | None) -> bool:
+    """Whether a job was given an image or a mask."""
+    return job is not None and what in job.arguments
