@@ -28,7 +28,10 @@ from imagen_jax.cli.command import LEVELS, SETTINGS
 from imagen_jax.data.sources import SceneSource
 
 COMMANDS = [
-    [], ["embed"], ["train"], ["sample"], ["evaluate"], ["export"], ["data"], ["data", "show"],
+    [], ["embed"], ["train"], ["sample"], ["evaluate"],
+    ["evaluate", "scenes"], ["evaluate", "prompts"], ["evaluate", "coco"], ["evaluate", "sweep"],
+    ["evaluate", "features"], ["evaluate", "compare"], ["evaluate", "vote"], ["evaluate", "votes"],
+    ["export"], ["data"], ["data", "show"],
     ["data", "fetch"],
 ]  # fmt: skip
 
@@ -102,7 +105,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
-    from imagen_jax.eval.run import SPLITS
+    from imagen_jax.eval.scenes import SPLITS
     from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import load_encoder
 
@@ -324,9 +327,9 @@ def test_sample_passes_on_only_what_is_said() -> None:
     assert said == {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": 4}
 
 
-def test_evaluate_calls_evaluate() -> None:
-    argv = "evaluate --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
-    assert called("imagen_jax.eval.run.evaluate", argv.split()) == {
+def test_evaluate_scenes_calls_evaluate_scenes() -> None:
+    argv = "evaluate scenes --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
+    assert called("imagen_jax.eval.scenes.evaluate_scenes", argv.split()) == {
         "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
         "output_dir": "out", "encoder_weights": None, "vocabulary": None,
         "overrides": {"steps": 3},

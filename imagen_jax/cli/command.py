@@ -64,6 +64,25 @@ def positive(text: str) -> int:
     return number
 
 
+def process(text: str) -> tuple[int, int]:
+    """Type of --process: (which process this is, how many there are)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID/COUNT with ID from 0, such as 0/16")
+    return int(number), int(count)
+
+
+def add_process(parser: argparse.ArgumentParser, share: str) -> None:
+    """Adds --process; `share`: what each process does."""
+    parser.add_argument(
+        "--process",
+        metavar="ID/COUNT",
+        type=process,
+        default="0/1",
+        help=f"which of several processes this is, from 0; each {share} (default: %(default)s)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds --config, --stage and --set."""
     parser.add_argument(
@@ -144,14 +163,16 @@ SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_leve
 """Names of the sampling settings, as in stage_config.SampleConfig."""
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the sampling settings, which are the config's where they are not given."""
+def add_settings(parser: argparse.ArgumentParser, guidance: str = "the config's") -> None:
+    """Adds the sampling settings, which are the config's where they are not given; `guidance`: what
+    its weight is then."""
     of_config = "(default: the config's)"
     parser.add_argument(
         "--guidance",
         type=float,
         metavar="WEIGHT",
-        help=f"of classifier-free guidance; 1 is off, more follows the text closer {of_config}",
+        help="of classifier-free guidance; 1 is off, more follows the text closer "
+        f"(default: {guidance})",
     )
     parser.add_argument(
         "--threshold",
