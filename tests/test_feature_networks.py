@@ -21,9 +21,11 @@ from random_weights import random_pictures, random_tensor
 from imagen_jax.eval.features import inception, mobilenet
 from imagen_jax.eval.features.clip import encode_pictures, encode_texts
 from imagen_jax.eval.features.clip_weights import read_clip
+from imagen_jax.eval.features.graph_file import layer_names
 from imagen_jax.eval.features.layers import Network, shapes
 from imagen_jax.eval.features.network import load_network, text_features
 from imagen_jax.eval.features.resize import KINDS, resize, resize_matrix
+from imagen_jax.eval.features.tensors import read_tensors
 from imagen_jax.eval.features.torch_file import read_torch_file
 
 DATA = Path(__file__).parent / "testdata" / "evaluation"
@@ -164,6 +166,54 @@ def test_files_of_torch_are_read_in_both_forms() -> None:
         for name in found:
             np.testing.assert_array_equal(found[name].astype(np.float32), expected[name])
             assert found[name].shape == expected[name].shape
+
+
+def test_the_graph_of_tensorflow_is_read(tmp_path: Path) -> None:
+    from tensorboard.compat.proto import graph_pb2, types_pb2
+
+    expected = state_dict(inception.inception_v3, inception.SIZE)
+    graph = graph_pb2.GraphDef()
+
+    def add(name: str, value: np.ndarray) -> None:
+        node = graph.node.add(name=name, op="Const")
+        tensor = node.attr["value"].tensor
+        tensor.dtype = types_pb2.DT_FLOAT
+        for size in value.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_content = value.tobytes()
+
+    parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
+             "running_var": "moving_variance"}  # fmt: skip
+    names = layer_names()
+    for name, value in expected.items():
+        layer, _, kind = name.rpartition(".")
+        if layer == "fc":
+            add(f"softmax/{'weights' if kind == 'weight' else 'biases'}", value.T)
+        elif layer.endswith(".conv"):
+            add(f"{names[layer.removesuffix('.conv')]}/conv2d_params", value.transpose(2, 3, 1, 0))
+        else:
+            add(f"{names[layer.removesuffix('.bn')]}/batchnorm/{parts[kind]}", value)
+    # Sizes of layers of the graph, from the paper's table and figures 5 to 7.
+    shapes_there = {n.name: [d.size for d in n.attr["value"].tensor.tensor_shape.dim]
+                    for n in graph.node}  # fmt: skip
+    assert shapes_there["conv_4/conv2d_params"] == [3, 3, 80, 192]
+    assert shapes_there["mixed_2/tower_1/conv_2/conv2d_params"] == [3, 3, 96, 96]
+    assert shapes_there["mixed_4/tower_1/conv_4/conv2d_params"] == [1, 7, 128, 192]
+    assert shapes_there["mixed_8/tower_1/conv_3/conv2d_params"] == [3, 3, 192, 192]
+    assert shapes_there["mixed_10/tower_1/mixed/conv_1/conv2d_params"] == [3, 1, 384, 384]
+    path = tmp_path / "classify_image_graph_def.pb"
+    path.write_bytes(graph.SerializeToString())
+    found, _ = read_tensors(path)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    del graph.node[0]
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(ValueError, match="no constant 'conv/conv2d_params'"):
+        read_tensors(path)
+    path.write_bytes(b"no graph")
+    with pytest.raises(ValueError, match="no frozen graph"):
+        read_tensors(path)
 
 
 class Harmful:

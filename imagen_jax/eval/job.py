@@ -27,7 +27,7 @@ from imagen_jax.data.records import atomic_path, differences, json_fingerprint, 
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.metrics.moments import Moments, merge_all
-from imagen_jax.eval.pictures import read_picture
+from imagen_jax.eval.pictures import Files
 
 CHUNK = 16
 PART = 4 * CHUNK
@@ -72,7 +72,12 @@ class PictureStore:
 
     def read(self, start: int, end: int) -> np.ndarray:
         """See Pictures."""
-        return np.stack([read_picture(self.path(i), self.side, "exact") for i in range(start, end)])
+        paths = [self.path(i) for i in range(start, end)]
+        return Files(self.name, paths, self.side).read(0, len(paths))
+
+    def fingerprint(self) -> str:
+        """Of what determines the pictures."""
+        return json_fingerprint(self._job())
 
     @property
     def parts(self) -> list[tuple[int, int]]:
@@ -127,7 +132,7 @@ class PictureStore:
         """Features of all pictures; those that are there already are read."""
         parts = [self._part_features(network, number) for number in range(len(self.parts))]
         identity = network.identity | {"side": self.side}
-        data = {"name": self.name, "made": self.made, "sha256": json_fingerprint(self._job())}
+        data = {"name": self.name, "made": self.made, "sha256": self.fingerprint()}
         moments = merge_all(Moments.of(part) for part in parts)
         return FeatureSet(np.concatenate(parts), identity, data, moments)
 

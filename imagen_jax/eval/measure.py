@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,15 @@ class Instruments:
     network: FeatureNetwork
     clip: Clip | None = None
 
+    @functools.cached_property
+    def clip_network(self) -> FeatureNetwork | None:
+        """CLIP's picture tower."""
+        return None if self.clip is None else clip_network(self.clip)
+
     @property
     def networks(self) -> list[FeatureNetwork]:
         """All networks that see the pictures."""
-        return [self.network] + ([] if self.clip is None else [clip_network(self.clip)])
+        return [n for n in (self.network, self.clip_network) if n is not None]
 
 
 def measure(
@@ -71,8 +77,8 @@ def measure(
         scores["distance"] = compare(generated, reference, others, resamples)
     if level is not None:
         scores["alignment"] = _alignment(store, suite, level)
-    if instruments.clip is not None:
-        network = clip_network(instruments.clip)
+    network = instruments.clip_network
+    if instruments.clip is not None and network is not None:
         texts = text_features(instruments.clip, [prompt.text for prompt in suite.prompts])
         scores["clip"] = _clip(store.features(network).features, texts, suite)
         scores["clip"]["network"] = network.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from imagen_jax.data.scenes.render import render
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
 """What is done with pictures of another size: refused, or cropped to the middle and resized."""
-CHUNK = 256
+CHUNK = 64
 
 
 class Pictures(Protocol):
@@ -70,7 +71,9 @@ class Files:
 
     def read(self, start: int, end: int) -> np.ndarray:
         """See Pictures."""
-        return np.stack([read_picture(p, self.side, self._fit) for p in self._paths[start:end]])
+        with ThreadPoolExecutor() as threads:  # PIL decodes without Python's lock
+            paths = self._paths[start:end]
+            return np.stack([*threads.map(lambda p: read_picture(p, self.side, self._fit), paths)])
 
     def fingerprint(self) -> str:
         """Of names, sizes and times of files, or of encoded pictures themselves."""
@@ -104,9 +107,16 @@ class RenderedScenes:
 
 
 def chunks(pictures: Pictures) -> Iterator[np.ndarray]:
-    """All pictures, CHUNK at a time."""
-    for start in range(0, len(pictures), CHUNK):
-        yield pictures.read(start, min(start + CHUNK, len(pictures)))
+    """All pictures, CHUNK at a time; the next are read while these are looked at."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(pictures.read, 0, min(CHUNK, len(pictures)))
+        for start in range(0, len(pictures), CHUNK):
+            part = ahead.result()
+            following = start + CHUNK
+            if following < len(pictures):
+                end = min(following + CHUNK, len(pictures))
+                ahead = thread.submit(pictures.read, following, end)
+            yield part
 
 
 def list_pictures(folder: str | Path) -> list[Path]:

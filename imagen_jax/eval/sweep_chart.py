@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ import numpy as np
 from imagen_jax.eval.sweep import name_of
 
 FOREGROUND, SOFT = "#1d2430", "#667085"
+
+
+def check_installed() -> None:
+    """That charts can be drawn; to be asked before hours of sampling.
+
+    Raises:
+      ValueError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("charts need matplotlib; install it with: pip install matplotlib")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], path: Path) -> None:
@@ -23,14 +34,11 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
       path: the PNG.
 
     Raises:
-      ValueError: matplotlib is not installed.
+      ValueError: as check_installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(
-            "charts need matplotlib; install it with: pip install matplotlib"
-        ) from error
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.6, 5.2), layout="constrained", dpi=130)
     axis = figure.subplots()
     curves: dict[str, list[Mapping[str, Any]]] = {}

@@ -21,7 +21,8 @@ from imagen_jax.eval.features.tensors import read_tensors
 
 NETWORKS = ("mobilenet-v2", "inception-v3", "clip")
 INCEPTION_PROTOCOLS = ("clean", "tf1", "half-pixel")
-BATCH = 32
+BATCHES = (4, 32)
+"""Pictures of each device that are seen together; few sizes, so that few are compiled."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class FeatureNetwork:
             raise ValueError("no pictures")
         batched, weights, run = self._compiled
         devices = len(batched.mesh.devices)
-        size = BATCH * devices if len(pictures) > BATCH else -(-len(pictures) // devices) * devices
+        size = devices * (BATCHES[0] if len(pictures) <= devices * BATCHES[0] else BATCHES[1])
         parts = []
         for start in range(0, len(pictures), size):
             part = pictures[start : start + size]
@@ -149,8 +150,10 @@ def inception_network(path: str | Path, protocol: str) -> FeatureNetwork:
         pooled, logits = inception.inception_v3(Layers(params), x)
         return {"features": pooled, "logits": logits}
 
-    # Others may have these shapes, too: only the weights of 2015 make a distance an FID.
-    name = "inception-v3" if digest[:8] in inception.KNOWN else "inception-v3 of unknown weights"
+    # Others may have these shapes, too: only the weights of 2015 make a distance an FID. Torch's
+    # files of them are known by their hash, TensorFlow's graph by the names that only it has.
+    known = digest[:8] in inception.KNOWN or Path(path).suffix == ".pb"
+    name = "inception-v3" if known else "inception-v3 of unknown weights"
     return FeatureNetwork(name, inception.WIDTH, digest, f"{protocol} to {size}", params, forward)
 
 
@@ -174,6 +177,7 @@ def text_features(read: Clip, texts: list[str]) -> np.ndarray:
     """
     run = jax.jit(lambda params, ids: clip.encode_texts(params, ids, read.sizes))
     ids = read.tokenize(texts)
-    padded = np.pad(ids, ((0, -len(ids) % BATCH), (0, 0)), mode="edge")
-    parts = [run(read.params, padded[i : i + BATCH]) for i in range(0, len(padded), BATCH)]
+    size = BATCHES[1]
+    padded = np.pad(ids, ((0, -len(ids) % size), (0, 0)), mode="edge")
+    parts = [run(read.params, padded[i : i + size]) for i in range(0, len(padded), size)]
     return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]

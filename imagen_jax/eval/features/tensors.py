@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_jax.eval.features.graph_file import read_graph_file
 from imagen_jax.eval.features.torch_file import read_torch_file
 
 
@@ -14,7 +15,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     """Tensors by name, and the SHA-256 of the file.
 
     Args:
-      path: .safetensors, or a state_dict of torch.save.
+      path: .safetensors, a state_dict of torch.save, or TensorFlow's graph of Inception (.pb).
 
     Raises:
       FileNotFoundError: no such file.
@@ -23,6 +24,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     path = Path(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.suffix == ".pb":
+        return read_graph_file(path), digest
     if path.suffix != ".safetensors":
         return read_torch_file(path), digest
     import safetensors
