@@ -184,7 +184,8 @@ def distances() -> dict[str, np.ndarray]:
             a, b, kid_subsets=1, kid_subset_size=len(x), verbose=False
         )
         found[f"{name}_kernel_torch-fidelity"] = kid["kernel_inception_distance_mean"]
-        prc = metric_prc.prc_features_to_metric(a, b, prc_neighborhood=3, verbose=False)
+        # Generated first, there.
+        prc = metric_prc.prc_features_to_metric(b, a, prc_neighborhood=3, verbose=False)
         found[f"{name}_precision_torch-fidelity"] = prc["precision"]
         found[f"{name}_recall_torch-fidelity"] = prc["recall"]
         prdc = compute_prdc(x.astype("f8"), y.astype("f8"), nearest_k=5)

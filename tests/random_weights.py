@@ -13,7 +13,7 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     if len(shape) < 2:
-        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+        return np.asarray(0.1 * rng.standard_normal(shape), np.float32)
     fan_in = np.prod(shape[1:])
     return (rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))).astype("f4")
 

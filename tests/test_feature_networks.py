@@ -68,7 +68,6 @@ def test_inception_is_that_of_torch_fidelity(inception_file: Path) -> None:
     assert network.name != "inception-v3", "random weights must not pass for those of 2015"
 
 
-@pytest.mark.slow
 def test_inception_is_that_of_pytorch_fid(inception_file: Path) -> None:
     network = load_network("inception-v3", inception_file, "half-pixel")
     ours = network(random_pictures(3, 64))
@@ -143,7 +142,7 @@ def test_resizing_is_that_of_the_protocols(name: str, kind: str) -> None:
         assert np.abs(ours - expected).max() <= 1
         assert np.mean(ours != expected) < 0.01
     else:
-        np.testing.assert_allclose(ours, expected, atol=2e-3)
+        np.testing.assert_allclose(ours, expected, atol=5e-3)  # torch places pixels in float32
 
 
 def test_resizing_keeps_what_it_must() -> None:

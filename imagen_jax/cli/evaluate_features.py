@@ -84,7 +84,8 @@ def _add_features(actions: Commands) -> None:
         imagen evaluate features val2014 --size 256 --fit crop --network inception-v3 \\
             --weights pt_inception-2015-12-05-6726825d.pth --output coco256.npz
         imagen evaluate features runs/tpu/coco/pictures --output sampled.npz
-        imagen evaluate compare sampled.npz coco256.npz""",
+        imagen evaluate features photographs --network clip --weights clip-vit-large --size 224 \\
+            --fit crop --output clip.npz""",
     )
     parser.add_argument("pictures", metavar="DIR", help="folder of pictures, with those below it")
     _add_reading(parser)
@@ -130,9 +131,9 @@ def _add_vote(actions: Commands) -> None:
         random sides. Give vote.html to people, keep key.json from them; what they download goes to
         `imagen evaluate votes`.""",
         """
-        imagen evaluate prompts --workdir runs/a --output runs/a/prompts
-        imagen evaluate prompts --workdir runs/b --output runs/b/prompts
-        imagen evaluate vote runs/a/prompts runs/b/prompts --output runs/a-or-b""",
+        imagen evaluate vote runs/a/prompts runs/b/prompts --output runs/a-or-b
+        imagen evaluate vote runs/a/prompts runs/b/prompts --seed 1 --output runs/a-or-b-again
+        imagen evaluate vote runs/sweep/guidance=1 runs/sweep/guidance=4 --output runs/guidance""",
     )
     parser.add_argument("a", metavar="A", help="what `imagen evaluate prompts` wrote of one")
     parser.add_argument("b", metavar="B", help="and of the other")

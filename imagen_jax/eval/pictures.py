@@ -164,6 +164,7 @@ def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
             )
         square = min(picture.size)
         left, top = (picture.width - square) // 2, (picture.height - square) // 2
-        box = (left, top, left + square, top + square)
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
+        # Cropped first: with `box`, the filter would reach beyond the square.
+        picture = picture.crop((left, top, left + square, top + square))
+        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(picture)

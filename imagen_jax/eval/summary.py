@@ -15,13 +15,13 @@ def summary(scores: Mapping[str, Any]) -> str:
     parts = []
     if "alignment" in scores:
         lines = [f"{'':<24}{'everything right, 95%':>24}{'n':>6}"]
-        for name, row in scores["alignment"].items():
+        for name, row in _bounds_last(scores["alignment"]):
             right = row["all_correct"]
             lines.append(f"{_LABELS.get(name, name):<24}{percent(right):>24}{right['n']:>6}")
         parts.append("\n".join(lines))
     if "clip" in scores:
         lines = [f"{'CLIP score, ' + scores['clip']['network']:<36}{'cosine, 95%':>26}{'n':>6}"]
-        for name, row in scores["clip"].items():
+        for name, row in _bounds_last(scores["clip"]):
             if name != "network":
                 cell = f"{row['mean']:.4f} ({row['low']:.4f}–{row['high']:.4f})"
                 lines.append(f"{_LABELS.get(name, name):<36}{cell:>26}{row['n']:>6}")
@@ -37,6 +37,10 @@ def summary(scores: Mapping[str, Any]) -> str:
             lines.append(f"{TITLES.get(name, of['title']):<36}{cell:>28}{floor_text(of, row):>26}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _bounds_last(rows: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(rows.items(), key=lambda item: item[0] in _LABELS)
 
 
 _LABELS = {ALL: "all", "floor": "shuffled captions", "ceiling": "real pictures",
