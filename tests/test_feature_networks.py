@@ -233,7 +233,7 @@ def test_files_that_hold_other_things_are_refused(
     with pytest.raises(ValueError, match="holds a list, not a dictionary"):
         read_torch_file(zipped([1], "list.pth"))
     (tmp_path / "text.pth").write_text("no weights at all")
-    with pytest.raises(ValueError, match="no file of torch.save"):
+    with pytest.raises(ValueError, match=r"no file of torch\.save"):
         read_torch_file(tmp_path / "text.pth")
     content = (DATA / "zip.pth").read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(

@@ -216,14 +216,17 @@ def _load(args: argparse.Namespace) -> tuple[Cascade, Instruments]:
     return cascade, Instruments(network, clip)
 
 
-def _run(args: argparse.Namespace, work: Work, loaded: Any, **overrides: Any) -> None:
+def _run(
+    args: argparse.Namespace, loaded: tuple[Cascade, Instruments], work: Work, **overrides: Any
+) -> None:
     from imagen_jax.eval.job import Unfinished
     from imagen_jax.eval.protocols import run
     from imagen_jax.eval.summary import summary
 
+    cascade, instruments = loaded
     try:
         record = run(
-            *loaded[:1], work, *loaded[1:], args.output,
+            cascade, work, instruments, args.output,
             seed=args.seed, process=args.process, **overrides,
         )  # fmt: skip
     except Unfinished as unfinished:
@@ -247,7 +250,7 @@ def _prompts(args: argparse.Namespace) -> None:
         work = protocols.scene_suite_work(
             level, args.per_category, args.per_prompt, args.seed, cascade.size
         )
-    _run(args, work, loaded, **settings(args))
+    _run(args, loaded, work, **settings(args))
 
 
 def _captions_work(args: argparse.Namespace, side: int) -> Work:
@@ -269,7 +272,7 @@ def _coco(args: argparse.Namespace) -> None:
     cascade = loaded[0]
     overrides = settings(args)
     overrides.setdefault("guidance", {cascade.stages[0][0].name: PAPER_GUIDANCE})
-    _run(args, _captions_work(args, cascade.size), loaded, **overrides)
+    _run(args, loaded, _captions_work(args, cascade.size), **overrides)
 
 
 def _sweep(args: argparse.Namespace) -> None:

@@ -78,9 +78,10 @@ def read_parti(path: str | Path) -> Suite:
 
 def _read_table(path: str | Path, delimiter: str, columns: Sequence[str]) -> list[Prompt]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        # PartiPrompts has quotation marks that quote nothing.
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+        if delimiter == "\t":  # where quotation marks quote nothing
+            reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.DictReader(file, delimiter=delimiter)
         names = reader.fieldnames or []
         column = next((name for name in columns if name in names), None)
         if column is None or "Category" not in names:

@@ -164,7 +164,7 @@ def _read_open_clip(read: _Reader, config: Mapping[str, Any]) -> tuple[Params, S
             "wo": read.dense(f"{name}.mlp.c_proj"),
         }
 
-    params = {
+    params: dict[str, Any] = {
         "vision": {
             "patch": read("visual.conv1.weight").transpose(2, 3, 1, 0),
             "class": read("visual.class_embedding"),

@@ -32,7 +32,7 @@ class _Storage(NamedTuple):
 
     dtype: Any
     key: str
-    count: int
+    length: int
 
 
 class _Tensor(NamedTuple):
@@ -137,7 +137,7 @@ def _tensors(
     for name, (storage, offset, shape, stride) in _flatten(path, tree):
         values = np.frombuffer(read(storage), storage.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        if len(values) != storage.count or (0 not in shape and not 0 <= last < len(values)):
+        if len(values) != storage.length or (0 not in shape and not 0 <= last < len(values)):
             raise ValueError(f"{path} is damaged: {name!r} reaches beyond its storage")
         strides = [step * values.itemsize for step in stride]
         view = np.lib.stride_tricks.as_strided(values[offset:], shape, strides, writeable=False)

@@ -8,13 +8,14 @@ so parts may be cut anywhere, taken in any order and lie on any host, and nothin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 
-class Moments(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
     """Of a set of features.
 
     Attributes:
