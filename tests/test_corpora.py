@@ -23,6 +23,8 @@ from imagen_jax.data.pictures import Picture, UnusableError, record_picture
 from imagen_jax.embed import embed
 from imagen_jax.embed.estimate import Chip, estimate, report
 from imagen_jax.embed.shard import Handling
+from imagen_jax.eval.coco import read_tfds
+from imagen_jax.eval.pictures import read_picture
 from imagen_jax.main import main
 from imagen_jax.workdir import checkpoint_steps
 
@@ -386,3 +388,19 @@ def test_corpora_that_training_refuses(
     assert main(train_argv("base", data, Path("w"), *more)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+def test_captions_of_a_dataset_are_chosen_for_evaluation(tmp_path: Path) -> None:
+    write_tfds(tmp_path)
+    captions = read_tfds("pairs:train", str(tmp_path), 3, 0)
+    assert captions == read_tfds("pairs:train", str(tmp_path), 3, 0)
+    assert [len(captions.chosen), len(captions.rest)] == [3, 1]
+    every = [c.picture for c in captions.chosen] + captions.rest
+    read = sorted(read_picture(picture, SIZE, "exact").tobytes() for picture in every)
+    assert read == sorted(pixels(n).tobytes() for n in range(4))
+    for caption, picture in captions.chosen:
+        (n,) = (n for n in range(4)
+                if (pixels(n) == read_picture(picture, SIZE, "exact")).all())  # fmt: skip
+        assert caption == CAPTIONS[n]
+    with pytest.raises(ValueError, match="'pairs' is not of the form NAME:SPLIT"):
+        read_tfds("pairs", str(tmp_path), 3, 0)

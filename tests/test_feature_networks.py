@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -263,3 +266,20 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, inception_file: 
     safetensors.numpy.save_file(tensors, tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match=r"'features\.0\.1\.bias' has values that are not finite"):
         load_network("mobilenet-v2", tmp_path / "nan.safetensors")
+
+
+def test_features_do_not_depend_on_the_number_of_devices(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip", "hf")
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jax, numpy as np
+from random_weights import random_pictures
+from imagen_jax.eval.features.network import load_network
+assert len(jax.devices()) == 4
+network = load_network("clip", {str(folder)!r})
+np.save({str(tmp_path / "four.npy")!r}, network(random_pictures(21, 32)))
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | flags)
+    one = load_network("clip", folder)(random_pictures(21, 32))
+    close(np.load(tmp_path / "four.npy"), one, 1e-5)

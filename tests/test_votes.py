@@ -123,5 +123,7 @@ def test_runs_that_differ_are_refused(runs: tuple[Path, Path], tmp_path: Path) -
     (two / "pictures" / "0000" / "000005.png").unlink()
     with pytest.raises(ValueError, match="has 6 pictures of 8 pixels"):
         write_vote(one, two, tmp_path / "vote")
+    with pytest.raises(ValueError, match="hold the same pictures"):
+        write_vote(one, one, tmp_path / "vote")
     with pytest.raises(FileNotFoundError, match=r"no scores\.json"):
         write_vote(one, tmp_path, tmp_path / "vote")

@@ -47,6 +47,8 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
             f"{a} has {len(files[0])} pictures of {sides[0]} pixels, {b} {len(files[1])} of "
             f"{sides[1]}; a fair comparison needs as many of the same size"
         )
+    if records[0]["job"] == records[1]["job"]:
+        raise ValueError(f"{a} and {b} hold the same pictures")
     rng = np.random.default_rng(seed)
     order, flipped = rng.permutation(count), rng.random(count) < 0.5
     pairs, key = [], {}
