@@ -39,7 +39,10 @@ def write_tokenizer(folder: Path) -> None:
     lines = gzip.decompress(packed.read_bytes()).decode().split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     own = open_clip.tokenizer.SimpleTokenizer()
-    (folder / "vocab.json").write_text(json.dumps(own.encoder))
+    ids = dict(own.encoder)
+    for theirs, ours in (("start", "<|startoftext|>"), ("end", "<|endoftext|>")):
+        ids[ours] = ids.pop(f"<{theirs}_of_text>")
+    (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     slow = transformers.CLIPTokenizerFast.from_pretrained(folder)
     slow.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -76,7 +76,8 @@ def read_clip(directory: str | Path) -> Clip:
     width = position.shape[-1]
     tower = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}.get(width, f"w{width}")
     name = f"clip-vit-{tower}-{patch}" + ("" if size == 224 else f"-{size}")
-    return Clip(name, params, sizes, size, length, _tokenizer(directory, length), digest)
+    tokenize = _tokenizer(directory, length, len(params["text"]["token"]))
+    return Clip(name, params, sizes, size, length, tokenize, digest)
 
 
 class _Reader:
@@ -189,13 +190,20 @@ def _read_open_clip(read: _Reader, config: Mapping[str, Any]) -> tuple[Params, S
     return params, Sizes(vision_heads, model["text_cfg"]["heads"], activation)
 
 
-def _tokenizer(directory: Path, length: int) -> Callable[[Sequence[str]], np.ndarray]:
+def _tokenizer(
+    directory: Path, length: int, vocabulary: int
+) -> Callable[[Sequence[str]], np.ndarray]:
     path = directory / TOKENIZER
     if not path.is_file():
         raise FileNotFoundError(f"{directory} has no {TOKENIZER}, CLIP's tokenizer")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise ValueError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, but the network knows {vocabulary}: "
+            "they do not belong together"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
