@@ -14,6 +14,7 @@ import pytest
 import tiny
 from PIL import Image
 from scipy import ndimage
+from test_feature_networks import write_clip
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import caption
@@ -23,12 +24,26 @@ from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.eval import coco, protocols
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import FeatureSet, check_comparable, compare, compute_features
-from imagen_jax.eval.features.network import FeatureNetwork, load_network
+from imagen_jax.eval.features.clip_weights import read_clip
+from imagen_jax.eval.features.network import (
+    FeatureNetwork,
+    clip_network,
+    load_network,
+    text_features,
+)
 from imagen_jax.eval.job import PictureStore, Unfinished
 from imagen_jax.eval.measure import Instruments
+from imagen_jax.eval.metrics.scores import clip_scores
 from imagen_jax.eval.pictures import Files, RenderedScenes, list_pictures, read_picture
-from imagen_jax.eval.prompts import DRAWBENCH_CATEGORIES, read_drawbench, read_parti
+from imagen_jax.eval.prompts import (
+    DRAWBENCH_CATEGORIES,
+    Prompt,
+    Suite,
+    read_drawbench,
+    read_parti,
+)
 from imagen_jax.eval.scene_suite import DESCRIPTIONS, scene_suite
+from imagen_jax.eval.summary import summary
 from imagen_jax.eval.sweep import combinations, name_of, pareto, sweep
 
 QUICKSTART, DEMO = get_level("quickstart"), get_level("demo")
@@ -137,6 +152,27 @@ def test_report_and_scores_of_our_suite(cascade: Cascade, tmp_path: Path) -> Non
     for name in DRAWBENCH_CATEGORIES:
         assert name.replace("&", "&amp;") in page
     assert "FID" not in page
+
+
+def test_prompts_without_real_pictures_are_scored_by_clip(cascade: Cascade, tmp_path: Path) -> None:
+    clip = read_clip(write_clip(tmp_path / "clip", "hf"))
+    prompts = [Prompt("a red cat", "Colors"), Prompt("dog", "Text"), Prompt("a dog", "Text")]
+    work = protocols.suite_work(Suite("three", prompts), per_prompt=2)
+    scores = protocols.run(cascade, work, Instruments(clip=clip), tmp_path / "out")["scores"]
+    assert set(scores) == {"count", "clip"}
+    assert {name: row["n"] for name, row in scores["clip"].items() if name != "network"} == {
+        "all": 6, "shuffled": 6, "Colors": 2, "Text": 4
+    }  # fmt: skip
+    assert scores["clip"]["network"] == "clip-vit-w128-8-32"
+    network = clip_network(clip)
+    pictures = [read_picture(p, tiny.SR, "exact") for p in list_pictures(tmp_path / "out")]
+    cosines = clip_scores(
+        network(np.stack(pictures)), text_features(clip, 2 * [prompt.text for prompt in prompts])
+    )
+    assert scores["clip"]["all"]["mean"] == pytest.approx(cosines.mean(), rel=1e-4)
+    assert scores["clip"]["Colors"]["mean"] == pytest.approx(cosines[[0, 3]].mean(), rel=1e-4)
+    assert (tmp_path / "out" / "report.html").read_text().count("<figure") == 6
+    assert summary(scores).count("clip-vit-w128-8-32") == 1
 
 
 def test_prompts_that_are_too_long_are_named_before_sampling(

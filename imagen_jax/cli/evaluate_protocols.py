@@ -205,13 +205,13 @@ def _add_common(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
-def _load(args: argparse.Namespace) -> tuple[Cascade, Instruments]:
+def _load(args: argparse.Namespace, distances: bool = True) -> tuple[Cascade, Instruments]:
     from imagen_jax.cascade import Cascade
     from imagen_jax.eval.features.clip_weights import read_clip
     from imagen_jax.eval.measure import Instruments
 
     clip = None if args.clip is None else read_clip(args.clip)
-    network = load_network(args)
+    network = load_network(args) if distances else None
     cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
     return cascade, Instruments(network, clip)
 
@@ -239,7 +239,7 @@ def _run(
 def _prompts(args: argparse.Namespace) -> None:
     from imagen_jax.eval import prompts, protocols
 
-    loaded = _load(args)
+    loaded = _load(args, distances=args.drawbench is None and args.parti is None)
     if args.drawbench is not None:
         work = protocols.suite_work(prompts.read_drawbench(args.drawbench), args.per_prompt)
     elif args.parti is not None:

@@ -28,11 +28,11 @@ class Instruments:
     """What pictures are measured with.
 
     Attributes:
-      network: of the distances.
+      network: of the distances; None where there are no real pictures to compare with.
       clip: of the CLIP score; None for none.
     """
 
-    network: FeatureNetwork
+    network: FeatureNetwork | None = None
     clip: Clip | None = None
 
     @functools.cached_property
@@ -65,13 +65,14 @@ def measure(
       resamples: of bootstraps of distances.
 
     Returns:
-      "distance": what feature_sets.compare returns (with reality); "alignment": category ->
-      {"all_correct" and other attributes: {"accuracy", "low", "high", "n", ...}} with "all", and
-      "floor" and "ceiling" of all (where prompts are scenes); "clip": category -> {"mean", "low",
-      "high"} with "all" and "shuffled", pictures with captions of others (with CLIP).
+      "distance" (with real pictures and a network): what feature_sets.compare returns.
+      "alignment" (of scenes): category -> {"all_correct" and other attributes: {"accuracy", "low",
+      "high", "n", ...}}, with "all", and "floor" and "ceiling" of all.
+      "clip" (with CLIP): category -> {"mean", "low", "high"}, with "all", and "shuffled": pictures
+      with captions of others.
     """
     scores: dict[str, Any] = {"count": len(store)}
-    if reality is not None:
+    if reality is not None and instruments.network is not None:
         reference, others = reality.features(instruments.network)
         generated = store.features(instruments.network)
         scores["distance"] = compare(generated, reference, others, resamples)

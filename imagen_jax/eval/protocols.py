@@ -111,7 +111,8 @@ def coco_work(captions: Captions, side: int) -> Work:
     rest = captions.rest[: len(chosen)]
     # Neighbours of a small rest say nothing.
     others = Files("pictures of other captions", rest, side, "crop") if len(rest) > 10 else None
-    return Work(f"COCO captions, {len(chosen):,} pictures", suite, 1, real, others, shown=96)
+    title = f"COCO captions, {len(chosen):,} pictures"
+    return Work(title, suite, 1, real, others, shown=96)
 
 
 def run(
@@ -170,13 +171,12 @@ def run(
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     facts = {"pictures": str(record["scores"]["count"]), "seed": str(record["seed"])}
-    for name, of in record["job"]["settings"].items():
-        text = f"{of['sampler']}, {of['steps']} steps, guidance {of['guidance']:g}, "
-        text += of["threshold"] + (f" {of['percentile']:g}" if of["threshold"] == "dynamic" else "")
+    for number, (name, of) in enumerate(record["job"]["settings"].items()):
+        said = [of["sampler"], f"{of['steps']} steps", f"guidance {of['guidance']:g}"]
+        dynamic = of["threshold"] == "dynamic"
+        said.append(f"dynamic {of['percentile']:g}" if dynamic else of["threshold"])
+        if number:  # the base stage starts from noise alone
+            said.append(f"aug_level {of['aug_level']:g}")
         side = record["job"]["cascade"]["stages"][name]["resolution"]
-        facts[f"{name} {side} px"] = text + (
-            f", aug_level {of['aug_level']:g}"
-            if name != next(iter(record["job"]["settings"]))
-            else ""
-        )
+        facts[f"{name} {side} px"] = ", ".join(said)
     return facts
