@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -62,6 +63,14 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.png")
 
 
+class Pass(NamedTuple):
+    """One pass over the pictures: seconds, seconds of processor time, mean of the features."""
+
+    seconds: float
+    processor: float
+    mean: float
+
+
 class Peer:
     """torch-fidelity in a process of its own."""
 
@@ -72,14 +81,13 @@ class Peer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def __call__(self) -> tuple[float, float]:
-        """(seconds of one pass, mean of the features)."""
+    def __call__(self) -> Pass:
+        """One pass."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        seconds, mean = json.loads(self.process.stdout.readline())
-        return seconds, mean
+        return Pass(*json.loads(self.process.stdout.readline()))
 
 
 def install_peer() -> Path:
@@ -114,27 +122,29 @@ def main() -> None:
         network = load_network("inception-v3", weights, "tf1")
         files = Files("pictures", list_pictures(folder), args.side)
 
-        def ours() -> tuple[float, float]:
-            start = time.perf_counter()
-            features = compute_features(network, files)
-            return time.perf_counter() - start, float(features.features.mean())
+        def ours() -> Pass:
+            start, start_cpu = time.perf_counter(), time.process_time()
+            mean = float(compute_features(network, files).features.mean())
+            return Pass(time.perf_counter() - start, time.process_time() - start_cpu, mean)
 
-        runners: dict[str, Callable[[], tuple[float, float]]] = {
+        runners: dict[str, Callable[[], Pass]] = {
             "imagen-jax": ours, "torch-fidelity": Peer(python, weights, folder, args.batch)
         }  # fmt: skip
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
-        means = {}
+        passes: dict[str, list[Pass]] = {name: [] for name in runners}
         for i in range(-1, args.rounds):
             for name, runner in runners.items():
-                taken, means[name] = runner()
+                taken = runner()
                 if i >= 0:  # the first compiles, or warms up
-                    seconds[name].append(taken)
-    np.testing.assert_allclose(*means.values(), rtol=1e-4)
-    rates = {name: args.count / statistics.median(taken) for name, taken in seconds.items()}
-    for name, rate in rates.items():
-        spread = ", ".join(f"{args.count / taken:.1f}" for taken in seconds[name])
-        print(f"{name:<16}{rate:6.2f} pictures/s   ({spread})")
-    print(f"ratio {rates['imagen-jax'] / rates['torch-fidelity']:.2f}")
+                    passes[name].append(taken)
+    np.testing.assert_allclose(*(taken[0].mean for taken in passes.values()), rtol=1e-4)
+    print(f"{'':<16}{'pictures/s':>12}{'CPU ms a picture':>20}   passes, pictures/s")
+    for name, taken in passes.items():
+        rates = [args.count / of.seconds for of in taken]
+        cpu = 1e3 * statistics.median(of.processor for of in taken) / args.count
+        print(
+            f"{name:<16}{statistics.median(rates):12.2f}{cpu:20.0f}   "
+            + ", ".join(f"{rate:.1f}" for rate in rates)
+        )
 
 
 if __name__ == "__main__":

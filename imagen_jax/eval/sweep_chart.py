@@ -51,8 +51,8 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
         x, x_error = _with_error(points, "distance", 1)
         y, y_error = _with_error(points, "alignment", scale)
         lines = axis.errorbar(
-            x, y, x_error, y_error, marker="o", markersize=5, linewidth=1.6, elinewidth=0.6,
-            capsize=0, label=name.replace(",", ", ") or along,
+            x, y, xerr=x_error, yerr=y_error, marker="o", markersize=5, linewidth=1.6,
+            elinewidth=0.8, capsize=0, label=name.replace(",", ", ") or along,
         )  # fmt: skip
         for bar in lines.lines[2]:
             bar.set_alpha(0.35)
