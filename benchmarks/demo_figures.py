@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo_figures --workdir runs/demo --output docs/demo
 
-Reads the logs of `imagen train`, what `imagen evaluate` wrote to <workdir>/evaluation, and what
-`imagen sample` wrote to <workdir>/samples.
+Reads the logs of `imagen train`, what `imagen evaluate scenes` wrote to <workdir>/evaluation, and
+what `imagen sample` wrote to <workdir>/samples.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.sampling import sample_unseen_words
 from imagen_jax.data.scenes.vocabulary import COLOURS, SYNONYMS, UNSEEN_WORDS
-from imagen_jax.eval.alignment import score_all, wilson_interval
+from imagen_jax.eval.alignment import score_all
+from imagen_jax.eval.metrics.intervals import wilson_interval
 from imagen_jax.grid import labelled_grid
 
 NAMES = {"minilm": "pretrained MiniLM", "random": "random weights"}

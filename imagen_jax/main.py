@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
               train     shards -> checkpoints of one stage; stages train in any order
               sample    prompts -> pictures; without training, from the cascade that comes along
               demo      the same in the browser, as a page on this machine
-              evaluate  a cascade -> how often its pictures show what the prompts say
+              evaluate  a cascade -> what its pictures are worth: alignment, distances, votes
               export    a trained cascade -> a small directory of its weights, to pass on
               plan      a config -> its memory and time on machines one does not have yet
               data      look at the built-in pictures, or fetch more of them"""),

@@ -26,5 +26,5 @@ train --workdir "$workdir" --stage base --init-from runs/quickstart
 train --workdir "$workdir" --stage sr
 imagen export --workdir "$workdir" --output imagen_jax/demo
 imagen sample --prompts launch/quickstart_prompts.txt --output "$workdir/samples"
-imagen evaluate --count 128 --output "$workdir/evaluation"
+imagen evaluate scenes --count 128 --output "$workdir/evaluation"
 python -m benchmarks.demo_figures --workdir "$workdir" --output docs/demo

@@ -64,7 +64,7 @@ for stage in base sr; do
 done
 run imagen sample --workdir "$workdir" --output "$workdir/samples" \
   --prompts launch/quickstart_prompts.txt
-run imagen evaluate --workdir "$workdir" --output "$workdir/evaluation"
+run imagen evaluate scenes --workdir "$workdir" --output "$workdir/evaluation"
 
 minutes=$(((SECONDS - started) / 60))
 seconds=$(((SECONDS - started) % 60))

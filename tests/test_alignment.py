@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage
 
 from imagen_jax.data.scenes import Group, Scene, get_level, layout, render, sample_scene
-from imagen_jax.eval.alignment import alignment_report, score, score_all, wilson_interval
+from imagen_jax.eval.alignment import alignment_report, score, score_all
+from imagen_jax.eval.metrics.intervals import wilson_interval
 from imagen_jax.eval.template_matching import decode
 
 DEMO = get_level("demo")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from imagen_jax.cascade import Cascade, CascadeSamples, read_record, run, save_samples
 from imagen_jax.data.scenes.levels import get_level
-from imagen_jax.eval.run import evaluate
+from imagen_jax.eval.scenes import evaluate_scenes
 from imagen_jax.pretrained import export_cascade, open_cascade
 from imagen_jax.sampling import StageInputs, from_uint8, picture_keys, sample_stage, to_uint8
 
@@ -247,7 +247,7 @@ def test_evaluation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(ValueError, match=r"trained on .*colours.*measured on the built-in scenes"):
-        evaluate(lively, 3, ["heldout"], 0, tmp_path / "none")
+        evaluate_scenes(lively, 3, ["heldout"], 0, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
     monkeypatch.setattr(tiny, "MAX_TOKENS", 20)  # captions of scenes are longer
@@ -257,7 +257,7 @@ def test_evaluation(
     record["source"] = {"train": {"level": "quickstart"}}
     (scenes / "cascade.json").write_text(json.dumps(record))
     output = tmp_path / "scores"
-    result = evaluate(scenes, 3, ["heldout", "unseen"], 4, output, steps=2)
+    result = evaluate_scenes(scenes, 3, ["heldout", "unseen"], 4, output, steps=2)
 
     assert json.loads((output / "scores.json").read_text()) == result
     assert (result["level"], result["encoder"], result["count"]) == ("quickstart", "tiny", 3)

@@ -28,8 +28,11 @@ from imagen_jax.cli.command import LEVELS, SETTINGS
 from imagen_jax.data.sources import SceneSource
 
 COMMANDS = [
-    [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"], ["export"], ["data"],
-    ["data", "show"], ["data", "fetch"],
+    [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"],
+    ["evaluate", "scenes"], ["evaluate", "prompts"], ["evaluate", "coco"], ["evaluate", "sweep"],
+    ["evaluate", "features"], ["evaluate", "compare"], ["evaluate", "vote"], ["evaluate", "votes"],
+    ["export"], ["data"], ["data", "show"],
+    ["data", "fetch"],
 ]  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
-    from imagen_jax.eval.run import SPLITS
+    from imagen_jax.eval.scenes import SPLITS
     from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import DTYPES, load_encoder
 
@@ -331,9 +334,9 @@ def test_sample_passes_on_only_what_is_said() -> None:
     assert call.kwargs == expected
 
 
-def test_evaluate_calls_evaluate() -> None:
-    argv = "evaluate --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
-    assert called("imagen_jax.eval.run.evaluate", argv.split()) == {
+def test_evaluate_scenes_calls_evaluate_scenes() -> None:
+    argv = "evaluate scenes --workdir w --count 5 --splits unseen heldout --steps 3 --output out"
+    assert called("imagen_jax.eval.scenes.evaluate_scenes", argv.split()) == {
         "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
         "output_dir": "out", "encoder_weights": None, "vocabulary": None,
         "overrides": {"steps": 3},

@@ -69,6 +69,25 @@ def positive(text: str) -> int:
     return number
 
 
+def process(text: str) -> tuple[int, int]:
+    """Type of --process: (which process this is, how many there are)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID/COUNT with ID from 0, such as 0/16")
+    return int(number), int(count)
+
+
+def add_process(parser: argparse.ArgumentParser, share: str) -> None:
+    """Adds --process; `share`: what each process does."""
+    parser.add_argument(
+        "--process",
+        metavar="ID/COUNT",
+        type=process,
+        default="0/1",
+        help=f"which of several processes this is, from 0; each {share} (default: %(default)s)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds --config, --stage and --set."""
     parser.add_argument(
@@ -176,8 +195,9 @@ def threshold(text: str) -> str:
     return text
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the sampling settings, which are the config's where they are not given."""
+def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the config") -> None:
+    """Adds the sampling settings, which are the config's where they are not given; `guidance`: what
+    its weight is then."""
     group = parser.add_argument_group(
         "settings of the stages",
         "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps\n"
@@ -187,7 +207,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=per_stage(float),
         metavar="WEIGHT",
-        help="of classifier-free guidance; 1 is off, more follows the text closer",
+        help="of classifier-free guidance; 1 is off, more follows the text closer "
+        f"(default: {guidance})",
     )
     group.add_argument(
         "--threshold",

@@ -12,6 +12,7 @@ from imagen_jax.cli.command import (
     Commands,
     add_emoji,
     add_encoder_files,
+    add_process,
     command,
     positive,
 )
@@ -136,13 +137,7 @@ def add_command(commands: Commands) -> None:
         help=f"number of files to divide the examples into (default: {DEFAULT_SHARDS}; of "
         "--tfrecords and --webdataset, as many as there are files, which is the most)",
     )
-    parser.add_argument(
-        "--process",
-        metavar="ID/COUNT",
-        default="0/1",
-        help="which of several processes this is, from 0; each writes its part of the shards, and "
-        "the last to finish writes the manifest (default: %(default)s)",
-    )
+    add_process(parser, "writes its part of the shards, and the last to finish the manifest")
     _add_estimate(parser)
     parser.set_defaults(run=run)
 
@@ -222,7 +217,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
-    process, processes = _process(args.process)
+    process, processes = args.process
     if args.output is None and not args.estimate:
         raise ValueError("--output is missing: where the shards go")
     source, shards = _source(args)
@@ -303,13 +298,6 @@ def embed_for_training(arguments: Sequence[str]) -> str:
     args = parser.parse_args(arguments)
     run(args)
     return args.output
-
-
-def _process(text: str) -> tuple[int, int]:
-    process, _, processes = text.partition("/")
-    if not (process.isdecimal() and processes.isdecimal() and int(process) < int(processes)):
-        raise ValueError(f"--process is {text!r}; it must be ID/COUNT with ID from 0, such as 0/16")
-    return int(process), int(processes)
 
 
 def _source(args: argparse.Namespace) -> tuple[Source, int]:

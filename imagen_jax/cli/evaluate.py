@@ -1,9 +1,10 @@
-"""`imagen evaluate`: how well pictures match their prompts."""
+"""`imagen evaluate`: how well pictures match their prompts, and how near they come to real ones."""
 
 from __future__ import annotations
 
 import argparse
 
+from imagen_jax.cli import evaluate_features, evaluate_protocols
 from imagen_jax.cli.command import (
     Commands,
     add_seed,
@@ -22,16 +23,37 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "evaluate",
-        "how often a cascade's pictures show what the prompts say",
+        "how well a cascade's pictures match prompts, and how near they come to real ones",
+        """
+        Protocols that sample a cascade and measure what comes out (scenes, prompts, coco, sweep),
+        votes of people on two cascades (vote, votes), and distances between pictures from anywhere
+        (features, compare). docs/evaluation.md says what every number means.""",
+        """
+        imagen evaluate scenes --workdir runs/quickstart --output runs/quickstart/evaluation
+        imagen evaluate prompts --output runs/prompts
+        imagen evaluate sweep --guidance 1 2 4 --output runs/sweep
+        imagen evaluate compare samples real_pictures --size 64""",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    _add_scenes(actions)
+    evaluate_protocols.add_actions(actions)
+    evaluate_features.add_actions(actions)
+
+
+def _add_scenes(actions: Commands) -> None:
+    parser = command(
+        actions,
+        "scenes",
+        "how often pictures of built-in scenes show what the prompts say",
         """
         Samples captions whose layout is known, finds the objects in the pictures by template
         matching, and compares: object, colour, count, relation, style, background and all at once,
         for compositions seen in training and held out from it. Real pictures (the ceiling) and
         shuffled captions (the floor) are scored beside them.""",
         """
-        imagen evaluate --workdir runs/quickstart --output runs/quickstart/evaluation
-        imagen evaluate --count 256
-        imagen evaluate --splits unseen --guidance 5
+        imagen evaluate scenes --workdir runs/quickstart --output runs/quickstart/evaluation
+        imagen evaluate scenes --count 256
+        imagen evaluate scenes --splits unseen --guidance 5
             crimson discs and puppies: what the frozen language model knows of them""",
     )
     add_workdir(parser)
@@ -57,14 +79,13 @@ def add_command(commands: Commands) -> None:
         default="evaluation",
         help="where the scores and pictures go (default: %(default)s)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_scenes)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the parsed arguments say."""
-    from imagen_jax.eval.run import evaluate
+def _scenes(args: argparse.Namespace) -> None:
+    from imagen_jax.eval.scenes import evaluate_scenes
 
-    evaluate(
+    evaluate_scenes(
         workdir=args.workdir,
         count=args.count,
         splits=tuple(args.splits),

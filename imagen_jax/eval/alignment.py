@@ -13,7 +13,6 @@ All of these that apply must hold for "all_correct".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.render import render
+from imagen_jax.eval.metrics.intervals import wilson_interval
 from imagen_jax.eval.template_matching import (
     SIDE,
     Decoded,
@@ -174,20 +174,3 @@ def _accuracies(
                 "correct": sum(held), "n": len(held),
             }  # fmt: skip
     return accuracies
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); z=1.96 for 95%.
-
-    Raises:
-      ValueError: trials < 1, or successes outside 0..trials.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"wilson_interval: {successes} of {trials} is no proportion")
-    share = successes / trials
-    scale = 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    # At its ends the interval is exact, but for rounding.
-    low = 0.0 if successes == 0 else middle - half
-    return low, 1.0 if successes == trials else middle + half

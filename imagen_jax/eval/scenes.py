@@ -1,4 +1,4 @@
-"""`imagen evaluate`: samples prompts whose scenes are known, and scores the pictures exactly."""
+"""`imagen evaluate scenes`: samples prompts of known scenes, and scores the pictures exactly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import Scene, caption
-from imagen_jax.data.scenes.levels import Level, get_level
+from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
+from imagen_jax.eval.protocols import level_of
 from imagen_jax.grid import labelled_grid
 
 SPLITS = ("train", "heldout", "unseen")
@@ -19,7 +20,7 @@ SPLITS = ("train", "heldout", "unseen")
 SHOWN = 24
 
 
-def evaluate(
+def evaluate_scenes(
     workdir: str | Path | None,
     count: int,
     splits: Sequence[str],
@@ -55,13 +56,7 @@ def evaluate(
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     cascade = Cascade.load(workdir, encoder_weights, vocabulary)
-    source = cascade.source.get("train", {})
-    if "level" not in source:
-        raise ValueError(
-            f"this cascade was trained on {source or 'an unknown source'}; alignment is measured "
-            "on the built-in scenes, whose layouts are known"
-        )
-    level = get_level(source["level"])
+    level = level_of(cascade)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}

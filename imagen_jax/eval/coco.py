@@ -1,0 +1,111 @@
+"""Captions of a validation set with their pictures: COCO's, or any in its form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PAPER_COUNT = 30_000
+PAPER_GUIDANCE = 1.35
+"""Of the base stage in zero-shot FID-30K; Saharia et al. 2022, table 1."""
+
+
+class Captioned(NamedTuple):
+    """A caption with its picture: a file, or one as it is encoded."""
+
+    caption: str
+    picture: Path | bytes
+
+
+class Captions(NamedTuple):
+    """What is sampled, and what it is compared with.
+
+    Attributes:
+      chosen: as many captions as asked for, of different pictures, in the order of sampling.
+      rest: pictures whose captions were not chosen, in random order: for real against real.
+    """
+
+    chosen: list[Captioned]
+    rest: list[Path | bytes]
+
+
+def read_annotations(path: str | Path, pictures: str | Path, count: int, seed: int) -> Captions:
+    """Captions from a file in the form of captions_val2014.json.
+
+    Pictures are put in random order; each of the first `count` gives its caption of the smallest
+    id.
+
+    Args:
+      path: JSON with "images" (id, file_name) and "annotations" (image_id, id, caption).
+      pictures: folder of the files.
+      count: captions.
+      seed: of the order.
+
+    Raises:
+      FileNotFoundError: the file or one of the pictures is missing.
+      ValueError: another form, or fewer pictures with captions.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        first: dict[int, tuple[int, str]] = {}
+        for annotation in content["annotations"]:
+            image, found = int(annotation["image_id"]), (int(annotation["id"]),
+                                                         str(annotation["caption"]))  # fmt: skip
+            first[image] = min(first.get(image, found), found)
+        captioned = [
+            Captioned(" ".join(text.split()), Path(pictures) / names[image])
+            for image, (_, text) in sorted(first.items())
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not of the form of COCO's captions_val2014.json: {error!r}"
+        ) from error
+    missing = [c.picture for c in captioned if isinstance(c.picture, Path)
+               and not c.picture.is_file()]  # fmt: skip
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} pictures of {path} are missing: {missing[0]}")
+    return choose(captioned, count, seed)
+
+
+def read_tfds(name_and_split: str, data_dir: str | None, count: int, seed: int) -> Captions:
+    """Captions from a prepared dataset of TensorFlow Datasets with "image" and "captions/text".
+
+    Args:
+      name_and_split: such as coco_captions/2014:val.
+      data_dir: where it was prepared; None for TFDS's default.
+      count, seed: as read_annotations.
+
+    Raises:
+      ValueError: no such dataset, or fewer examples.
+    """
+    from imagen_jax.data.corpora import TensorFlowDataset
+
+    name, _, split = name_and_split.rpartition(":")
+    if not name:
+        raise ValueError(f"{name_and_split!r} is not of the form NAME:SPLIT")
+    source = TensorFlowDataset(name, split, "image", "captions/text", data_dir)
+    examples = source.examples_of_shard(0, 1)
+    captioned = [
+        Captioned(" ".join(e.caption.split()), e.image) for e in examples if e.image is not None
+    ]
+    return choose(captioned, count, seed)
+
+
+def choose(captioned: Sequence[Captioned], count: int, seed: int) -> Captions:
+    """The first `count` in random order, and the pictures of the others.
+
+    Raises:
+      ValueError: there are not so many, or a chosen caption is empty.
+    """
+    if not 2 <= count <= len(captioned):
+        raise ValueError(f"{count} captions of {len(captioned)}; choose 2 to {len(captioned)}")
+    order = np.random.default_rng(seed).permutation(len(captioned))
+    chosen = [captioned[int(i)] for i in order[:count]]
+    if empty := sum(not example.caption for example in chosen):
+        raise ValueError(f"{empty} of the chosen captions are empty")
+    return Captions(chosen, [captioned[int(i)].picture for i in order[count:]])

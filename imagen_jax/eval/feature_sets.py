@@ -1,0 +1,202 @@
+"""Features of a set of pictures with what they must agree in to be compared."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.data.records import atomic_path, differences
+from imagen_jax.eval.features.network import FeatureNetwork
+from imagen_jax.eval.metrics.frechet import frechet_distance, frechet_of_features
+from imagen_jax.eval.metrics.intervals import frechet_interval
+from imagen_jax.eval.metrics.kernel import kernel_distance
+from imagen_jax.eval.metrics.manifold import manifold_scores
+from imagen_jax.eval.metrics.moments import Moments, merge_all
+from imagen_jax.eval.pictures import Pictures, chunks
+
+INCEPTION = "inception-v3"
+RESAMPLES = 50
+
+
+class FeatureSet:
+    """Features [n, d] float32 of n pictures.
+
+    Attributes:
+      features: one row for each picture.
+      identity: network, weights, preprocessing and side of the pictures: equal where two sets are
+        compared.
+      data: what the pictures are: "name", "made", "source" (a hash of where they come from) and
+        "sha256" of their pixels, or of what determines them.
+      moments: of the features; gathered part by part as they were computed.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        identity: Mapping[str, Any],
+        data: Mapping[str, Any],
+        moments: Moments | None = None,
+    ):
+        self.features, self.identity, self.data = features, dict(identity), dict(data)
+        self._moments = moments
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """See the class."""
+        return Moments.of(self.features) if self._moments is None else self._moments
+
+    def first(self, count: int) -> FeatureSet:
+        """The first pictures of the set.
+
+        Raises:
+          ValueError: there are not so many.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"the first {count} of {len(self)} pictures")
+        if count == len(self):
+            return self
+        return FeatureSet(self.features[:count], self.identity, self.data | {"first": count})
+
+    def save(self, path: str | Path) -> None:
+        """Writes features, moments and record as one .npz."""
+        record = json.dumps({"identity": self.identity, "data": self.data})
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file, features=self.features, record=np.array(record), count=self.moments.count,
+                mean=self.moments.mean, scatter=self.moments.scatter,
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureSet:
+        """Reads what `save` wrote.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: another file, or a damaged one.
+        """
+        try:
+            with np.load(path) as file:
+                record = json.loads(str(file["record"]))
+                moments = Moments(int(file["count"]), file["mean"], file["scatter"])
+                return cls(file["features"], record["identity"], record["data"], moments)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of whatever kind NumPy's and zip's parts raise on damage
+            raise ValueError(
+                f"{path} is no file of `imagen evaluate features`, or damaged: {error}"
+            ) from error
+
+
+def compute_features(network: FeatureNetwork, pictures: Pictures) -> FeatureSet:
+    """Features of pictures, read and measured a part at a time."""
+    parts, moments, digest = [], [], hashlib.sha256()
+    for part in chunks(pictures):
+        digest.update(np.ascontiguousarray(part).data)
+        parts.append(network(part))
+        moments.append(Moments.of(parts[-1]))
+    data = {
+        "name": pictures.name, "made": pictures.made, "source": pictures.fingerprint(),
+        "sha256": digest.hexdigest(),
+    }  # fmt: skip
+    identity = network.identity | {"side": pictures.side}
+    return FeatureSet(np.concatenate(parts), identity, data, merge_all(moments))
+
+
+def cached_features(network: FeatureNetwork, pictures: Pictures, path: Path) -> FeatureSet:
+    """`compute_features`, kept in a file, and read from it as long as nothing has changed: the
+    network, its weights, the preprocessing, or where the pictures come from."""
+    if path.is_file():
+        found = FeatureSet.load(path)
+        same_network = found.identity == network.identity | {"side": pictures.side}
+        if same_network and found.data["source"] == pictures.fingerprint():
+            return found
+    computed = compute_features(network, pictures)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    computed.save(path)
+    return computed
+
+
+def check_comparable(a: FeatureSet, b: FeatureSet) -> None:
+    """That a distance between two sets says something.
+
+    Raises:
+      ValueError: different networks, preprocessing or sizes of pictures; different numbers of
+        pictures, on which every distance depends; or the same pictures on both sides.
+    """
+    names = f"{a.data['name']!r} and {b.data['name']!r}"
+    if lines := differences(a.identity, b.identity):
+        raise ValueError(f"features of {names} cannot be compared: " + "; ".join(lines))
+    if len(a) != len(b):
+        raise ValueError(
+            f"{names} have {len(a)} and {len(b)} pictures; distances depend on the number, so take "
+            f"as many of both, such as the first {min(len(a), len(b))}"
+        )
+    if a.data["sha256"] == b.data["sha256"]:
+        raise ValueError(f"{names} are the same pictures")
+
+
+def compare(
+    generated: FeatureSet, real: FeatureSet, floor: FeatureSet | None, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """All distances of generated pictures from real ones, beside those of other real ones.
+
+    Args:
+      generated, real: the two sets; equally many.
+      floor: other real pictures. Of fewer than the rest has, as many of the rest are compared with
+        them, and "floor_count" says how many; None for none.
+      resamples: of the bootstrap.
+
+    Returns:
+      "count", "floor_count", "network", "title" (of the Frechet distance), and for every name of
+      METRICS {"value", "floor"?, "low"?, "high"?}.
+
+    Raises:
+      ValueError: as check_comparable.
+    """
+    check_comparable(generated, real)
+    result: dict[str, Any] = {"count": len(real), "resamples": resamples} | _identity(real)
+    values = _metrics(real, generated)
+    low, high = frechet_interval(
+        real.features, generated.features, values["frechet"]["value"], resamples
+    )
+    values["frechet"] |= {"low": low, "high": high}
+    if floor is not None:
+        count = min(len(real), len(floor))
+        other = floor.first(count)
+        check_comparable(other, real.first(count))
+        for name, of_floor in _metrics(real.first(count), other).items():
+            values[name]["floor"] = of_floor["value"]
+        result["floor_count"] = count
+    return result | values
+
+
+METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+
+
+def _identity(features: FeatureSet) -> dict[str, Any]:
+    network = features.identity["network"]
+    title = "FID" if network == INCEPTION else f"Fréchet distance, {network}"
+    return {"title": title, "identity": features.identity}
+
+
+def _metrics(real: FeatureSet, generated: FeatureSet) -> dict[str, dict[str, float]]:
+    x, y = real.features, generated.features
+    if len(real) < x.shape[1]:
+        frechet = frechet_of_features(x, y)
+    else:
+        frechet = frechet_distance(real.moments, generated.moments)
+    size = min(1000, len(real))
+    # One subset of everything has no luck in it.
+    kernel, _ = kernel_distance(x, y, subsets=1 if size == len(real) else 100, subset_size=size)
+    scores = manifold_scores(x, y)._asdict()
+    return {name: {"value": value} for name, value in
+            {"frechet": frechet, "kernel": kernel, **scores}.items()}  # fmt: skip

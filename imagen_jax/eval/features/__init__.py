@@ -1,0 +1,1 @@
+"""Frozen networks that see pictures, for distances and scores; see network.py."""

@@ -1,0 +1,37 @@
+"""Tensors of a file of weights, and the hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from imagen_jax.eval.features.graph_file import read_graph_file
+from imagen_jax.eval.features.torch_file import read_torch_file
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
+    """Tensors by name, and the SHA-256 of the file.
+
+    Args:
+      path: .safetensors, a state_dict of torch.save, or TensorFlow's graph of Inception (.pb).
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it cannot be read.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.suffix == ".pb":
+        return read_graph_file(path), digest
+    if path.suffix != ".safetensors":
+        return read_torch_file(path), digest
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path), digest
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error

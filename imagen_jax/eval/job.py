@@ -1,0 +1,173 @@
+"""Sampling of many prompts, and their features: resumable, and divided over processes.
+
+<directory>/job.json               what is sampled, and from what; another job is refused
+<directory>/pictures/0001/001234.png
+<directory>/features/<network>/00019.npy   of the pictures of part 19
+
+Pictures are sampled CHUNK at a time, always the same ones together, so that what comes after a kill
+is what would have come without it. Parts of PART pictures go to processes in turn; whichever
+process finds everything there goes on to the scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from imagen_jax.cascade import Cascade
+from imagen_jax.data.records import atomic_path, differences, json_fingerprint, write_json
+from imagen_jax.eval.feature_sets import FeatureSet
+from imagen_jax.eval.features.network import FeatureNetwork
+from imagen_jax.eval.metrics.moments import Moments, merge_all
+from imagen_jax.eval.pictures import Files
+
+CHUNK = 16
+PART = 4 * CHUNK
+
+
+class Unfinished(Exception):
+    """Another process has not finished its part: scores are for whoever comes last."""
+
+
+class PictureStore:
+    """The sampled pictures of a directory; `Pictures`.
+
+    Args:
+      directory: of the job.
+      prompts: texts, one for each picture.
+      seeds: of the noise, one for each picture.
+      side: pixels per side.
+      process: (which of several processes this is, how many there are).
+    """
+
+    made = "as they are"
+
+    def __init__(
+        self,
+        directory: str | Path,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        side: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        self.directory, self.side = Path(directory), side
+        self.name = f"sampled in {self.directory}"
+        self.prompts, self.seeds = list(prompts), list(seeds)
+        self._process = process
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def path(self, index: int) -> Path:
+        """Where a picture is or will be."""
+        return self.directory / "pictures" / f"{index // 1000:04d}" / f"{index:06d}.png"
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """See Pictures."""
+        paths = [self.path(i) for i in range(start, end)]
+        return Files(self.name, paths, self.side).read(0, len(paths))
+
+    def fingerprint(self) -> str:
+        """Of what determines the pictures."""
+        return json_fingerprint(self._job())
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """(start, end) of every part."""
+        return [(i, min(i + PART, len(self))) for i in range(0, len(self), PART)]
+
+    def sample(
+        self, cascade: Cascade, networks: Sequence[FeatureNetwork] = (), **overrides: Any
+    ) -> None:
+        """Samples what is not there yet of this process's parts, and computes their features.
+
+        Raises:
+          ValueError: the directory holds pictures of another job; a prompt is too long.
+          Unfinished: parts of other processes are not there yet.
+        """
+        self._claim(cascade, **overrides)
+        process, processes = self._process
+        chunks = [
+            range(i, min(i + CHUNK, end))
+            for start, end in self.parts[process::processes]
+            for i in range(start, end, CHUNK)
+        ]
+        missing = [c for c in chunks if not all(self.path(i).is_file() for i in c)]
+        done = sum(map(len, chunks)) - sum(map(len, missing))
+        with tqdm(
+            total=sum(map(len, chunks)), initial=done, desc="pictures", disable=not missing
+        ) as bar:
+            for chunk in missing:
+                samples = cascade.sample_each(
+                    [self.prompts[i] for i in chunk],
+                    [self.seeds[i] for i in chunk],
+                    show_progress=False,
+                    **overrides,
+                )
+                for i, image in zip(chunk, samples.images, strict=True):
+                    self.path(i).parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_path(self.path(i)) as temporary:
+                        PILImage.fromarray(image).save(temporary, "PNG")
+                bar.update(len(chunk))
+        for network in networks:
+            for number in tqdm(
+                range(process, len(self.parts), processes), desc=network.name, leave=False
+            ):
+                self._part_features(network, number)
+        if absent := sum(not self.path(i).is_file() for i in range(len(self))):
+            raise Unfinished(
+                f"this process's part is done; {absent} of {len(self)} pictures of others are not "
+                "there yet, and the process that finds them all computes the scores"
+            )
+
+    def features(self, network: FeatureNetwork) -> FeatureSet:
+        """Features of all pictures; those that are there already are read."""
+        parts = [self._part_features(network, number) for number in range(len(self.parts))]
+        identity = network.identity | {"side": self.side}
+        data = {"name": self.name, "made": self.made, "sha256": self.fingerprint()}
+        moments = merge_all(Moments.of(part) for part in parts)
+        return FeatureSet(np.concatenate(parts), identity, data, moments)
+
+    def _part_features(self, network: FeatureNetwork, number: int) -> np.ndarray:
+        identity = network.identity | {"side": self.side}
+        folder = self.directory / "features" / f"{network.name}-{json_fingerprint(identity)[:8]}"
+        path = folder / f"{number:05d}.npy"
+        if not path.is_file():
+            features = network(self.read(*self.parts[number]))
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, features)
+        return np.load(path)
+
+    def _job(self) -> dict[str, Any]:
+        return json.loads((self.directory / "job.json").read_text())
+
+    def _claim(self, cascade: Cascade, **overrides: Any) -> None:
+        cascade.check(self.prompts)  # before the first is sampled
+        job = {
+            "cascade": cascade.fingerprints,
+            "settings": {
+                name: dataclasses.asdict(s) for name, s in cascade.settings(**overrides).items()
+            },
+            "prompts": json_fingerprint(self.prompts),
+            "seeds": json_fingerprint([int(seed) for seed in self.seeds]),
+            "count": len(self),
+        }
+        path = self.directory / "job.json"
+        if path.is_file():
+            if lines := differences(self._job(), json.loads(json.dumps(job))):
+                raise ValueError(
+                    f"{self.directory} holds pictures of another job (there != now): "
+                    + "; ".join(lines)
+                    + ". Choose another --output, or remove it"
+                )
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, job)

@@ -1,0 +1,170 @@
+"""Pictures that are measured: those of files, and real ones of built-in scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imagen_jax.data.records import json_fingerprint
+from imagen_jax.data.scenes.grammar import Scene
+from imagen_jax.data.scenes.render import render
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FITS = ("exact", "crop")
+"""What is done with pictures of another size: refused, or cropped to the middle and resized."""
+CHUNK = 64
+
+
+class Pictures(Protocol):
+    """Pictures of one size, read a part at a time.
+
+    Attributes:
+      name: what they are, for people.
+      side: pixels per side.
+      made: how they were brought to that size; "as they are" if nothing was done.
+    """
+
+    name: str
+    side: int
+    made: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Pictures start ... end - 1 as uint8 [k, side, side, 3]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of where they come from, which costs less than reading them."""
+        ...
+
+
+class Files:
+    """Pictures of files, or of what a folder holds in the order of their paths.
+
+    Args:
+      name: what they are, for people.
+      paths: files, or encoded pictures.
+      side: pixels per side.
+      fit: "exact" takes pictures of that size only; "crop" takes the middle square of others and
+        resizes it with PIL's bicubic filter, which does not alias.
+
+    Raises:
+      ValueError: an unknown fit.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path | bytes], side: int, fit: str = "exact"):
+        if fit not in FITS:
+            raise ValueError(f"unknown fit {fit!r}; choices: {', '.join(FITS)}")
+        self.name, self.side, self._paths, self._fit = name, side, list(paths), fit
+        self.made = "as they are" if fit == "exact" else f"middle square, bicubic to {side}"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """See Pictures."""
+        with ThreadPoolExecutor() as threads:  # PIL decodes without Python's lock
+            paths = self._paths[start:end]
+            return np.stack([*threads.map(lambda p: read_picture(p, self.side, self._fit), paths)])
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and times of files, or of encoded pictures themselves."""
+        facts = [
+            hashlib.sha256(p).hexdigest()
+            if isinstance(p, bytes)
+            else [str(p), p.stat().st_size, p.stat().st_mtime_ns]
+            for p in self._paths
+        ]
+        return json_fingerprint([facts, self.side, self._fit])
+
+
+class RenderedScenes:
+    """Real pictures of built-in scenes."""
+
+    made = "as they are"
+
+    def __init__(self, name: str, scenes: Sequence[Scene], side: int):
+        self.name, self.side, self._scenes = name, side, list(scenes)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """See Pictures."""
+        return np.stack([render(scene, self.side) for scene in self._scenes[start:end]])
+
+    def fingerprint(self) -> str:
+        """Of what the scenes say."""
+        return json_fingerprint([[repr(scene) for scene in self._scenes], self.side])
+
+
+def chunks(pictures: Pictures) -> Iterator[np.ndarray]:
+    """All pictures, CHUNK at a time; the next are read while these are looked at."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(pictures.read, 0, min(CHUNK, len(pictures)))
+        for start in range(0, len(pictures), CHUNK):
+            part = ahead.result()
+            following = start + CHUNK
+            if following < len(pictures):
+                end = min(following + CHUNK, len(pictures))
+                ahead = thread.submit(pictures.read, following, end)
+            yield part
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """Files of pictures in a folder and those below it, by path.
+
+    Raises:
+      FileNotFoundError: no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}")
+    return found
+
+
+def side_of(path: Path) -> int:
+    """Shorter side of a picture in pixels."""
+    with Image.open(path) as picture:
+        return min(picture.size)
+
+
+def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
+    """One picture as uint8 [side, side, 3], upright, on white where it is transparent.
+
+    Raises:
+      ValueError: it cannot be read, or is of another size and fit is "exact".
+    """
+    name = source if isinstance(source, Path) else f"encoded picture of {len(source)} bytes"
+    try:
+        picture: Image.Image = Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source
+        )
+        picture = ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    picture = picture.convert("RGB")
+    if picture.size != (side, side):
+        if fit == "exact":
+            raise ValueError(
+                f"{name} has {picture.width} x {picture.height} pixels, not {side} x {side}"
+            )
+        square = min(picture.size)
+        left, top = (picture.width - square) // 2, (picture.height - square) // 2
+        # Cropped first: with `box`, the filter would reach beyond the square.
+        picture = picture.crop((left, top, left + square, top + square))
+        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(picture)

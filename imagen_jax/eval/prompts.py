@@ -1,0 +1,99 @@
+"""Sets of prompts that pictures are judged on."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from imagen_jax.data.records import json_fingerprint
+from imagen_jax.data.scenes.grammar import Scene
+
+DRAWBENCH_CATEGORIES = (
+    "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.",
+    "Misspellings", "Positional", "Rare Words", "Reddit", "Text",
+)  # fmt: skip
+
+
+class Prompt(NamedTuple):
+    """A prompt of a set.
+
+    Attributes:
+      text: what is sampled.
+      category: what it tests.
+      scene: what the picture must show, where that is known exactly.
+    """
+
+    text: str
+    category: str
+    scene: Scene | None = None
+
+
+class Suite(NamedTuple):
+    """A named set of prompts."""
+
+    name: str
+    prompts: list[Prompt]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the texts, their categories and order."""
+        return json_fingerprint([[prompt.text, prompt.category] for prompt in self.prompts])
+
+    def categories(self) -> dict[str, list[int]]:
+        """Category -> indices of its prompts, in the order of first occurrence."""
+        found: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.prompts):
+            found.setdefault(prompt.category, []).append(index)
+        return found
+
+
+def read_drawbench(path: str | Path) -> Suite:
+    """DrawBench (Saharia et al. 2022, section 4.1): CSV with the columns Prompts and Category.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: other columns, a category that DrawBench does not have, or an empty prompt.
+    """
+    prompts = _read_table(path, ",", ("Prompts", "Prompt"))
+    unknown = {prompt.category for prompt in prompts} - set(DRAWBENCH_CATEGORIES)
+    if unknown:
+        raise ValueError(
+            f"{path} has categories that DrawBench does not have: {sorted(unknown)}; its own are "
+            f"{', '.join(DRAWBENCH_CATEGORIES)}"
+        )
+    return Suite("DrawBench", prompts)
+
+
+def read_parti(path: str | Path) -> Suite:
+    """PartiPrompts (Yu et al. 2022, arXiv:2206.10789): TSV with the columns Prompt and Category.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: other columns, or an empty prompt.
+    """
+    return Suite("PartiPrompts", _read_table(path, "\t", ("Prompt",)))
+
+
+def _read_table(path: str | Path, delimiter: str, columns: Sequence[str]) -> list[Prompt]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if delimiter == "\t":  # where quotation marks quote nothing
+            reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.DictReader(file, delimiter=delimiter)
+        names = reader.fieldnames or []
+        column = next((name for name in columns if name in names), None)
+        if column is None or "Category" not in names:
+            raise ValueError(
+                f"{path} has the columns {list(names)}; wanted {' or '.join(columns)}, and Category"
+            )
+        prompts = [
+            Prompt((row[column] or "").strip(), (row["Category"] or "").strip()) for row in reader
+        ]
+    if not prompts:
+        raise ValueError(f"{path} has no prompts")
+    for number, prompt in enumerate(prompts):
+        if not prompt.text or not prompt.category:
+            raise ValueError(f"{path}: row {number + 1} has an empty prompt or category")
+    return prompts

@@ -1,0 +1,182 @@
+"""Protocols: what is sampled, what it is compared with, and the way from one to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagen_jax.cascade import Cascade
+from imagen_jax.data.records import write_json
+from imagen_jax.data.scenes.grammar import Scene, caption
+from imagen_jax.data.scenes.levels import Level, get_level
+from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.eval.coco import Captions
+from imagen_jax.eval.job import PictureStore
+from imagen_jax.eval.measure import Instruments, measure
+from imagen_jax.eval.pictures import Files, Pictures, RenderedScenes
+from imagen_jax.eval.prompts import Prompt, Suite
+from imagen_jax.eval.reality import Reality
+from imagen_jax.eval.report import write_report
+from imagen_jax.eval.scene_suite import scene_suite
+
+SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
+_APART = 1_000
+"""Between seeds of prompts and those of the real scenes that their pictures are compared with."""
+
+
+class Work(NamedTuple):
+    """What is sampled, and what it is compared with.
+
+    Attributes:
+      title: of the report.
+      suite: the prompts.
+      per_prompt: pictures of each.
+      real: real pictures, as many as are sampled; None where there are none.
+      others: further real ones, whose distance from `real` is the floor; None where there are none.
+      shown: pictures of each category in the report.
+      level: of the scenes that the prompts describe; None where they are no scenes.
+    """
+
+    title: str
+    suite: Suite
+    per_prompt: int = 1
+    real: Pictures | None = None
+    others: Pictures | None = None
+    shown: int = 24
+    level: Level | None = None
+
+
+def level_of(cascade: Cascade) -> Level:
+    """The level of scenes that a cascade was trained on.
+
+    Raises:
+      ValueError: it was trained on other pictures.
+    """
+    source = cascade.source.get("train", {})
+    if "level" not in source:
+        raise ValueError(
+            f"this cascade was trained on {source or 'an unknown source'}; alignment is measured "
+            "on the built-in scenes, whose layouts are known"
+        )
+    return get_level(source["level"])
+
+
+def suite_work(suite: Suite, per_prompt: int) -> Work:
+    """Prompts that nobody has real pictures of: DrawBench, PartiPrompts."""
+    return Work(suite.name, suite, per_prompt)
+
+
+def scene_suite_work(
+    level: Level, per_category: int, per_prompt: int, seed: int, side: int
+) -> Work:
+    """Our suite in DrawBench's categories, compared with real pictures of other such scenes."""
+
+    def real(number: int) -> RenderedScenes:
+        other = scene_suite(level, per_category * per_prompt, seed + number * _APART)
+        return _rendered([prompt.scene for prompt in other.prompts], number, side)
+
+    suite = scene_suite(level, per_category, seed)
+    title = f"Scenes ({level.name}) in DrawBench's categories"
+    return Work(title, suite, per_prompt, real(1), real(2), level=level)
+
+
+def scene_caption_work(level: Level, split: str, count: int, seed: int, side: int) -> Work:
+    """Captions of scenes of a split, compared with real pictures of others of the same split."""
+
+    def scenes(number: int) -> list[Scene]:
+        first = 1_000_000 + seed + number * _APART
+        return [sample_scene(level, split, first, i) for i in range(count)]
+
+    prompts = [Prompt(caption(scene), split, scene) for scene in scenes(0)]
+    suite = Suite(f"captions of {split} scenes, {level.name}", prompts)
+    real, others = (_rendered(scenes(number), number, side) for number in (1, 2))
+    return Work(suite.name, suite, 1, real, others, level=level)
+
+
+def _rendered(scenes: Sequence[Scene | None], number: int, side: int) -> RenderedScenes:
+    known = [scene for scene in scenes if scene is not None]
+    return RenderedScenes(f"real pictures of scenes, set {number}", known, side)
+
+
+def coco_work(captions: Captions, side: int) -> Work:
+    """Captions of a validation set, compared with the pictures that they belong to.
+
+    The floor is of the pictures whose captions were not chosen, as far as there are any.
+    """
+    chosen = captions.chosen
+    suite = Suite("COCO captions", [Prompt(c.caption, "captions") for c in chosen])
+    real = Files("pictures of the captions", [c.picture for c in chosen], side, "crop")
+    rest = captions.rest[: len(chosen)]
+    # Neighbours of a small rest say nothing.
+    others = Files("pictures of other captions", rest, side, "crop") if len(rest) > 10 else None
+    title = f"COCO captions, {len(chosen):,} pictures"
+    return Work(title, suite, 1, real, others, shown=96)
+
+
+def run(
+    cascade: Cascade,
+    work: Work,
+    instruments: Instruments,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    process: tuple[int, int] = (0, 1),
+    real_features: str | Path | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Samples what is missing, measures, and writes scores.json and report.html.
+
+    Args:
+      cascade: what is judged.
+      work: what is sampled.
+      instruments: what it is measured with.
+      output: directory, see job; what is there of the same job is kept.
+      seed: picture i has the noise of seed + i.
+      process: (which of several processes this is, how many there are).
+      real_features: directory where features of real pictures are kept; None is <output>/real.
+      **overrides: sampling settings, see Cascade.settings.
+
+    Returns:
+      What scores.json holds.
+
+    Raises:
+      ValueError: as PictureStore.sample.
+      Unfinished: other processes have not finished.
+    """
+    output, suite = Path(output), work.suite
+    texts = [prompt.text for prompt in suite.prompts] * work.per_prompt
+    seeds = [seed + i for i in range(len(texts))]
+    store = PictureStore(output, texts, seeds, cascade.size, process)
+    store.sample(cascade, instruments.networks, **overrides)
+    reality = None
+    if work.real is not None:
+        reality = Reality(work.real, work.others, Path(real_features or output / "real"))
+    scores = measure(store, suite, instruments, reality, work.level)
+    record = {
+        "suite": suite.name,
+        "prompts": suite.fingerprint,
+        "per_prompt": work.per_prompt,
+        "seed": seed,
+        "job": json.loads((output / "job.json").read_text()),
+        "scores": scores,
+    }
+    write_json(output / PROMPTS, [[prompt.text, prompt.category] for prompt in suite.prompts])
+    write_json(output / SCORES, record)
+    page = output / REPORT
+    write_report(page, work.title, _facts(record), scores, store, suite, work.level, work.shown)
+    return record
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    facts = {"pictures": str(record["scores"]["count"]), "seed": str(record["seed"])}
+    for number, (name, of) in enumerate(record["job"]["settings"].items()):
+        said = [of["sampler"], f"{of['steps']} steps", f"guidance {of['guidance']:g}"]
+        dynamic = of["threshold"] == "dynamic"
+        said.append(f"dynamic {of['percentile']:g}" if dynamic else of["threshold"])
+        if number:  # the base stage starts from noise alone
+            said.append(f"aug_level {of['aug_level']:g}")
+        side = record["job"]["cascade"]["stages"][name]["resolution"]
+        facts[f"{name} {side} px"] = ", ".join(said)
+    return facts

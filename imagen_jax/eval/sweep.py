@@ -1,0 +1,152 @@
+"""Sweeps over sampling settings: distance against alignment, and which settings are best at both.
+
+<output>/<settings>/     one job each, see job.py: pictures, features, scores.json, report.html
+<output>/real/           features of the real pictures, shared by all
+<output>/sweep.csv       a line for each
+<output>/sweep.png       the curves
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.cascade import Cascade
+from imagen_jax.data.records import atomic_path
+from imagen_jax.eval.measure import ALL, Instruments
+from imagen_jax.eval.protocols import Work, run
+
+TABLE, CHART = "sweep.csv", "sweep.png"
+Settings = dict[str, Any]
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Every choice of one value for each setting, the last setting changing fastest.
+
+    Raises:
+      ValueError: nothing is varied, or a setting has a value twice.
+    """
+    given = {name: list(values) for name, values in grid.items() if values}
+    if not given:
+        raise ValueError("nothing to sweep: give several values of a setting")
+    for name, values in given.items():
+        if len(set(map(str, values))) < len(values):
+            raise ValueError(f"{name} has a value twice: {values}")
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+
+def name_of(settings: Settings) -> str:
+    """Name of the directory of a combination, such as guidance=2,steps=16."""
+    return ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in settings.items()
+    )
+
+
+def sweep(
+    cascade: Cascade,
+    work: Work,
+    instruments: Instruments,
+    output: str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seed: int = 0,
+    process: tuple[int, int] = (0, 1),
+    **fixed: Any,
+) -> list[dict[str, Any]]:
+    """Samples the same prompts from the same noise under all combinations of settings.
+
+    What is done is kept, so that a sweep goes on where it was killed, and can be widened.
+
+    Args:
+      cascade, work, instruments, seed: as protocols.run; `work` must have real pictures.
+      output: directory.
+      grid: setting -> its values.
+      process: (which of several processes this is, how many there are); each takes whole
+        combinations.
+      **fixed: settings that are the same for all.
+
+    Returns:
+      The lines of sweep.csv of all combinations that are done.
+
+    Raises:
+      ValueError: as run; work without real pictures, or nothing to measure alignment with.
+    """
+    if work.real is None:
+        raise ValueError(f"{work.suite.name} has no real pictures to measure a distance from")
+    if work.level is None and instruments.clip is None:
+        raise ValueError("alignment of prompts that are no scenes needs CLIP: give its weights")
+    output = Path(output)
+    chosen = combinations(grid)
+    for settings in chosen:  # what is wrong with one should not show after hours
+        cascade.settings(**fixed, **_overrides(cascade, settings))
+    rows = []
+    for settings in chosen[process[0] :: process[1]]:
+        name = name_of(settings)
+        print(f"{name} ({chosen.index(settings) + 1} of {len(chosen)})", flush=True)
+        run(
+            cascade, work, instruments, output / name, seed=seed,
+            real_features=output / "real", **fixed, **_overrides(cascade, settings),
+        )  # fmt: skip
+    for settings in chosen:
+        path = output / name_of(settings) / "scores.json"
+        if path.is_file():
+            rows.append(_row(settings, json.loads(path.read_text())["scores"]))
+    best = pareto([(row["distance"], row["alignment"]) for row in rows])
+    rows = [row | {"pareto": int(i in best)} for i, row in enumerate(rows)]
+    with atomic_path(output / TABLE) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def _overrides(cascade: Cascade, settings: Settings) -> Settings:
+    """The settings as Cascade takes them: guidance is of the base stage, all others of every one.
+
+    The base stage decides what a picture shows; super-resolution that is guided as strongly only
+    spoils its colours.
+    """
+    if "guidance" not in settings:
+        return settings
+    return settings | {"guidance": {cascade.stages[0].name: settings["guidance"]}}
+
+
+def _row(settings: Settings, scores: Mapping[str, Any]) -> dict[str, Any]:
+    distance = scores["distance"]["frechet"]
+    if "alignment" in scores:
+        of = scores["alignment"][ALL]["all_correct"]
+        aligned = {"alignment": of["accuracy"], "alignment_low": of["low"],
+                   "alignment_high": of["high"], "alignment_of": "everything right"}  # fmt: skip
+    else:
+        of = scores["clip"][ALL]
+        aligned = {"alignment": of["mean"], "alignment_low": of["low"],
+                   "alignment_high": of["high"], "alignment_of": "CLIP score"}  # fmt: skip
+    clip = {} if "clip" not in scores else {"clip_score": scores["clip"][ALL]["mean"]}
+    return {
+        **settings,
+        "distance_of": scores["distance"]["title"],
+        "distance": distance["value"], "distance_low": distance["low"],
+        "distance_high": distance["high"], "distance_floor": distance.get("floor", ""),
+        "kernel": scores["distance"]["kernel"]["value"],
+        **aligned, **clip,
+        "count": scores["count"],
+    }  # fmt: skip
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Indices of points (distance, alignment) that no other beats in one without losing in the
+    other."""
+    array = np.array(points, float).reshape(-1, 2)
+    distance, alignment = array.T
+    beaten = (
+        (distance[:, None] <= distance) & (alignment[:, None] >= alignment)
+        & ((distance[:, None] < distance) | (alignment[:, None] > alignment))
+    ).any(0)  # fmt: skip
+    return set(np.flatnonzero(~beaten).tolist())

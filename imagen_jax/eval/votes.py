@@ -1,0 +1,107 @@
+"""What people's votes say: how often they preferred either of two cascades."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.eval.metrics.intervals import clopper_pearson_interval, wilson_interval
+
+QUESTIONS = {
+    "alignment": "Which shows more exactly what the text says?",
+    "fidelity": "Which is the better picture, whatever the text says?",
+}
+ANSWERS = ("left", "none", "right")
+
+
+def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, Any]:
+    """What people's votes say.
+
+    Args:
+      key_file: key.json beside the page.
+      vote_files: what they downloaded from the page; one file for each person.
+
+    Returns:
+      "models", "people", and for each of QUESTIONS: category (and "all") -> {"a", "none", "b"
+      (votes), "a_rate", "low", "high" (share of a among votes with a preference, Wilson), "prompts"
+      (prompts with a majority), "a_prompts", "prompts_low", "prompts_high" (Clopper-Pearson)}.
+
+    Raises:
+      ValueError: votes of another page, or damaged ones.
+    """
+    key = json.loads(Path(key_file).read_text())
+    votes: dict[str, dict[str, Counter[str]]] = {question: {} for question in QUESTIONS}
+    people = set()
+    for path in vote_files:
+        content = json.loads(Path(path).read_text())
+        if content.get("id") != key["id"]:
+            raise ValueError(
+                f"{path} holds votes on page {content.get('id')!r}, but {key_file} is of "
+                f"{key['id']!r}"
+            )
+        if content["person"] in people:
+            raise ValueError(f"{path}: votes of {content['person']!r} are given twice")
+        people.add(content["person"])
+        for pair, answers in content["votes"].items():
+            for question, answer in answers.items():
+                if question not in QUESTIONS or answer not in ANSWERS or pair not in key["pairs"]:
+                    raise ValueError(f"{path}: no such vote: pair {pair}, {question}: {answer!r}")
+                choice = "none" if answer == "none" else key["pairs"][pair]["left"]
+                if answer == "right":
+                    choice = "a" if choice == "b" else "b"
+                votes[question].setdefault(pair, Counter())[choice] += 1
+    if not people:
+        raise ValueError("no votes were given")
+    result: dict[str, Any] = {"models": key["models"], "people": len(people)}
+    for question, by_pair in votes.items():
+        groups: dict[str, list[Counter[str]]] = {"all": list(by_pair.values())}
+        for pair, counts in by_pair.items():
+            groups.setdefault(key["pairs"][pair]["category"], []).append(counts)
+        result[question] = {name: _rates(counts) for name, counts in groups.items()}
+    return result
+
+
+def _rates(counts: Sequence[Counter[str]]) -> dict[str, float]:
+    total = sum(counts, Counter[str]())
+    decided = total["a"] + total["b"]
+    row: dict[str, float] = {name: total[name] for name in ("a", "none", "b")}
+    if decided:
+        low, high = wilson_interval(total["a"], decided)
+        row |= {"a_rate": total["a"] / decided, "low": low, "high": high}
+    # Votes of several people on one pair are not independent; majorities on pairs are.
+    majorities = [c["a"] > c["b"] for c in counts if c["a"] != c["b"]]
+    row |= {"prompts": len(majorities), "a_prompts": sum(majorities)}
+    if majorities:
+        low, high = clopper_pearson_interval(sum(majorities), len(majorities))
+        row |= {"prompts_low": low, "prompts_high": high}
+    return row
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A tally as text."""
+    lines = [f"a = {result['models']['a']}, b = {result['models']['b']}, "
+             f"{result['people']} people"]  # fmt: skip
+    for question, text in QUESTIONS.items():
+        lines += ["", text]
+        lines.append(
+            f"{'':<22}{'a':>6}{'none':>6}{'b':>6}{'a, % of preferences':>26}"
+            f"{'a, % of pairs by majority':>32}"
+        )
+        for name, row in result[question].items():
+            by_vote = by_pair = "-"
+            if "a_rate" in row:
+                by_vote = _percent(row["a_rate"], row["low"], row["high"])
+            if row["prompts"]:
+                share = row["a_prompts"] / row["prompts"]
+                by_pair = _percent(share, row["prompts_low"], row["prompts_high"])
+            lines.append(
+                f"{name:<22}{row['a']:>6}{row['none']:>6}{row['b']:>6}{by_vote:>26}{by_pair:>32}"
+            )
+    return "\n".join(lines)
+
+
+def _percent(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} ({100 * low:.1f}-{100 * high:.1f})"

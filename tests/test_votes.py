@@ -1,0 +1,129 @@
+"""Blind votes: the page hides which is which, and the tally finds it again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.eval.vote_page import write_vote
+from imagen_jax.eval.votes import QUESTIONS, table, tally
+
+PROMPTS = [["a red </script> cat", "Colors"], ["two dogs", "Counting"], ["a pear", "Colors"]]
+
+
+def write_run(folder: Path, shade: int) -> Path:
+    """What `imagen evaluate prompts` leaves, with pictures of one gray."""
+    (folder / "pictures" / "0000").mkdir(parents=True)
+    for i in range(6):
+        picture = np.full((8, 8, 3), shade + i, np.uint8)
+        Image.fromarray(picture).save(folder / "pictures" / "0000" / f"{i:06d}.png")
+    record = {"prompts": "same", "per_prompt": 2, "job": shade, "scores": {"count": 6}}
+    (folder / "scores.json").write_text(json.dumps(record))
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    return write_run(tmp_path / "model-one", 50), write_run(tmp_path / "model-two", 150)
+
+
+def page_data(page: str) -> dict[str, Any]:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    return json.loads(found)
+
+
+def shade(url: str) -> int:
+    import base64
+    import io
+
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:
+        return int(np.asarray(picture)[0, 0, 0])
+
+
+def votes_for(data: dict[str, Any], wanted: str, person: str) -> dict[str, Any]:
+    """Someone who sees which picture is darker: model one; "none" has no preference."""
+    votes = {}
+    for i, pair in enumerate(data["pairs"]):
+        darker = "left" if shade(pair["left"]) < shade(pair["right"]) else "right"
+        lighter = "right" if darker == "left" else "left"
+        answer = {"one": darker, "two": lighter, "none": "none"}[wanted]
+        votes[str(i)] = dict.fromkeys(QUESTIONS, answer)
+    return {"id": data["id"], "person": person, "votes": votes}
+
+
+def test_votes_go_to_the_model_that_was_meant(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert write_vote(*runs, tmp_path / "vote", seed=3) == 6
+    page = (tmp_path / "vote" / "vote.html").read_text()
+    data = page_data(page)
+    assert "model-one" not in page
+    assert "model-two" not in page
+    darker_left = [shade(p["left"]) < shade(p["right"]) for p in data["pairs"]]
+    assert 0 < sum(darker_left) < 6, "sides are mixed"
+    assert sorted(p["text"] for p in data["pairs"]) == sorted(2 * [text for text, _ in PROMPTS])
+    for pair in data["pairs"]:
+        left, right = shade(pair["left"]) % 50, shade(pair["right"]) % 50
+        assert left == right, "both show the same prompt and repetition"
+        assert PROMPTS[left % 3][0] == pair["text"]
+
+    files = []
+    for person, wanted in (("ann", "one"), ("bob", "one"), ("cem", "none"), ("dee", "two")):
+        files.append(tmp_path / f"votes-{person}.json")
+        files[-1].write_text(json.dumps(votes_for(data, wanted, person)))
+    result = tally(tmp_path / "vote" / "key.json", files)
+    assert result["people"] == 4
+    for question in QUESTIONS:
+        row = result[question]["all"]
+        assert (row["a"], row["none"], row["b"]) == (12, 6, 6)
+        assert row["a_rate"] == pytest.approx(2 / 3)
+        assert row["low"] < 2 / 3 < row["high"]
+        assert (row["prompts"], row["a_prompts"]) == (6, 6)
+        assert row["prompts_low"] == pytest.approx(0.025 ** (1 / 6))
+        assert set(result[question]) == {"all", "Colors", "Counting"}
+        assert result[question]["Counting"]["a"] == 4
+    printed = table(result)
+    assert "66.7 (" in printed
+    assert all(text in printed for text in QUESTIONS.values())
+
+
+def test_votes_of_another_page_or_damaged_ones_are_refused(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    write_vote(*runs, tmp_path / "vote")
+    key = tmp_path / "vote" / "key.json"
+    data = page_data((tmp_path / "vote" / "vote.html").read_text())
+    path = tmp_path / "votes.json"
+
+    def refused(message: str, *files: Path, **changes: Any) -> None:
+        path.write_text(json.dumps(votes_for(data, "one", "ann") | changes))
+        with pytest.raises(ValueError, match=message):
+            tally(key, files or [path])
+
+    refused("votes on page 'other'", id="other")
+    refused("given twice", path, path)
+    refused("no such vote: pair 9", votes={"9": {"alignment": "left"}})
+    refused("alignment: 'up'", votes={"0": {"alignment": "up"}})
+    with pytest.raises(ValueError, match="no votes"):
+        tally(key, [])
+
+
+def test_runs_that_differ_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    one, two = runs
+    record = json.loads((two / "scores.json").read_text())
+    (two / "scores.json").write_text(json.dumps(record | {"prompts": "others"}))
+    with pytest.raises(ValueError, match="different prompts"):
+        write_vote(one, two, tmp_path / "vote")
+    (two / "scores.json").write_text(json.dumps(record))
+    (two / "pictures" / "0000" / "000005.png").unlink()
+    with pytest.raises(ValueError, match="has 6 pictures of 8 pixels"):
+        write_vote(one, two, tmp_path / "vote")
+    with pytest.raises(ValueError, match="hold the same pictures"):
+        write_vote(one, one, tmp_path / "vote")
+    with pytest.raises(FileNotFoundError, match=r"no scores\.json"):
+        write_vote(one, tmp_path, tmp_path / "vote")
