@@ -153,6 +153,7 @@ class PictureStore:
         cascade.check(self.prompts)  # before the first is sampled
         job = {
             "cascade": cascade.fingerprints,
+            "pixels": {stage.name: stage.resolution for stage in cascade.stages},
             "settings": {
                 name: dataclasses.asdict(s) for name, s in cascade.settings(**overrides).items()
             },

@@ -177,6 +177,6 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         said.append(f"dynamic {of['percentile']:g}" if dynamic else of["threshold"])
         if number:  # the base stage starts from noise alone
             said.append(f"aug_level {of['aug_level']:g}")
-        side = record["job"]["cascade"]["stages"][name]["resolution"]
+        side = record["job"]["pixels"][name]
         facts[f"{name} {side} px"] = ", ".join(said)
     return facts
