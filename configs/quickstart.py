@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
                     "schedule": {"kind": "shifted_cosine", "image_size": 32, "reference_size": 1},
                     "diffusion": diffusion,
                     "train": train,
-                    "sample": sample | {"guidance": 2.0},
+                    "sample": sample | {"guidance": 1.0},
                 },
                 "sr": {
                     "resolution": 64,
