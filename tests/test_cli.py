@@ -23,6 +23,7 @@ from imagen_jax import main as main_lib
 from imagen_jax.cli import command as command_lib
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
+from imagen_jax.cli import evaluate_features
 from imagen_jax.cli import sample as sample_command
 from imagen_jax.cli.command import LEVELS, SETTINGS
 from imagen_jax.data.sources import SceneSource
@@ -106,12 +107,17 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS
+    from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
+    from imagen_jax.eval.pictures import FITS
     from imagen_jax.eval.scenes import SPLITS
     from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import DTYPES, load_encoder
 
     assert tuple(levels) == LEVELS
     assert evaluate_command.SPLITS == SPLITS
+    assert evaluate_features.NETWORKS == NETWORKS
+    assert evaluate_features.PROTOCOLS == INCEPTION_PROTOCOLS
+    assert evaluate_features.FITS == FITS
     assert {field.name for field in fields(SampleConfig)} - set(SETTINGS) == {"time_grid"}
     with pytest.raises(ValueError, match="unknown text encoder") as error:
         load_encoder("nonsense")

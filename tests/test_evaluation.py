@@ -45,6 +45,7 @@ from imagen_jax.eval.prompts import (
 from imagen_jax.eval.scene_suite import DESCRIPTIONS, scene_suite
 from imagen_jax.eval.summary import summary
 from imagen_jax.eval.sweep import combinations, name_of, pareto, sweep
+from imagen_jax.main import main
 
 QUICKSTART, DEMO = get_level("quickstart"), get_level("demo")
 LONGEST = 40
@@ -336,6 +337,26 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_text("no features")
     with pytest.raises(ValueError, match=r"b\.npz is no file of"):
         FeatureSet.load(tmp_path / "b.npz")
+
+
+def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("sampled", "real", "more")):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(real(seed, 8)):
+            Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+    folders = [str(tmp_path / name) for name in ("sampled", "real", "more")]
+    file = str(tmp_path / "real.npz")
+    assert main(["evaluate", "features", folders[1], "--output", file]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "compare", folders[0], file, "--floor", folders[2]]) == 0
+    printed = capsys.readouterr().out
+    assert "8 pictures" in printed
+    assert "Fréchet distance, mobilenet-v2" in printed
+    assert "FID" not in printed
+    assert main(["evaluate", "compare", *folders[:2], "--floor", folders[2]]) == 0
+    assert capsys.readouterr().out == printed, "from the file as from the folder"
+    assert main(["evaluate", "compare", folders[0], file, "--size", "32", "--fit", "crop"]) == 2
+    assert "side: 32 != 64" in capsys.readouterr().err
 
 
 def test_pictures_of_files(tmp_path: Path) -> None:

@@ -290,13 +290,16 @@ def _sweep(args: argparse.Namespace) -> None:
         level = protocols.level_of(cascade)
         work = protocols.scene_caption_work(level, args.split, args.count, args.seed, cascade.size)
     grid = {name: getattr(args, name) or [] for name in SWEPT}
+    given = [name for name in SWEPT if grid[name]]
+    several = [name for name in given if len(grid[name]) > 1] or given
+    along = args.along.replace("-", "_") if args.along else next(iter(several), "")
+    if given and along not in given:
+        raise ValueError(f"--along {args.along}: no values of it were given; {given} were")
     rows = sweep(
         cascade, work, instruments, args.output, grid, seed=args.seed, process=args.process
     )
-    given = [name for name in SWEPT if grid[name]]
-    several = [name for name in given if len(grid[name]) > 1] or given
-    along = several[0] if args.along is None else args.along.replace("-", "_")
-    if along not in given:
-        raise ValueError(f"--along {args.along}: no values of it were given")
+    if not rows:
+        print("no combination is done yet")
+        return
     draw(rows, along, given, Path(args.output) / CHART)
     print(f"{len(rows)} combinations in {args.output}/{TABLE}, curves in {args.output}/{CHART}")

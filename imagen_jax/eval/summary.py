@@ -36,7 +36,7 @@ def summary(scores: Mapping[str, Any]) -> str:
                 cell += f" ({row['low']:.4g}–{row['high']:.4g})"
             lines.append(f"{TITLES.get(name, of['title']):<36}{cell:>28}{floor_text(of, row):>26}")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "nothing was measured: --clip DIR adds the CLIP score"
 
 
 def _bounds_last(rows: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -86,7 +86,6 @@ def sweep(
     chosen = combinations(grid)
     for settings in chosen:  # what is wrong with one should not show after hours
         cascade.settings(**fixed, **_overrides(cascade, settings))
-    rows = []
     for settings in chosen[process[0] :: process[1]]:
         name = name_of(settings)
         print(f"{name} ({chosen.index(settings) + 1} of {len(chosen)})", flush=True)
@@ -94,10 +93,13 @@ def sweep(
             cascade, work, instruments, output / name, seed=seed,
             real_features=output / "real", **fixed, **_overrides(cascade, settings),
         )  # fmt: skip
+    rows = []
     for settings in chosen:
         path = output / name_of(settings) / "scores.json"
         if path.is_file():
             rows.append(_row(settings, json.loads(path.read_text())["scores"]))
+    if not rows:  # this process has no share, and the others have not finished theirs
+        return []
     best = pareto([(row["distance"], row["alignment"]) for row in rows])
     rows = [row | {"pareto": int(i in best)} for i, row in enumerate(rows)]
     with atomic_path(output / TABLE) as temporary, open(temporary, "w", newline="") as file:
