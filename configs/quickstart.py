@@ -18,7 +18,7 @@ Where it differs from the paper, for the sake of minutes on a CPU:
   self-attention, no positions and reference_size 8, sides were left to chance after 4,000 steps.)
 * Text is dropped for 5% of the examples, not 10%: without text the error is many times larger, and
   its gradients drown those of what the text says.
-* Pictures are sampled without guidance: a weight of 3 leaves 78% and 55% right.
+* Pictures are sampled without guidance: a weight of 2 leaves 78% and 55% right.
 * Estimates are clipped to [-1, 1] (static thresholding). Colours here lie near both ends of that
   range, and dynamic thresholding, made for high guidance weights, turns black and white to grey.
 * The low-resolution picture is noised up to 0.3, not up to 1: a small network spends its few steps
