@@ -6,17 +6,17 @@ usage() {
   cat <<'HELP'
 usage: bash launch/findings.sh FINDING ...
 
-Repeats findings of the paper on the built-in scenes, and writes figures and tables to docs/findings.
-Interrupted, the same command goes on where it stopped. On two CPU cores:
+Repeats findings of the paper on the built-in scenes, and writes the figures and tables that
+docs/findings.md shows. Interrupted, the same command goes on where it stopped.
 
   thresholding   guidance weight against none, static and dynamic thresholding (section 2.3):
-                 samples the demo cascade; about 15 minutes
+                 samples the demo cascade
   augmentation   super-resolution trained with and without noise conditioning augmentation, over
-                 levels of it in sampling (section 2.4): trains one stage; about 15 minutes.
+                 levels of it in sampling (section 2.4): trains one stage.
                  Needs runs/quickstart, which bash launch/quickstart.sh makes
   text           a frozen pretrained text encoder against a random one, in words that training never
-                 saw (section 4.4): runs launch/unseen_words.sh; about half an hour. Needs
-                 runs/quickstart, too
+                 saw (section 4.4): runs launch/unseen_words.sh, which trains a cascade.
+                 Needs runs/quickstart, too
   all            all of them
 HELP
 }
@@ -43,16 +43,16 @@ done
 bash launch/setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH"
 
-keep() {  # keep FINDING DIR  what docs/ shows of a sweep
-  mkdir -p docs/findings
-  cp "$2/sweep.png" "docs/findings/$1.png"
-  cp "$2/sweep.csv" "docs/findings/$1.csv"
+keep() {  # keep DIR TARGET  what docs/ shows of a sweep, as TARGET.png and TARGET.csv
+  mkdir -p "$(dirname "$2")"
+  cp "$1/sweep.png" "$2.png"
+  cp "$1/sweep.csv" "$2.csv"
 }
 
 thresholding() {
-  imagen evaluate sweep --guidance 1 2 4 8 16 --threshold none static dynamic --along guidance \
-    --split heldout --count 64 --output runs/findings/thresholding
-  keep thresholding runs/findings/thresholding
+  imagen evaluate sweep --guidance 1 2 4 8 --threshold none static dynamic --count 64 \
+    --output runs/findings/thresholding
+  keep runs/findings/thresholding docs/evaluation/sweep
 }
 
 augmentation() {
@@ -61,13 +61,12 @@ augmentation() {
   [[ -d "$without/base" ]] || cp -r runs/quickstart/base "$without/base"
   imagen train --config configs/quickstart.py --stage sr --set stages.sr.train.max_aug_level=0.0 \
     --data runs/quickstart/embeddings --workdir "$without"
-  local name workdir
+  local workdir=runs/quickstart name
   for name in with without; do
-    workdir=runs/quickstart
     [[ $name == with ]] || workdir=$without
-    imagen evaluate sweep --workdir "$workdir" --aug-level 0 0.02 0.1 0.2 0.3 --split heldout \
-      --count 64 --output "runs/findings/augmentation-$name"
-    keep "augmentation-$name" "runs/findings/augmentation-$name"
+    imagen evaluate sweep --workdir "$workdir" --aug-level 0 0.02 0.1 0.2 0.3 --count 64 \
+      --output "runs/findings/augmentation-$name"
+    keep "runs/findings/augmentation-$name" "docs/findings/augmentation-$name"
   done
 }
 
