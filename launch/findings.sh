@@ -43,16 +43,10 @@ done
 bash launch/setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH"
 
-keep() {  # keep DIR TARGET  what docs/ shows of a sweep, as TARGET.png and TARGET.csv
-  mkdir -p "$(dirname "$2")"
-  cp "$1/sweep.png" "$2.png"
-  cp "$1/sweep.csv" "$2.csv"
-}
-
 thresholding() {
   imagen evaluate sweep --guidance 1 2 4 8 --threshold none static dynamic --count 64 \
     --output runs/findings/thresholding
-  keep runs/findings/thresholding docs/evaluation/sweep
+  cp runs/findings/thresholding/sweep.{png,csv} docs/evaluation
 }
 
 augmentation() {
@@ -64,10 +58,13 @@ augmentation() {
   local workdir=runs/quickstart name
   for name in with without; do
     [[ $name == with ]] || workdir=$without
-    imagen evaluate sweep --workdir "$workdir" --aug-level 0 0.02 0.1 0.2 0.3 --count 64 \
-      --output "runs/findings/augmentation-$name"
-    keep "runs/findings/augmentation-$name" "docs/findings/augmentation-$name"
+    imagen evaluate sweep --workdir "$workdir" --guidance 2 --aug-level 0 0.02 0.1 0.2 0.3 \
+      --count 64 --output "runs/findings/augmentation-$name"
+    mkdir -p docs/findings
+    cp "runs/findings/augmentation-$name/sweep.csv" "docs/findings/augmentation-$name.csv"
   done
+  python -m benchmarks.augmentation_figure docs/findings/augmentation-{with,without}.csv \
+    --output docs/findings/augmentation.png
 }
 
 text() {
