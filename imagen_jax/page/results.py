@@ -127,21 +127,15 @@ class Results:
                 with ui.column().classes("w-full gap-1") as self._recipe:
                     ui.label("To make it again").classes("head")
                     self._command = ui.label().classes("command")
-                    with ui.row().classes("gap-2") as self._given:
-                        for what in ("image", "mask"):
-                            given = ui.button(
-                                f"Download its {what}",
-                                on_click=lambda _, what=what: self._download_given(what),
-                            )
-                            given.props("flat no-caps dense size=0.8rem")
-                            given.bind_visibility_from(
-                                self,
-                                "_job",
-                                lambda job, what=what: job is not None and what in job.arguments,
-                            )
+                    with ui.row().classes("gap-2"):
+                        self._given = {what: self._given_button(what) for what in ("image", "mask")}
                     with ui.expansion("Everything it was made of").props("dense") as more:
                         self._record = ui.code("", language="json").classes("w-full record")
                     more.classes("w-full more")
+
+    def _given_button(self, what: str) -> ui.button:
+        button = ui.button(f"Download its {what}", on_click=lambda: self._download_given(what))
+        return button.props("flat no-caps dense size=0.8rem")
 
     def _show(self, job: Job) -> None:
         self._job, self._seen, self._row = job, None, 0
@@ -235,6 +229,8 @@ class Results:
             assert job.recipe is not None
             record = job.recipe.record(self._row)
             given = "".join(f" --{what} {self._given_name(job, what)}" for what in record["given"])
+            for what, button in self._given.items():
+                button.visible = what in record["given"]
             self._command.text = f"imagen sample --from {self._file_name(job)}{given}"
             self._record.content = json.dumps(record, indent=1, ensure_ascii=False)
 
