@@ -125,7 +125,7 @@ class Detail:
     def _show_stages(self, job: Job) -> None:
         self._stages.clear()
         with self._stages:
-            for name, made in job.stages.items():
+            for name, made in list(job.stages.items()):  # another thread adds to them
                 if self._row not in made:
                     continue
                 image = made[self._row]
