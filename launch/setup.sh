@@ -85,7 +85,7 @@ if ! .venv/bin/python -c 'import pip' 2> /dev/null; then
 fi
 
 if changed .stamp-pins launch/pins.txt; then
-  pip_install "$(wc -l < launch/pins.txt) packages (about 630 MB to download)" -r launch/pins.txt
+  pip_install "$(wc -l < launch/pins.txt) packages (about 650 MB to download)" -r launch/pins.txt
   stamp .stamp-pins launch/pins.txt
 fi
 if $dev && changed .stamp-pins-dev launch/pins-dev.txt; then

@@ -21,9 +21,13 @@ HELP
   exit 0
 fi
 
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
 # browser  the tests of the page of `imagen demo` are skipped where there is no Chromium
 browser() {
-  ! command -v chromium chromium-browser google-chrome > /dev/null || return 0
+  if command -v chromium || command -v chromium-browser || command -v google-chrome; then
+    return 0
+  fi > /dev/null
   if [[ $EUID == 0 ]] && command -v apt-get > /dev/null; then
     echo "Installing Chromium by apt-get, for the tests of the page ..."
     if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
@@ -34,15 +38,14 @@ browser() {
   echo "launch/test.sh: no Chromium: the tests of the page in a browser are skipped" >&2
 }
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh --dev
-browser
-export PATH="$PWD/.venv/bin:$PATH"
-
 step() {  # step COMMAND...  shows a command and runs it
   echo "+ $*"
   "$@"
 }
+
+bash launch/setup.sh --dev
+browser
+export PATH="$PWD/.venv/bin:$PATH"
 
 step ruff check .
 step ruff format --check .

@@ -1,9 +1,14 @@
 """The page of `imagen demo`: a cascade in the browser, on this machine and without the internet.
 
-form.py      what the page asks for -> arguments of Cascade.sample_each, or an error
-jobs.py      one job at a time, its progress and its pictures
-drawing.py   pictures for the browser, and masks from strokes of a brush
-guard.py     which requests are answered at all
-controls.py, canvas.py, results.py, layout.py   the page itself, of NiceGUI
-server.py    serves it
+    server.py    serves it
+    guard.py     which requests are answered at all
+    form.py      what the page asks for -> arguments of Cascade.sample_each, or an error
+    jobs.py      one job at a time, its progress and its pictures
+    drawing.py   pictures for the browser, and masks from strokes of a brush
+
+and, of NiceGUI,
+
+    layout.py    the page of a tab
+    controls.py  its left half: fields, and canvas.py, the picture that is edited
+    results.py   its right half: pictures as they are made, and picture.py, all about one of them
 """

@@ -149,17 +149,19 @@ class Worker:
                 job.state = "running"
                 job.version += 1
             started = time.monotonic()
+            state: State = "failed"
             try:
                 self._run(job)
-                job.state = "done"
+                state = "done"
             except _Stopped:
-                job.state = "stopped"
+                state = "stopped"
             except ValueError as error:
-                job.state, job.error = "failed", str(error)
+                job.error = str(error)
             except Exception as error:  # a defect: told, and the next job runs
                 traceback.print_exc(file=sys.stderr)
-                job.state, job.error = "failed", f"{type(error).__name__}: {error}"
+                job.error = f"{type(error).__name__}: {error}"
             job.seconds = time.monotonic() - started
+            job.state = state
             job.version += 1
 
     def _run(self, job: Job) -> None:
@@ -168,8 +170,9 @@ class Worker:
                 frame = Frame(step.stage, step.step, step.steps, data_url(preview(image)))
                 frames = job.frames[row]
                 if frames and frames[-1].stage == step.stage and _is_between(frames[-1]):
-                    frames.pop()
-                frames.append(frame)
+                    frames[-1] = frame  # at once: others read them
+                else:
+                    frames.append(frame)
             job.version += 1
             if job.stop_asked:
                 raise _Stopped

@@ -9,6 +9,7 @@ from nicegui import app, ui
 from imagen_jax.page.controls import Controls
 from imagen_jax.page.form import Form
 from imagen_jax.page.jobs import Job, Worker
+from imagen_jax.page.picture import Detail
 from imagen_jax.page.results import Kept, Results
 
 STYLE = Path(__file__).with_name("style.css")
@@ -66,7 +67,7 @@ async def build(worker: Worker) -> None:
                     for text in EXAMPLES:
                         chip = ui.button(text, on_click=lambda _, t=text: controls.say(t))
                         chip.props("flat no-caps dense").classes("example")
-            results = Results(worker, reuse, controls.edit)
+            results = Results(worker, lambda: Detail(reuse, controls.edit))
             welcome.bind_visibility_from(results, "is_empty")
     await ui.context.client.connected()
     results.restore(app.storage.tab.setdefault("kept", Kept()))
