@@ -50,7 +50,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 def test_sample(cascade: str, tmp_path: Path) -> None:
     cells = execute("sample", tmp_path, WORKDIR=cascade, STEPS=2)
-    assert pictures_of(cells) == 11
+    assert pictures_of(cells) == 10
     assert len(list((tmp_path / "samples").glob("*.png"))) == 9, "a grid and eight pictures"
     said = "".join(output.text for output in cells[-1].outputs)
     assert "made again differs by at most" in said
@@ -59,12 +59,12 @@ def test_sample(cascade: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_inside_imagen(cascade: str, tmp_path: Path) -> None:
     cells = execute("inside-imagen", tmp_path, WORKDIR=cascade, STEPS=2, COUNT=2)
-    assert pictures_of(cells) == 14
+    assert pictures_of(cells) == 16
 
 
 @pytest.mark.slow
 def test_train_your_own(tmp_path: Path) -> None:
     cells = execute(
-        "train-your-own", tmp_path, COUNT=16, SIZE=8, STEPS=2, BATCH=4, CHANNELS=(8,), BLOCKS=(1,)
+        "train-your-own", tmp_path, COUNT=16, SIZE=8, STEPS=2, BATCH=4, CHANNELS=(48,), BLOCKS=(1,)
     )
     assert pictures_of(cells) == 3, "the pictures, the loss and samples"
