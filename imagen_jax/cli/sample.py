@@ -301,7 +301,8 @@ def _check_nothing_else(args: argparse.Namespace) -> None:
     )  # fmt: skip
     given = [name for name in names if getattr(args, name) not in (None, [])]
     if given:
-        shown = ", ".join("--" + name.replace("_", "-") for name in given)
+        flags = ["--" + name.replace("_", "-") if name != "prompt" else "prompts" for name in given]
+        shown = ", ".join(flags)
         raise ValueError(f"--from repeats a picture as it was made; leave out {shown}")
 
 
