@@ -104,7 +104,8 @@ def test_edits_are_those_of_the_diffusion_core(setting: Setting) -> None:
     stage, settings = setting.stage, dataclasses.replace(setting.settings, sampler="ddpm")
     keys = jax.vmap(jax.random.fold_in, (0, None))(setting.keys, stage.resolution)
     noise = initial_noise(keys, 2, setting.picture.shape[1:])
-    grid = time_grid(stage.schedule, settings.steps, settings.time_grid, t_start=0.6)
+    start = float(stage.schedule.t(-2 * np.log(np.tan(0.3 * np.pi))))  # sigma / alpha of 0.6
+    grid = time_grid(stage.schedule, settings.steps, settings.time_grid, t_start=start)
     keep = jnp.zeros((2, *setting.picture.shape[1:3], 1)).at[:, ::2].set(1)
 
     @jax.jit
