@@ -5,7 +5,7 @@
 
 Samples the same held-out prompts from the same noise with every sampler and number of steps of one
 stage, and scores how many pictures are right in everything. What is done is kept in
-OUTPUT/results.json, line by line: the same command goes on where it was stopped. Heun's method
+OUTPUT/results.jsonl, line by line: the same command goes on where it was stopped. Heun's method
 calls the network twice a step; the plot is over calls. docs/sampling.md shows it.
 """
 
@@ -103,7 +103,7 @@ def main() -> None:
     """Measures, and plots if told where to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", help="of a cascade trained on scenes (default: the demo)")
-    parser.add_argument("--output", required=True, help="directory of results.json")
+    parser.add_argument("--output", required=True, help="directory of results.jsonl")
     parser.add_argument("--count", type=int, default=64, help="prompts")
     parser.add_argument("--stage", help="whose sampler varies (default: the first)")
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS))
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--time-grid", help="in place of the config's")
     parser.add_argument("--plot", metavar="DIR", help="only draw what was measured")
     args = parser.parse_args()
-    results = Path(args.output) / "results.json"
+    results = Path(args.output) / "results.jsonl"
     if args.plot:
         plot(read(results), Path(args.plot))
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ class Edit:
     """How a given picture is edited.
 
     Attributes:
-      strength: time in (0, 1] of the noise that the picture is taken back to; 1 keeps nothing of
+      strength: in (0, 1], how much noise the picture is taken back to: amplitudes sin(pi s / 2) of
+        noise and cos(pi s / 2) of the picture, whatever the stage's schedule; 1 keeps nothing of
         what may change. The sampler takes all of its steps from there.
       resamples, jump: of inpainting, see diffusion.inpaint.
     """
@@ -149,7 +151,11 @@ def sample_stage(
 
 def sampler_moves(stage: Stage, settings: SampleConfig, edit: Edit) -> Transition:
     """[n] moves of a sampler as NumPy arrays, so that each of them is data to the same program."""
-    grid = time_grid(stage.schedule, settings.steps, settings.time_grid, t_start=edit.strength)
+    start = 1.0
+    if edit.strength < 1.0:
+        logsnr = -2.0 * math.log(math.tan(0.5 * math.pi * edit.strength))
+        start = float(stage.schedule.t(logsnr))
+    grid = time_grid(stage.schedule, settings.steps, settings.time_grid, t_start=start)
     path = resampling_path(settings.steps, edit.resamples, edit.jump)
     moves = path_transitions(grid, path)
     return jax.tree.map(lambda x: np.asarray(x, np.float32 if x.dtype.kind == "f" else None), moves)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import tiny
 
-from imagen_jax.diffusion import img2img, inpaint, sample, time_grid
+from imagen_jax.diffusion import img2img, initial_noise, inpaint, sample, time_grid
 from imagen_jax.sampling import (
+    Edit,
     StageInputs,
     picture_keys,
     sample_stage,
     stage_denoiser,
+    whole_sampler,
 )
 from imagen_jax.typing import Denoiser
 
@@ -81,6 +83,48 @@ def test_img2img_samples_from_the_noised_picture(setting: Setting) -> None:
     noised = alpha * setting.picture + sigma * setting.noise
     np.testing.assert_allclose(edit(setting.picture, late), resume(noised, late), atol=1e-4)
     assert np.abs(edit(setting.picture, late) - edit(-setting.picture, late)).max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_step_by_step_is_the_same_as_in_one_program(setting: Setting, sampler: str) -> None:
+    settings = dataclasses.replace(setting.settings, sampler=sampler)
+    inputs = StageInputs(setting.text, setting.keys, setting.low_res)
+    seen: list[tuple[int, int]] = []
+    made = sample_stage(
+        setting.stage, setting.params, inputs, settings, on_step=lambda i, n, x: seen.append((i, n))
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    whole = jax.jit(whole_sampler(setting.stage, settings))
+    in_one = whole(setting.params, inputs, settings.guidance, settings.aug_level)
+    np.testing.assert_allclose(made, in_one, atol=2e-4)
+
+
+def test_edits_are_those_of_the_diffusion_core(setting: Setting) -> None:
+    """Whose functions know no stages."""
+    stage, settings = setting.stage, dataclasses.replace(setting.settings, sampler="ddpm")
+    keys = jax.vmap(jax.random.fold_in, (0, None))(setting.keys, stage.resolution)
+    noise = initial_noise(keys, 2, setting.picture.shape[1:])
+    start = float(stage.schedule.t(-2 * np.log(np.tan(0.3 * np.pi))))  # sigma / alpha of 0.6
+    grid = time_grid(stage.schedule, settings.steps, settings.time_grid, t_start=start)
+    keep = jnp.zeros((2, *setting.picture.shape[1:3], 1)).at[:, ::2].set(1)
+
+    @jax.jit
+    def expected(picture: jax.Array) -> tuple[jax.Array, jax.Array]:
+        denoise = stage_denoiser(
+            stage, setting.params, setting.text, keys, setting.low_res, settings
+        )
+        changed = img2img("ddpm", denoise, picture, noise, grid, keys).x0
+        filled = inpaint("ddpm", denoise, picture, keep, noise, grid, keys, resamples=2, jump=2).x0
+        return jnp.clip(changed, -1, 1), jnp.clip(filled, -1, 1)
+
+    changed, filled = expected(setting.picture)
+    inputs = StageInputs(setting.text, setting.keys, setting.low_res, picture=setting.picture)
+    made = sample_stage(stage, setting.params, inputs, settings, edit=Edit(0.6))
+    np.testing.assert_allclose(made, changed, atol=2e-4)
+    made = sample_stage(
+        stage, setting.params, inputs._replace(keep=keep), settings, edit=Edit(0.6, 2, 2)
+    )
+    np.testing.assert_allclose(made, filled, atol=2e-4)
 
 
 def test_low_res_must_be_given_to_the_stage_that_starts_from_it(setting: Setting) -> None:

@@ -274,8 +274,8 @@ class Cascade:
         """One picture of each of n prompts with the seed at its place.
 
         An image alone is enlarged: it is what start_stage starts from. With a strength, it is
-        noised to that time and sampled anew from there (SDEdit), by start_stage; later stages
-        enlarge the result. With a mask, every stage paints anew what it says, and keeps the rest
+        noised so far and sampled anew from there (SDEdit), by start_stage; later stages enlarge the
+        result. With a mask, every stage paints anew what it says, and keeps the rest
         of the image (RePaint). Stages run one after another over all pictures; what a stage hands
         on has 8 bits a channel, so that starting from a picture that was kept gives the same.
 
@@ -290,7 +290,8 @@ class Cascade:
             for; when enlarging, what the image gives.
           image: uint8 [h, w, 3] for all, or [n, h, w, 3]; brought to the sizes that stages need.
           mask: bool [h, w] or [n, h, w], True where the image is to be painted anew.
-          strength: in (0, 1], 1 keeps nothing of the image: of start_stage, or by stage.
+          strength: in (0, 1], 1 keeps nothing of the image, see sampling.Edit: of start_stage, or
+            by stage.
           resamples, jump: of inpainting, see diffusion.inpaint: more agree better with what is
             kept, for as many times the steps.
           start_stage: the first that runs; None is the first that can.

@@ -45,7 +45,7 @@ def add_command(commands: Commands) -> None:
         imagen sample "a green star" --sweep guidance=1,2,4,8 --sweep threshold=none,static,dynamic
             the same noise under all of these settings, as one grid
         imagen sample "a flat icon of a red car" --image photo.png --mask mask.png --crop
-            paints anew what is white in the mask; --strength 0.6 in its place keeps only the rough
+            paints anew what is white in the mask; --strength 0.3 in its place keeps only the rough
             shapes, and --image alone enlarges a small picture
         imagen sample --from samples/0003.png --output again
             the same picture again, from what its file says""",
@@ -301,7 +301,8 @@ def _check_nothing_else(args: argparse.Namespace) -> None:
     )  # fmt: skip
     given = [name for name in names if getattr(args, name) not in (None, [])]
     if given:
-        shown = ", ".join("--" + name.replace("_", "-") for name in given)
+        flags = ["--" + name.replace("_", "-") if name != "prompt" else "prompts" for name in given]
+        shown = ", ".join(flags)
         raise ValueError(f"--from repeats a picture as it was made; leave out {shown}")
 
 
