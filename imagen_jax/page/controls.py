@@ -54,12 +54,16 @@ class Controls:
         self._explained = ui.label().classes("note")
         with ui.column().classes("w-full gap-3") as self._given:
             self.canvas = Canvas((cascade.size, cascade.size), on_error)
-            self._strength = self._slider(
-                "Strength", 0.05, 1.0, 0.05, 0.6, "how much is changed: 1 keeps nothing"
-            )
-            self._resamples = self._slider(
-                "Passes", 1, 10, 1, 2, "more fit the new part better to the rest, and take longer"
-            )
+            with ui.column().classes("w-full gap-0") as self._of_change:
+                # As much noise as picture, to begin with: schedules differ in when that is.
+                half = float(cascade.stages[0].schedule.t(0.0))
+                self._strength = self._slider("Strength", 0.01, 1.0, 0.01, max(0.01, half))
+                ui.label("time of the noise: 1 keeps nothing of the picture").classes("note")
+            with ui.column().classes("w-full gap-0") as self._of_paint:
+                self._resamples = self._slider("Passes", 1, 10, 1, 2)
+                ui.label("more fit the new part better to the rest, and take longer").classes(
+                    "note"
+                )
         self._prompt = self._area("Prompt", "what the picture shows")
         self._negative = self._area("Negative prompt", "what it is guided away from; may be empty")
         with ui.row().classes("w-full gap-3"):
@@ -123,8 +127,7 @@ class Controls:
         mode = self._mode.value
         self._explained.text = self._explanation(mode)
         self._given.visible = mode != "create"
-        self._strength.parent_slot.parent.visible = mode == "change"  # type: ignore[union-attr]
-        self._resamples.parent_slot.parent.visible = mode == "paint"  # type: ignore[union-attr]
+        self._of_change.visible, self._of_paint.visible = mode == "change", mode == "paint"
         self.canvas.set_painting(mode == "paint")
 
     def _explanation(self, mode: str) -> str:
@@ -155,20 +158,16 @@ class Controls:
         return area.props("outlined autogrow dense hide-bottom-space").classes("w-full")
 
     def _number(self, label: str, value: float, low: float, high: float) -> ui.number:
-        number = ui.number(label, value=value, min=low, max=high, precision=0, format="%d")
+        number = _bounded(low, high, 1, value, label)
         return number.props("outlined dense").classes("number")
 
-    def _slider(
-        self, label: str, low: float, high: float, step: float, value: float, hint: str
-    ) -> ui.slider:
-        with ui.column().classes("w-full gap-0"):
-            with ui.row().classes("w-full justify-between"):
-                ui.label(label)
-                shown = ui.label()
-            slider = ui.slider(min=low, max=high, step=step, value=value)
-            slider.props(f"aria-label={label}")
-            shown.bind_text_from(slider, "value", lambda x: f"{x:g}")
-            ui.label(hint).classes("note")
+    def _slider(self, label: str, low: float, high: float, step: float, value: float) -> ui.slider:
+        with ui.row().classes("w-full justify-between"):
+            ui.label(label)
+            shown = ui.label()
+        slider = ui.slider(min=low, max=high, step=step, value=round(value / step) * step)
+        slider.props(f"aria-label={label}")
+        shown.bind_text_from(slider, "value", lambda x: f"{x:g}")
         return slider
 
     def _table(self, fields: dict[str, str], *, heads: bool) -> None:
@@ -198,8 +197,17 @@ class Controls:
         if field == "threshold":
             return ui.select(list(THRESHOLDS), value=value)
         if field == "steps":
-            return ui.number(value=value, min=1, max=MAX_STEPS, precision=0, format="%d")
+            return _bounded(1, MAX_STEPS, 1, value)
         high, step = {"guidance": (1000, 0.5), "percentile": (100, 0.5), "aug_level": (1, 0.05)}[
             field
         ]
-        return ui.number(value=value, min=0, max=high, step=step)
+        return _bounded(0, high, step, value)
+
+
+def _bounded(low: float, high: float, step: float, value: float, label: str = "") -> ui.number:
+    """A field for a number whose arrows stay within bounds.
+
+    The bounds are the browser's alone: NiceGUI would move what is typed into them, where it is to
+    be refused with an error.
+    """
+    return ui.number(label, value=value).props(f"min={low} max={high} step={step}")
