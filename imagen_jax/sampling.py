@@ -143,7 +143,7 @@ def sample_stage(
     prepared, state = prepare(params, inputs, np.float32(settings.aug_level), moves.t[0])
     count = len(moves.number)
     for i in range(count):
-        state = step(params, prepared, guidance, state, jax.tree.map(lambda x: x[i], moves))  # noqa: B023
+        state = step(params, prepared, guidance, state, Transition(*(x[i] for x in moves)))
         if on_step is not None:
             on_step(i + 1, count, jax.block_until_ready(state.x0))
     return jnp.clip(state.x, -1, 1)

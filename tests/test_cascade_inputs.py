@@ -103,6 +103,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"seed": -1}, "seeds must be whole numbers in"),
         ({"seed": 2**32}, "seeds must be whole numbers in"),
         ({"seed": 0.5}, "seeds must be whole numbers in"),
+        ({"seed": "1"}, "seeds must be whole numbers in"),
         ({"per_prompt": 0}, "per_prompt must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"size": 7}, "must be multiples of 2; the nearest is 8 x 8"),

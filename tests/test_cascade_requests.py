@@ -317,8 +317,8 @@ def test_interruption_keeps_what_is_done(
     argv = ["sample", PROMPT, "--workdir", str(directory), "--output", str(tmp_path / "out")]
     assert main_lib.main([*argv, "--per-prompt", "3"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"imagen: interrupted; 2 pictures are done, in {tmp_path / 'out'}; 3 of")
-    names = ["0000.base.png", "0000.png", "0001.base.png", "0001.png", "0002.base.png"]
+    assert said.startswith(f"imagen: interrupted; 2 pictures are done, in {tmp_path / 'out'}; 1 of")
+    names = ["0000.png", "0001.png", "0002.base.png"]
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == names
 
     monkeypatch.setattr("imagen_jax.cascade.run.sample_stage", original)

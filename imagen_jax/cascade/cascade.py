@@ -233,6 +233,7 @@ class Cascade:
           ValueError: as sample_each, or per_prompt below 1.
         """
         prompts = check_prompts(prompts)
+        check_seeds([seed], 1)
         if per_prompt < 1:
             raise ValueError(f"per_prompt must be at least 1, got {per_prompt}")
         negative = check_negative_prompts(negative_prompts, len(prompts))

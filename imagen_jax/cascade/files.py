@@ -36,18 +36,21 @@ def save_picture(image: np.ndarray, record: dict[str, Any], path: str | Path) ->
     """
     path = Path(path)
     said = json.dumps(record)  # ASCII, as EXIF needs it
-    picture = Image.fromarray(image)
+    options: dict[str, Any]
     if path.suffix == ".png":
         info = PngInfo()
         info.add_itxt(KEY, said)
-        picture.save(path, pnginfo=info)
+        options = {"format": "png", "pnginfo": info}
     elif path.suffix == ".webp":
         exif = Image.Exif()
         exif[_DESCRIPTION] = said
-        picture.save(path, lossless=True, exif=exif)
+        options = {"format": "webp", "lossless": True, "exif": exif}
     else:
         raise ValueError(f"{path} must end in one of {', '.join('.' + name for name in FORMATS)}")
-    return path
+    # Under another name first, so that an interruption leaves no half of a picture.
+    part = path.with_name(path.name + ".part")
+    Image.fromarray(image).save(part, **options)
+    return part.replace(path)
 
 
 class Writer:
@@ -99,11 +102,12 @@ class Writer:
 
     def interrupted(self) -> str:
         """Writes what earlier stages made of pictures that are not done; says what there is."""
-        earlier = [
-            path
-            for finished in self._earlier
-            for path in self._save(finished, f".{finished.stage}")
-        ]
+        done = len(self.written) - self._before
+        earlier: list[Path] = []
+        for finished in self._earlier:
+            left = finished.rows >= done
+            rest = finished._replace(rows=finished.rows[left], images=finished.images[left])
+            earlier += self._save(rest, f".{finished.stage}")
         said = f"; {len(self.written)} pictures are done"
         if self.written:
             said += f", in {self._output}"

@@ -72,10 +72,11 @@ def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """The seeds as integers; ValueError unless there are `count`, in [0, 2**32)."""
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} prompts; need as many")
-    whole = [int(seed) for seed in seeds]
-    if whole != list(seeds) or not all(0 <= seed < 2**32 for seed in whole):
-        raise ValueError(f"seeds must be whole numbers in [0, 2**32), got {list(seeds)}")
-    return whole
+    for seed in seeds:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed < 2**32:
+            raise ValueError(f"seeds must be whole numbers in [0, 2**32), got {seed!r}")
+    return [int(seed) for seed in seeds]
 
 
 def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, SampleConfig]:
@@ -97,6 +98,7 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
         for name, setting in per_stage(field, value, list(result)).items():
             if setting is None:
                 continue
+            setting = setting.item() if isinstance(setting, np.generic) else setting
             number = isinstance(setting, int | float) and not isinstance(setting, bool)
             if fields[field] is float and number:
                 setting = float(setting)
