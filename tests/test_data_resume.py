@@ -44,6 +44,7 @@ def test_resumed_in_another_process(shards, tmp_path):
         [sys.executable, "-c", program, str(shards), str(tmp_path), json.dumps(ARGUMENTS)],
         capture_output=True,
         text=True,
+        timeout=120,  # it must end, too, with batches read ahead
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == order(iterator, 20)

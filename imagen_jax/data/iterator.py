@@ -7,8 +7,10 @@ have, without reading those before. Restoring into an iterator with other argume
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,11 +74,16 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             if name != "id"
         }
         self.seek(0)
+        _OPEN.add(self)
 
     def seek(self, step: int) -> None:
         """Makes `step` the next batch; nothing before it is read."""
         self.step = step
         self._batches: Iterator[dict[str, tf.Tensor]] | None = None
+
+    def close(self) -> None:
+        """Ends reading ahead, until the next batch is asked for."""
+        self.seek(self.step)
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch, each array [batch, ...].
@@ -154,6 +161,17 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 f"from it would not reproduce the run: {'; '.join(differing)}"
             )
         self.seek(step)
+
+
+_OPEN: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before Python ends: TensorFlow's threads, which an iterator waits for when it is destroyed,
+    call Python, and would then wait for it forever."""
+    for iterator in list(_OPEN):
+        iterator.close()
 
 
 def train_batches(
