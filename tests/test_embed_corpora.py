@@ -93,7 +93,6 @@ def test_an_estimate_is_what_embedding_gives(tmp_path: Path) -> None:
         (["--scenes", "demo", "--output", "o"], "--scenes needs --count"),
         (["--table", "t.csv", "--count", "9", "--output", "o"], "--count belongs to --scenes"),
         (["--tfds", "coco", "--output", "o"], "--tfds is 'coco'; it must be NAME:SPLIT"),
-        (["--tfrecords", "x", "--output", "o", "--process", "2/2"], "--process is '2/2'"),
         (["--tfrecords", "absent/*", "--output", "o"], "no file matches 'absent/*'"),
         (
             ["--scenes", "demo", "--image-key", "jpg", "--output", "o"],

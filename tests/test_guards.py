@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def test_a_hang_is_reported_with_stacks(capfd: pytest.CaptureFixture[str]) -> No
         assert capfd.readouterr().err == ""
         hang_here()
     printed = capfd.readouterr().err
-    assert "host 0: no step has ended for 0.5" in printed or "for 0.3 s, since step 9" in printed
+    assert re.search(r"host 0: no step has ended for [\d.]+ s, since step 9", printed)
     assert "in hang_here" in printed
     with Watchdog(first=0.1):
         time.sleep(0.3)

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.stages.base.resolution = config.stages.sr.low_res = 4
     config.stages.base.schedule.image_size = 4
     config.stages.sr.resolution = 8
+    config.stages.base.sample.guidance = 2.0
     for stage in config.stages.values():
         stage.sample.steps = 2
         stage.train.update(

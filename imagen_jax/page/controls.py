@@ -207,7 +207,7 @@ class Controls:
 def _bounded(low: float, high: float, step: float, value: float, label: str = "") -> ui.number:
     """A field for a number whose arrows stay within bounds.
 
-    The bounds are the browser's alone: NiceGUI would move what is typed into them, where it is to
-    be refused with an error.
+    The bounds are the browser's alone (the colon keeps NiceGUI from them): NiceGUI would move what
+    is typed into them, where it is to be refused with an error.
     """
-    return ui.number(label, value=value).props(f"min={low} max={high} step={step}")
+    return ui.number(label, value=value).props(f":min={low} :max={high} step={step}")
