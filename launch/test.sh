@@ -51,4 +51,4 @@ step ruff check .
 step ruff format --check .
 step mypy
 step shellcheck launch/*.sh launch/*.bash .ci/run
-step pytest --numprocesses 2 --dist loadfile "$@"
+step pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

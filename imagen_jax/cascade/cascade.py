@@ -317,7 +317,9 @@ class Cascade:
             resamples=resamples, jump=jump, start_stage=start_stage,
         )  # fmt: skip
         if any(negative) and all(run.settings.guidance == 1 for run in runs):
-            raise ValueError("a negative prompt changes nothing: guidance is 1 in every stage")
+            raise ValueError(
+                "a negative prompt changes nothing: guidance is 1 everywhere; raise it"
+            )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if text is None:

@@ -23,6 +23,8 @@ MORE = {
     "percentile": "Percentile",
     "aug_level": "Noise on the small picture",
 }
+STRENGTH = 0.3
+"""Of a change, to begin with: what it changes shows, and the picture is still there."""
 HELP = {
     "guidance": "1 is off; more follows the text closer",
     "percentile": "of dynamic thresholding",
@@ -55,10 +57,8 @@ class Controls:
         with ui.column().classes("w-full gap-3") as self._given:
             self.canvas = Canvas((cascade.size, cascade.size), on_error)
             with ui.column().classes("w-full gap-0") as self._of_change:
-                # As much noise as picture, to begin with: schedules differ in when that is.
-                half = float(cascade.stages[0].schedule.t(0.0))
-                self._strength = self._slider("Strength", 0.01, 1.0, 0.01, max(0.01, half))
-                ui.label("time of the noise: 1 keeps nothing of the picture").classes("note")
+                self._strength = self._slider("Strength", 0.01, 1.0, 0.01, STRENGTH)
+                ui.label("share of noise: 1 keeps nothing of the picture").classes("note")
             with ui.column().classes("w-full gap-0") as self._of_paint:
                 self._resamples = self._slider("Passes", 1, 10, 1, 2)
                 ui.label("more fit the new part better to the rest, and take longer").classes(

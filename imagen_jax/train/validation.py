@@ -28,13 +28,13 @@ class Validation:
     def __init__(self, stage: Stage, data_dir: str, mesh: Mesh, params_shardings: Any):
         """Args:
         stage: what is trained; its train.validation_batches are read of the data's split
-          "validation".
+          "validation", whose examples come again where they are fewer.
         data_dir: embeddings, as for training.
         mesh: devices that the weights lie on.
         params_shardings: how they lie there.
 
         Raises:
-          ValueError: the data has no such split, or not as many examples.
+          ValueError: the data has no such split.
         """
         self._count = stage.train.validation_batches
         try:
@@ -42,7 +42,7 @@ class Validation:
         except ValueError as error:
             raise ValueError(
                 f"stages.{stage.name}.train.validation_batches is {self._count}: {error}. It needs "
-                f"a split {SPLIT!r} of at least one batch in {data_dir}; embed one with "
+                f"a split {SPLIT!r} in {data_dir}; embed one with "
                 f"imagen embed --split {SPLIT}, or do without it (0)"
             ) from error
         self._shardings = sharding.batch_shardings(mesh, stage.batch_names)
@@ -69,4 +69,5 @@ class Validation:
             self._loss(params, sharding.global_arrays(next(self._batches), self._shardings), index)
             for index in np.arange(self._count)
         ]
+        self._batches.close()  # reads nothing ahead while training goes on
         return {VALIDATION_LOSS: float(np.mean(jax.device_get(losses)))}
