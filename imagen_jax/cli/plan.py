@@ -16,14 +16,14 @@ def add_command(commands: Commands) -> None:
         "memory, time and cost of a stage on machines that one does not have yet",
         """
         Compiles the program that a stage would run, for TPUs or GPUs by their own compilers and
-        without having one, and reports whether it fits, what takes the memory, and how long a step takes at
-        best. Times are bounds from the chips' published rates: real steps take longer. The exit
-        status is 0 if it fits and 1 if not.""",
+        without having one, and reports whether it fits, what takes the memory, and how long a step
+        takes at best. Times are bounds from the chips' published rates: real steps take longer. The
+        exit status is 0 if it fits and 1 if not.""",
         """
         imagen plan --config configs/base64.py --topology v4:8x8x4
         imagen plan --config configs/sr256.py --topology v4:4x4x8 --remat blocks \\
             --json plan.json --chart plan.png
-        imagen plan --config configs/base64.py --topology v5p:4x4x4 --search
+        imagen plan --config configs/base64.py --topology v5p:4x4x4 --search --remat products
         imagen plan --config configs/sr1024.py --topology v4:2x2x1 --job sample --batch 4
         imagen plan --config configs/base64.py --topology v4:2x2x1 --job embed --batch 512
         imagen plan --config configs/base64_small.py --topology h100:8 --batch 256
@@ -34,8 +34,8 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8; or GPUs of a "
-        "host: h100:8, a100:8 (default: this machine's devices)",
+        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8; or GPUs of "
+        "a host: h100:8, a100:8 (default: this machine's devices)",
     )
     parser.add_argument(
         "--slices", type=positive, default=1, help="slices, or hosts, of that topology (default: 1)"

@@ -75,7 +75,8 @@ def target_config(gpu: Gpu) -> str:
           threads_per_block_limit: 1024
           threads_per_core_limit: 2048
           thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-          block_dim_limit_x: {2**31 - 1} block_dim_limit_y: {2**16 - 1} block_dim_limit_z: {2**16 - 1}
+          block_dim_limit_x: {2**31 - 1}
+          block_dim_limit_y: {2**16 - 1} block_dim_limit_z: {2**16 - 1}
           registers_per_core_limit: {2**16}
           registers_per_block_limit: {2**16}
           dnn_version: "9.10.0"

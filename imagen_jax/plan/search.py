@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +19,8 @@ from imagen_jax.stage import Stage
 from imagen_jax.stage_config import MeshConfig
 
 ACCUMULATION = (1, 2, 4)
+TERMS = ("compute", "memory", "links", "network")
+"""Of the least time of a step, as report.Plan has them."""
 
 
 def meshes(devices: int) -> Iterator[dict[str, int]]:
@@ -32,7 +33,7 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
 
 
 def choices(
-    stage: Stage, devices: Sequence[Any], fixed: Collection[str] = ()
+    stage: Stage, devices: int, fixed: Collection[str] = ()
 ) -> list[tuple[dict[str, int], str, tuple[int, ...]]]:
     """What a search tries: the stage's own mesh and policy first.
 
@@ -45,12 +46,9 @@ def choices(
     Raises:
       ValueError: the stage's own mesh does not fit the devices.
     """
-    own = {k: n for k, n in sharding.make_mesh(stage.mesh.axes(), devices).shape.items() if n > 1}
-    tried = [own]
+    tried = [_longer(sharding.mesh_sizes(stage.mesh.axes(), devices))]
     if "mesh" not in fixed:
-        for axes in meshes(len(devices)):
-            shown = {name: size for name, size in axes.items() if size > 1}
-            tried += [shown] if shown not in tried else []
+        tried += [axes for axes in map(_longer, meshes(devices)) if axes not in tried]
     policy = stage.network.remat
     policies = [policy]
     if "remat" not in fixed:
@@ -80,7 +78,7 @@ def search(
     """
     plans: list[Plan] = []
     failed: list[str] = []
-    with tqdm(choices(stage, target.devices, fixed), desc="plans", unit="choice") as progress:
+    with tqdm(choices(stage, len(target.devices), fixed), desc="plans", unit="choice") as progress:
         for axes, remat, parts in progress:
             for accumulation in parts:
                 name = f"{_shown(axes)} remat {remat} accumulation {accumulation}"
@@ -98,8 +96,13 @@ def search(
                 progress.write(_row(plan), file=sys.stderr)
                 if plan.fits:
                     break
-    plans.sort(key=lambda plan: (not plan.fits, plan.seconds or plan.flops))
+    plans.sort(key=_rank)
     return plans, failed
+
+
+def _rank(plan: Plan) -> tuple[bool, float, float]:
+    """What fits first, by the longest term of its time; where that is the same, by all together."""
+    return not plan.fits, plan.seconds or plan.flops, sum(plan.terms.values())
 
 
 def with_choice(stage: Stage, axes: dict[str, int], remat: str, accumulation: int) -> Stage:
@@ -114,18 +117,24 @@ def with_choice(stage: Stage, axes: dict[str, int], remat: str, accumulation: in
 
 def format_ranking(plans: Sequence[Plan], failed: Sequence[str]) -> str:
     """A table of plans, the best first."""
-    header = f"{'mesh':<32}{'remat':<10}{'parts':>6}{'GiB':>8}  fits {'ms':>7}{'MFU':>6}"
+    header = f"{'mesh':<30}{'remat':<10}{'parts':>5}{'GiB':>7}  fits"
+    if any(plan.terms for plan in plans):
+        header += "".join(f"{name:>9}" for name in TERMS) + f"{'MFU':>6}"
     return "\n".join([header, *map(_row, plans), *(f"not compiled: {line}" for line in failed)])
 
 
 def _row(plan: Plan) -> str:
     """A plan's line of the table."""
-    line = f"{_shown(plan.mesh):<32}{plan.settings['remat']:<10}"
-    line += f"{plan.settings['accumulation']:>6}{plan.total_memory / GIB:8.2f}  "
-    line += f"{'yes' if plan.fits else 'no':<4}"
-    if plan.seconds is not None and plan.mfu is not None:
-        line += f" {plan.seconds * 1e3:7.0f}{plan.mfu:6.0%}"
+    line = f"{_shown(plan.mesh):<30}{plan.settings['remat']:<10}{plan.settings['accumulation']:>5}"
+    line += f"{plan.total_memory / GIB:7.2f}  {'yes' if plan.fits else 'no':<4}"
+    if plan.mfu is not None:
+        line += "".join(f"{plan.terms[name] * 1e3:6.0f} ms" for name in TERMS) + f"{plan.mfu:6.0%}"
     return line
+
+
+def _longer(axes: Mapping[str, int]) -> dict[str, int]:
+    """Without the axes of length 1."""
+    return {name: size for name, size in axes.items() if size > 1}
 
 
 def _shown(axes: Mapping[str, int]) -> str:

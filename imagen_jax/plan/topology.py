@@ -36,8 +36,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
         tpus = ", ".join(chip for chip in CHIPS if chip not in GPUS)
         raise ValueError(
             f"topology is {topology!r}; it must be a TPU generation ({tpus}) and its shape in "
-            f"chips, such as v4:8x8x4 or v5e:4x4, or a GPU ({', '.join(GPUS)}) and how many of them "
-            "a host has, such as h100:8"
+            f"chips, such as v4:8x8x4 or v5e:4x4, or a GPU ({', '.join(GPUS)}) and how many of "
+            "them a host has, such as h100:8"
         )
     return _gpus(name, int(shape), slices) if name in GPUS else _tpus(topology, slices)
 
@@ -55,6 +55,8 @@ def _tpus(topology: str, slices: int) -> list[Any]:
     # A v4 or v5p chip has two cores that programs see as one device.
     megacore = topology.startswith(("v4:", "v5p:"))
     options: dict[str, Any] = {"chip_config_name": "megacore"} if megacore else {}
+    if set(topology.partition(":")[2]) <= {"1", "x"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # hosts have four chips otherwise
     if slices > 1:
         options["num_slices"] = slices
     try:
