@@ -175,7 +175,8 @@ def test_the_estimate_of_the_last_step_is_the_picture(
 
 
 def test_settings_hold_for_all_stages_or_for_those_named(cascade: Cascade) -> None:
-    settings = cascade.settings(steps=9, sampler={"sr": "ddim"}, guidance=None, aug_level=1)
+    with pytest.warns(UserWarning, match=r"aug_level of sr is 1, more noise .* \(0.3 at most\)"):
+        settings = cascade.settings(steps=9, sampler={"sr": "ddim"}, guidance=None, aug_level=1)
     defaults = {stage.name: stage.sample for stage in cascade.stages}
     assert settings == {
         "base": dataclasses.replace(defaults["base"], steps=9, aug_level=1.0),

@@ -459,6 +459,11 @@ def test_sweep(cascade: Cascade, tmp_path: Path) -> None:
     draw(rows, "guidance", ["guidance", "threshold"], tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as chart:
         assert chart.width > 800
+    sweep(cascade, work, instruments, tmp_path / "sr", {"steps": [3]}, stage="sr")
+    job = json.loads((tmp_path / "sr" / "steps=3" / "job.json").read_text())
+    assert job["settings"]["sr"]["steps"] == 3 != job["settings"]["base"]["steps"]
+    with pytest.raises(ValueError, match="'top'"):
+        sweep(cascade, work, instruments, tmp_path, {"steps": [3]}, stage="top")
     with pytest.raises(ValueError, match="lanczos"):
         sweep(cascade, work, instruments, tmp_path, {"sampler": ["ddim", "lanczos"]})
 

@@ -279,7 +279,7 @@ assert len(jax.devices()) == 4
 network = load_network("clip", {str(folder)!r})
 np.save({str(tmp_path / "four.npy")!r}, network(random_pictures(21, 32)))
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | flags)
+    devices = {"JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | devices)
     one = load_network("clip", folder)(random_pictures(21, 32))
     close(np.load(tmp_path / "four.npy"), one, 1e-5)
