@@ -15,15 +15,15 @@ needed, only their compilers. Takes up to several minutes for each NAME on two c
   sample-base64, sample-sr256, sample-sr1024
             the sampler, one picture on one chip of TPU v4
   t5-xxl    512 captions of 128 tokens on a v4:2x2x1
+
+and, if they are named:
+
   search-sr256
-            train step of sr256 on ten meshes, about half an hour
-
-and, if they are named, with JAX's plugin for CUDA (pip install 'jax[cuda13]'):
-
+            train step of sr256 on ten meshes, one after another
   h100-sample-base64, h100-sample-sr256, h100-sample-sr1024
-            the sampler, one picture on one H100
+            the same on one H100; needs JAX's plugin for CUDA (pip install 'jax[cuda13]')
   h100-base64-small
-            train step of configs/base64_small.py, batch 256 on 8 H100
+            train step of configs/base64_small.py, batch 256 on 8 H100; needs that plugin, too
 
 examples:
   bash launch/plans.sh
@@ -55,8 +55,7 @@ for name in "$@"; do
     sr256 | sr1024) plan "$name" --config "configs/$name.py" --topology v4:4x4x8 ;;
     sample-*) plan "$name" --config "configs/${name#sample-}.py" --job sample --topology v4:1x1x1 ;;
     search-sr256)
-      plan "$name" --config configs/sr256.py --topology v4:4x4x8 --remat products \
-      --search ;;
+      plan "$name" --config configs/sr256.py --topology v4:4x4x8 --remat products --search ;;
     h100-sample-*)
       plan "$name" --config "configs/${name#h100-sample-}.py" --job sample --topology h100:1 ;;
     h100-base64-small) plan "$name" --config configs/base64_small.py --topology h100:8 ;;

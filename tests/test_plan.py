@@ -20,6 +20,7 @@ from imagen_jax.main import main
 from imagen_jax.plan import collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
+from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.search import choices
 from imagen_jax.pretrained import abstract_params
 from imagen_jax.stage import make_stage
@@ -311,6 +312,26 @@ def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[2] for line in lines[1:]} == {"none", "products", "blocks"}
+
+
+def test_a_search_that_is_stopped_ranks_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[Any] = []
+
+    def compile_or_stop(*args: Any) -> Any:
+        if compiled:
+            raise KeyboardInterrupt
+        compiled.append(train_program(*args))
+        return compiled[0]
+
+    monkeypatch.setattr("imagen_jax.plan.search.train_program", compile_or_stop)
+    args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]
+    assert main(args) == 0
+    header, first, stopped = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["mesh", "remat"]
+    assert first.split()[2] == "none"
+    assert stopped.endswith("remat products accumulation 1 and what follows it: stopped")
 
 
 @pytest.mark.parametrize(

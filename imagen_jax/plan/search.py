@@ -62,7 +62,8 @@ def search(
 ) -> tuple[list[Plan], list[str]]:
     """Compiles the train step for every choice, with a progress bar and a line for each plan.
 
-    Where a mesh and policy fit without accumulation, more of it is not tried: it only costs.
+    Where a mesh and policy fit without accumulation, more of it is not tried: it only costs. Ctrl-C
+    ends the search when the compilation under way ends; what was compiled is ranked.
 
     Args:
       stage: whose batch size stays as it is.
@@ -79,23 +80,26 @@ def search(
     plans: list[Plan] = []
     failed: list[str] = []
     with tqdm(choices(stage, len(target.devices), fixed), desc="plans", unit="choice") as progress:
-        for axes, remat, parts in progress:
-            for accumulation in parts:
-                name = f"{_shown(axes)} remat {remat} accumulation {accumulation}"
-                progress.set_postfix_str(name)
-                try:
-                    changed = with_choice(stage, axes, remat, accumulation)
-                    mesh = sharding.make_mesh(axes, target.devices)
-                    program = train_program(changed, mesh, target.name, effort)
-                    plan = make_plan(program, target.chip, target.slice_devices)
-                except Exception as error:  # the compiler has many ways of refusing
-                    failed.append(f"{name}: {str(error).splitlines()[0][:200]}")
-                    progress.write(failed[-1], file=sys.stderr)
-                    continue
-                plans.append(plan)
-                progress.write(_row(plan), file=sys.stderr)
-                if plan.fits:
-                    break
+        try:
+            for axes, remat, parts in progress:
+                for accumulation in parts:
+                    name = f"{_shown(axes)} remat {remat} accumulation {accumulation}"
+                    progress.set_postfix_str(name)
+                    try:
+                        changed = with_choice(stage, axes, remat, accumulation)
+                        mesh = sharding.make_mesh(axes, target.devices)
+                        program = train_program(changed, mesh, target.name, effort)
+                        plan = make_plan(program, target.chip, target.slice_devices)
+                    except Exception as error:  # the compiler has many ways of refusing
+                        failed.append(f"{name}: {str(error).splitlines()[0][:200]}")
+                        progress.write(failed[-1], file=sys.stderr)
+                        continue
+                    plans.append(plan)
+                    progress.write(_row(plan), file=sys.stderr)
+                    if plan.fits:
+                        break
+        except KeyboardInterrupt:
+            failed.append(f"{name} and what follows it: stopped")
     plans.sort(key=_rank)
     return plans, failed
 
