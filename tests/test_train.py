@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax.train import loop
-from imagen_jax.train.metrics import SampleGrid
 from imagen_jax.train.optimizer import learning_rate_schedule
+from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.state import TrainState, count_parameters
 
 RUN = (
