@@ -123,10 +123,8 @@ def test_more_that_are_right_is_better(tmp_path: Path) -> None:
     with contextlib.closing(checkpointer):
         batches = open_batches()
         for step, share in {1: 0.25, 2: 0.75, 3: None, 4: 0.5}.items():
-            metrics = {VALIDATION_LOSS: 0.1 * step} | (
-                {} if share is None else {ALL_CORRECT: share}
-            )
-            checkpointer.save(state_at(step), batches, metrics)
+            measured = {} if share is None else {ALL_CORRECT: share}
+            checkpointer.save(state_at(step), batches, {VALIDATION_LOSS: 0.1 * step} | measured)
     assert checkpoint_steps(tmp_path) == [2, 4]
     assert best_checkpoint(tmp_path).name == "2"
 

@@ -37,7 +37,7 @@ class FeatureSet:
       data: what the pictures are: "name", "made", "source" (a hash of where they come from) and
         "sha256" of their pixels, or of what determines them.
       moments: of the features; gathered part by part as they were computed.
-      logits: [n, classes] float32 of a network that classifies, Inception; None of others.
+      logits: [n, classes] float32, without biases, of Inception, for its score; None of others.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FeatureSet:
             with np.load(path) as file:
                 record = json.loads(str(file["record"]))
                 moments = Moments(int(file["count"]), file["mean"], file["scatter"])
-                logits = file["logits"] if "logits" in file else None
+                logits = file.get("logits")
                 return cls(file["features"], record["identity"], record["data"], moments, logits)
         except FileNotFoundError:
             raise
@@ -112,8 +112,8 @@ def compute_features(network: FeatureNetwork, pictures: Pictures) -> FeatureSet:
         digest.update(np.ascontiguousarray(part).data)
         outputs = network.outputs(part)
         parts.append(outputs["features"])
-        if "logits" in outputs:
-            logits.append(outputs["logits"])
+        if "logits_unbiased" in outputs:
+            logits.append(outputs["logits_unbiased"])
         moments.append(Moments.of(parts[-1]))
     data = {
         "name": pictures.name, "made": pictures.made, "source": pictures.fingerprint(),
