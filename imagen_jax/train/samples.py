@@ -23,10 +23,10 @@ from imagen_jax.stage import Stage
 from imagen_jax.typing import TextEmbedding
 
 
-def true_pictures(records: Sequence[Record], side: int) -> np.ndarray:
+def true_pictures(records: Sequence[Record], side: int) -> jax.Array:
     """The pictures of records, averaged over areas: float32 [n, side, side, 3] in [-1, 1]."""
     whole = np.stack([np.asarray(PILImage.open(io.BytesIO(record.image))) for record in records])
-    return np.asarray(downsample(jnp.asarray(from_uint8(whole)), whole.shape[1] // side))
+    return downsample(jnp.asarray(from_uint8(whole)), whole.shape[1] // side)
 
 
 class FixedSampler:
@@ -49,7 +49,9 @@ class FixedSampler:
             out_shardings=StageInputs(by_row, by_row, by_picture if stage.low_res else None),
         )
         self._states = [record.states for record in records]
-        self._low_res = None if stage.low_res is None else true_pictures(records, stage.low_res)
+        self._low_res = None
+        if stage.low_res is not None:
+            self._low_res = np.asarray(true_pictures(records, stage.low_res))
         devices = batch_divisor(mesh)
         most = stage.train.batch_size // stage.train.accumulation  # what the devices have room for
         self._together = min(most, -(-len(records) // devices) * devices)
@@ -67,8 +69,8 @@ class FixedSampler:
 
     def _inputs(self, rows: np.ndarray) -> StageInputs:
         text = self._stage.text
-        states = np.zeros((len(rows), text.max_length, text.width), np.float32)
-        mask = np.zeros(states.shape[:2], bool)
+        states: Any = np.zeros((len(rows), text.max_length, text.width), np.float32)
+        mask: Any = np.zeros(states.shape[:2], bool)
         for i, row in enumerate(rows):
             own = self._states[row]
             states[i, : len(own)], mask[i, : len(own)] = own, True
