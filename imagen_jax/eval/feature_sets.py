@@ -76,7 +76,7 @@ class FeatureSet:
     def save(self, path: str | Path) -> None:
         """Writes features, logits, moments and record as one .npz."""
         record = json.dumps({"identity": self.identity, "data": self.data})
-        logits = {} if self.logits is None else {"logits": self.logits}
+        logits: dict[str, Any] = {} if self.logits is None else {"logits": self.logits}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, features=self.features, record=np.array(record), count=self.moments.count,

@@ -42,7 +42,8 @@ class FixedSampler:
         mesh: devices that the weights lie on, over which pictures are divided.
         """
         self._stage, self._mesh = stage, mesh
-        by_row, by_picture = (NamedSharding(mesh, spec) for spec in (BATCH_SPEC, PICTURE_SPEC))
+        by_row: Any = NamedSharding(mesh, BATCH_SPEC)
+        by_picture: Any = NamedSharding(mesh, PICTURE_SPEC)
         # Through jit, which makes arrays of all hosts of what each of them has.
         self._divided = jax.jit(
             lambda text, seeds, low_res: StageInputs(text, picture_keys(seeds), low_res),
