@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from jax.sharding import Mesh
 
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
@@ -20,10 +21,10 @@ from imagen_jax.main import main
 from imagen_jax.plan import collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
-from imagen_jax.plan.programs import train_program
+from imagen_jax.plan.programs import Program
 from imagen_jax.plan.search import choices
 from imagen_jax.pretrained import abstract_params
-from imagen_jax.stage import make_stage
+from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import t5
 from imagen_jax.train.state import count_parameters
 
@@ -317,13 +318,17 @@ def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_search_that_is_stopped_ranks_what_it_has(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compiled: list[Any] = []
+    calls: list[tuple[Any, ...]] = []
 
-    def compile_or_stop(*args: Any) -> Any:
-        if compiled:
+    def compile_or_stop(stage: Stage, mesh: Mesh, where: str, effort: str) -> Program:
+        calls.append((stage, mesh))
+        if len(calls) > 1:
             raise KeyboardInterrupt
-        compiled.append(train_program(*args))
-        return compiled[0]
+        settings = {"remat": stage.network.remat, "accumulation": stage.train.accumulation}
+        product = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
+        return Program(
+            "base", "train", where, settings, 1, 1, product.compile(), 1.0, 1, 1.0, {}, mesh
+        )
 
     monkeypatch.setattr("imagen_jax.plan.search.train_program", compile_or_stop)
     args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]
