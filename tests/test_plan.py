@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax import sharding
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.flops import jaxpr_flops
@@ -23,6 +24,7 @@ from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.programs import Program
 from imagen_jax.plan.search import choices
+from imagen_jax.plan.topology import topology_devices
 from imagen_jax.pretrained import abstract_params
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import t5
@@ -261,15 +263,31 @@ def gpu_compiler() -> bool:
 
 
 @pytest.mark.skipif(not gpu_compiler(), reason="needs JAX's plugin for CUDA, but no GPU")
-def test_plan_for_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["plan", "--config", TINY, "--stage", "base", "--topology", "h100:2"]
-    args += ["--set", *tiny.ONE_LEVEL, "stages.base.train.optimizer=adam"]
-    assert main([*args, "--mesh", "fsdp=2", "--json", f"{tmp_path}/p"]) == 0
-    assert "which cuDNN chooses" in capsys.readouterr().out
-    plan = json.loads((tmp_path / "p").read_text())
-    assert plan["collectives"]["all-gather"]["bytes"] > 0
-    assert plan["model_flops"] == pytest.approx(plan["flops"], rel=0.05)
-    assert plan["memory_limit"] == 80e9
+def test_program_compiled_for_gpus() -> None:
+    """Gradients of a convolution and a product, of 16 examples on 8 cards."""
+    mesh = sharding.make_mesh({"data": 8}, topology_devices("h100:8"))
+
+    def loss(x: Any, kernel: Any, w: Any) -> Any:
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.sum((jnp.tanh(y) @ w).astype(jnp.float32))
+
+    def shape(dims: tuple[int, ...], *axes: str) -> Any:
+        place = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=place)
+
+    x, kernel, w = shape((16, 32, 32, 64), "data"), shape((3, 3, 64, 64)), shape((64, 64))
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel, w).compile()
+    module = hlo.parse(compiled.as_text())
+    counted = cost.program_cost(module)
+    # On each card 2 examples: the convolution, its two gradients, and the product's by its input.
+    products_of_a_card = 3 * 2 * 2 * (3 * 32 - 2) ** 2 * 64**2 + 2 * 2 * 32**2 * 64**2
+    assert counted.flops == products_of_a_card
+    # The kernel's gradient is summed in a ring.
+    assert counted.links == {"all-reduce": [1, 2 * 7 / 8 * 3 * 3 * 64 * 64 * 2, 0]}
+    assert sum(map(products.untuned_convolutions, module.computations.values())) == 3
+    assert compiled.memory_analysis().temp_size_in_bytes > 0
 
 
 @pytest.mark.skipif(gpu_compiler(), reason="the compiler is there")
