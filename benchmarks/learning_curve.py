@@ -265,8 +265,8 @@ def main() -> None:
         action="append",
         required=True,
         metavar=("NAME", "KEY=VALUE"),
-        help="a name and changes to the config, or config=FILE in place of --config; may be given "
-        "several times",
+        help="a name and changes to the config; also config=FILE and data=DIR, for this variant in "
+        "place of --config and --data; may be given several times",
     )
     parser.add_argument(
         "--output", type=Path, help="folder for curves.csv, curves.png and the variants' states"
@@ -275,10 +275,11 @@ def main() -> None:
     variants = []
     for name, *changes in args.variant:
         folder = None if args.output is None else args.output / re.sub(r"\W+", "-", name)
-        own = [change for change in changes if change.startswith("config=")]
-        file = own[-1].removeprefix("config=") if own else args.config
-        config = load_config(file, [change for change in changes if change not in own])
-        variants.append(Variant(name, config, args.stage, args.data, folder))
+        own = {"config": args.config, "data": args.data}
+        own |= dict(c.split("=", 1) for c in changes if c.partition("=")[0] in own)
+        changes = [c for c in changes if c.partition("=")[0] not in own]
+        config = load_config(own["config"], changes)
+        variants.append(Variant(name, config, args.stage, own["data"], folder))
     levels = np.asarray(variants[0].stage.schedule.logsnr(jnp.asarray(TIMES)))
     for end in range(args.round, args.steps + 1, args.round):
         waiting = [variant for variant in variants if variant.steps < end]

@@ -18,9 +18,9 @@ docs/findings.md shows. Interrupted, the same command goes on where it stopped.
                  saw (section 4.4): runs launch/unseen_words.sh, which trains a cascade.
                  Needs runs/quickstart, too
   encoders       a random text encoder, a bag of words and MiniLM (section 4.4), and T5 where
-                 given: trains one small base stage for each
+                 given: learning curves of a small base stage
   pooling        cross-attention against text that is pooled by attention or as a mean
-                 (section 4.4, appendix D.3): trains two more
+                 (section 4.4, appendix D.3): learning curves
   unet           Efficient U-Net against U-Net (section 4.4, appendix B): learning curves over steps,
                  seconds and FLOPs
   prediction     eps, v and x0, and loss weightings: learning curves
@@ -37,15 +37,15 @@ case "${1:-}" in
   -h | --help) usage; exit 0 ;;
   "") usage >&2; exit 2 ;;
 esac
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 known=(thresholding augmentation text encoders pooling unet prediction)
 t5=()
 while [[ "${1:-}" == --t5 ]]; do
   [[ "${2:-}" == ?*=* && -d "${2#*=}" ]] ||
     fail "--t5 needs NAME=CHECKPOINT with CHECKPOINT a folder, got '${2:-}'"
-  t5+=("$2")
+  t5+=("${2%%=*}=$(realpath "${2#*=}")")
   shift 2
 done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 findings=("$@")
 ((${#findings[@]})) || fail "which finding? choices: ${known[*]}, all"
 [[ "$*" != all ]] || findings=("${known[@]}")
@@ -58,6 +58,7 @@ for finding in "${findings[@]}"; do
     *) fail "unknown finding $finding; choices: ${known[*]}, all" ;;
   esac
 done
+((${#t5[@]} == 0)) || [[ " ${findings[*]} " == *" encoders "* ]] || fail "--t5 is for encoders alone"
 
 bash launch/setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH"
@@ -90,79 +91,57 @@ text() {
   bash launch/unseen_words.sh
 }
 
-# embeddings NAME [OPTION ...]: scenes with token states by an encoder, in runs/findings/NAME/embeddings.
+# embeddings NAME [OPTION ...]: scenes with token states by an encoder, in
+# runs/findings/NAME.
 embeddings() {
-  local name=$1
-  shift
-  imagen embed --scenes quickstart --count 20000 --output "runs/findings/$name/embeddings" "$@"
-}
-
-# small_base NAME EMBEDDINGS SETTING ... [-- OPTION ...]: trains configs/findings.py in runs/findings/NAME
-# and scores it; options are of the evaluation.
-small_base() {
-  local workdir=runs/findings/$1 data=runs/findings/$2/embeddings settings=()
-  shift 2
-  while (($#)) && [[ $1 != -- ]]; do settings+=("$1"); shift; done
-  imagen train --config configs/findings.py --stage base --data "$data" --workdir "$workdir" \
-    ${settings[@]:+--set "${settings[@]}"}
-  [[ -f "$workdir/evaluation/scores.json" ]] ||
-    imagen evaluate scenes --workdir "$workdir" --splits train heldout unseen --count 128 \
-      --output "$workdir/evaluation" "${@:2}"
-}
-
-encoders() {
-  local encoder name width bars=()
-  for encoder in minilm-random minilm-words minilm; do
-    embeddings "$encoder" --encoder "$encoder"
-    small_base "$encoder" "$encoder" "text.encoder=$encoder"
-  done
-  for encoder in ${t5[@]:+"${t5[@]}"}; do
-    name=t5-${encoder%%=*} encoder=${encoder#*=}
-    embeddings "$name" --encoder t5 --encoder-weights "$encoder"
-    width=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["encoder"]["width"])' \
-      "runs/findings/$name/embeddings/manifest.json")
-    small_base "$name" "$name" text.encoder=t5 "text.width=$width" -- --encoder-weights "$encoder"
-    bars+=("${name/t5-/T5 }=runs/findings/$name/evaluation")
-  done
-  python -m benchmarks.alignment_figure --output docs/findings/encoders \
-    "random=runs/findings/minilm-random/evaluation" \
-    "bag of words=runs/findings/minilm-words/evaluation" \
-    "MiniLM=runs/findings/minilm/evaluation" ${bars[@]:+"${bars[@]}"}
-}
-
-pooling() {
-  local pool
-  embeddings minilm --encoder minilm
-  small_base minilm minilm
-  for pool in mean attention; do
-    small_base "pool-$pool" minilm "stages.base.network.text_pool=$pool" \
-      "stages.base.network.cross_attention=(False,False,False)"
-  done
-  python -m benchmarks.alignment_figure --output docs/findings/pooling \
-    "mean of the tokens=runs/findings/pool-mean/evaluation" \
-    "pooled by attention=runs/findings/pool-attention/evaluation" \
-    "cross-attention=runs/findings/minilm/evaluation"
+  local output=runs/findings/$1
+  imagen embed --scenes quickstart --count 20000 --output "$output" "${@:2}"
+  imagen embed --scenes quickstart --count 256 --split validation --output "$output" "${@:2}"
 }
 
 # curves NAME OPTION ...: learning curves of variants of configs/findings.py, to docs/findings.
 curves() {
-  local name=$1 output=runs/findings/$1 end
-  shift
-  embeddings minilm --encoder minilm
-  imagen embed --scenes quickstart --count 1000 --split validation --encoder minilm \
-    --output runs/findings/minilm/embeddings
-  python -m benchmarks.learning_curve --config configs/findings.py \
-    --data runs/findings/minilm/embeddings --steps 600 --round 100 --output "$output" "$@"
-  for end in csv png; do cp "$output/curves.$end" "docs/findings/$name.$end"; done
+  local output=runs/findings/$1 ending
+  python -m benchmarks.learning_curve --config findings --data runs/findings/minilm --steps 600 \
+    --round 100 --output "$output" "${@:2}"
+  for ending in csv png; do cp "$output/curves.$ending" "docs/findings/$1.$ending"; done
+}
+
+encoders() {
+  local encoder name width variants=()
+  for encoder in minilm-random minilm-words minilm; do
+    embeddings "$encoder" --encoder "$encoder"
+  done
+  for encoder in ${t5[@]:+"${t5[@]}"}; do
+    name=t5-${encoder%%=*}
+    embeddings "$name" --encoder t5 --encoder-weights "${encoder#*=}"
+    width=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["encoder"]["width"])' \
+      "runs/findings/$name/manifest.json")
+    variants+=(--variant "T5 ${encoder%%=*}" "data=runs/findings/$name" text.encoder=t5
+      "text.width=$width")
+  done
+  curves encoders \
+    --variant "random" data=runs/findings/minilm-random text.encoder=minilm-random \
+    --variant "bag of words" data=runs/findings/minilm-words text.encoder=minilm-words \
+    --variant "MiniLM" ${variants[@]:+"${variants[@]}"}
+}
+
+pooling() {
+  local alone="stages.base.network.cross_attention=(False,False)"
+  embeddings minilm
+  curves pooling --variant "mean of the tokens" "$alone" stages.base.network.text_pool=mean \
+    --variant "pooled by attention" "$alone" --variant "cross-attention"
 }
 
 unet() {
+  embeddings minilm
   curves unet --stage sr --variant "Efficient U-Net" \
-    --variant "U-Net" config=configs/findings_unet.py
+    --variant "U-Net" config=findings_unet
 }
 
 prediction() {
   local pair variants=()
+  embeddings minilm
   for pair in eps-eps eps-min_snr v-min_snr x0-min_snr v-v v-x0; do
     variants+=(--variant "${pair/-/, weighted }" "stages.base.diffusion.parametrization=${pair%-*}"
       "stages.base.diffusion.weighting=${pair#*-}")
