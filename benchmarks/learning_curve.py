@@ -37,6 +37,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from ml_collections import ConfigDict
 
 from imagen_jax import sharding
@@ -194,9 +195,10 @@ class Variant:
 
 
 def by_level(row: dict[str, float]) -> dict[float, float]:
-    """logsnr -> error of a row."""
+    """logsnr -> error of a row, the noisiest first."""
     prefix = "error_logsnr_"
-    return {float(k.removeprefix(prefix)): v for k, v in row.items() if k.startswith(prefix)}
+    found = {float(k.removeprefix(prefix)): v for k, v in row.items() if k.startswith(prefix)}
+    return dict(sorted(found.items()))
 
 
 def print_table(variants: Sequence[Variant]) -> None:
@@ -217,34 +219,39 @@ def print_table(variants: Sequence[Variant]) -> None:
 def write(variants: Sequence[Variant], output: Path) -> None:
     """Writes <output>/curves.csv, a line for every variant and round, and curves.png."""
     with open(output / "curves.csv", "w", newline="") as file:
-        fields = ["variant", "parameters", *variants[0].curve[0]]
+        levels = [f"error_logsnr_{level:.2f}" for level in by_level(variants[0].curve[0])]
+        fields = ["variant", "parameters", "step", "seconds", "flops", "loss", "error",
+                  "error_low", "error_high", *levels]  # fmt: skip
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         for variant in variants:
             for row in variant.curve:
                 named = {"variant": variant.name, "parameters": variant.parameters}
                 writer.writerow(named | {k: f"{v:.6g}" for k, v in row.items()})
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
-    for axis in axes[1:3]:
-        axis.sharey(axes[0])
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharey=True)
     for variant in variants:
         errors, low, high = (np.array([row[key] for row in variant.curve])
                              for key in ("error", "error_low", "error_high"))  # fmt: skip
-        for axis, key in zip(axes, ("step", "seconds", "flops"), strict=False):
-            over = [row[key] for row in variant.curve]
+        units = {"step": 1, "seconds": 1, "flops": 1e12}
+        for axis, (key, unit) in zip(axes, units.items(), strict=False):
+            over = [row[key] / unit for row in variant.curve]
             (line,) = axis.plot(over, errors, marker="o", markersize=3, label=variant.name)
             axis.fill_between(over, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         levels = by_level(variant.curve[-1])
         axes[3].plot(list(levels), list(levels.values()), marker="o", markersize=3)
     for axis, label in zip(
-        axes, ("steps", "seconds of training", "FLOPs of training", "logsnr, at the end"),
+        axes, ("steps", "seconds of training", "TFLOPs of training", "logsnr, at the end"),
         strict=True,
     ):  # fmt: skip
         axis.set(xlabel=label, yscale="log")
-        axis.grid(alpha=0.3, which="both")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mean squared error of x0, held-out pictures")
-    figure.legend(loc="outside upper center", ncols=len(variants), frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center",
+                  ncols=len(variants), frameon=False)  # fmt: skip
     figure.savefig(output / "curves.png", dpi=110)
     plt.close(figure)
 
