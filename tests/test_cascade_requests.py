@@ -346,7 +346,7 @@ def test_pictures_do_not_depend_on_the_number_of_devices(
 ) -> None:
     done = subprocess.run(
         [sys.executable, __file__, directory, tmp_path / "made.npz"],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -84,7 +84,7 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--sweep", "top.steps=1,2"], "unknown stage 'top'"),
         ([PROMPT, "--start-stage", "sr"], "give it as image"),
         ([PROMPT, "--seed", "-1"], "seeds must be whole numbers"),
-        ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 in every stage"),
+        ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 everywhere"),
         (["--from", "prompts.txt"], "prompts.txt is no picture"),
         (["--from", "a.png", PROMPT, "--steps", "2"], "leave out prompts, --steps"),
         (["--prompts", "binary.txt"], "binary.txt is not UTF-8"),

@@ -26,11 +26,10 @@ def arguments(workdir: Path) -> list[str]:
 
 
 def train(workdir: Path, devices: int, command: list[str]) -> str:
-    flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [*command, *arguments(workdir)], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=1200, check=False,
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     return f"{done.stdout}\nstatus {done.returncode}"
 

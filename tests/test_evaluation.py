@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from imagen_jax.eval.features.network import (
 )
 from imagen_jax.eval.job import PictureStore, Unfinished
 from imagen_jax.eval.measure import Instruments
-from imagen_jax.eval.metrics.scores import clip_scores
+from imagen_jax.eval.metrics.scores import clip_scores, inception_score
 from imagen_jax.eval.pictures import Files, RenderedScenes, list_pictures, read_picture
 from imagen_jax.eval.prompts import (
     DRAWBENCH_CATEGORIES,
@@ -339,6 +340,27 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         FeatureSet.load(tmp_path / "b.npz")
 
 
+def test_inception_scores_stand_beside_distances(tmp_path: Path) -> None:
+    small = small_network()
+
+    def forward(params: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+        features = small.forward(params, x)["features"]
+        return {"features": features, "logits_unbiased": 3 * features}
+
+    network = dataclasses.replace(small, name="inception-v3", forward=forward)
+    sets = [compute_features(network, Fixed(f"real {i}", real(i, 24))) for i in (1, 2)]
+    sets[1].save(tmp_path / "real.npz")
+    sampled, reference = sets[0].first(20), FeatureSet.load(tmp_path / "real.npz").first(20)
+    result = compare(sampled, reference, None, resamples=2)
+    mean, deviation = inception_score(3 * sets[0].features[:20])
+    of_real, _ = inception_score(3 * sets[1].features[:20])
+    found = result["inception_score"]
+    assert (found["value"], found["deviation"]) == pytest.approx((mean, deviation), rel=1e-5)
+    assert found["real"] == pytest.approx(of_real, rel=1e-5)
+    assert f"{mean:.4g} ± {deviation:.2g}" in summary({"distance": result})
+    assert "inception_score" not in compare(sampled.first(9), reference.first(9), None, resamples=2)
+
+
 def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("sampled", "real", "more")):
         (tmp_path / name).mkdir()
@@ -459,6 +481,11 @@ def test_sweep(cascade: Cascade, tmp_path: Path) -> None:
     draw(rows, "guidance", ["guidance", "threshold"], tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as chart:
         assert chart.width > 800
+    sweep(cascade, work, instruments, tmp_path / "sr", {"steps": [3]}, stage="sr")
+    job = json.loads((tmp_path / "sr" / "steps=3" / "job.json").read_text())
+    assert job["settings"]["sr"]["steps"] == 3 != job["settings"]["base"]["steps"]
+    with pytest.raises(ValueError, match="'top'"):
+        sweep(cascade, work, instruments, tmp_path, {"steps": [3]}, stage="top")
     with pytest.raises(ValueError, match="lanczos"):
         sweep(cascade, work, instruments, tmp_path, {"sampler": ["ddim", "lanczos"]})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,9 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
 
     Raises:
       ValueError: an unknown field or stage, or a value of another type or out of range.
+
+    Warns:
+      UserWarning: an aug_level that a stage was not trained with.
     """
     fields = {field.name: type(getattr(stages[0].sample, field.name))
               for field in dataclasses.fields(SampleConfig)}  # fmt: skip
@@ -107,6 +111,14 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
                     f"{field} must be of type {fields[field].__name__}, got {setting!r}"
                 )
             result[name] = dataclasses.replace(result[name], **{field: setting})
+    for stage in stages:
+        level, most = result[stage.name].aug_level, stage.train.max_aug_level
+        if stage.low_res is not None and level > most:
+            warnings.warn(
+                f"aug_level of {stage.name} is {level:g}, more noise than it saw in training "
+                f"({most:g} at most)",
+                stacklevel=2,
+            )
     return result
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
+    THRESHOLDS,
     Commands,
     add_process,
     add_seed,
@@ -122,6 +123,7 @@ def _add_sweep(actions: Commands) -> None:
         imagen evaluate sweep --guidance 1 2 4 8 --output runs/sweep
         imagen evaluate sweep --guidance 1 2 4 8 16 --threshold none static dynamic --count 128
         imagen evaluate sweep --aug-level 0 0.05 0.2 --steps 8 16 --sampler ddim dpmpp_2m
+        imagen evaluate sweep --stage sr --steps 4 8 16 --output runs/sweep_sr
         imagen evaluate sweep --guidance 1 1.35 2 4 --annotations captions_val2014.json \\
             --pictures val2014 --count 5000 --clip clip-vit-large --workdir runs/tpu""",
         RESUMES,
@@ -146,11 +148,9 @@ def _add_sweep(actions: Commands) -> None:
         type=float,
         nargs="+",
         metavar="WEIGHT",
-        help=f"of the base stage {of_config}",
+        help=of_config,
     )
-    swept.add_argument(
-        "--threshold", nargs="+", choices=("dynamic", "static", "none"), help=of_config
-    )
+    swept.add_argument("--threshold", nargs="+", choices=THRESHOLDS, help=of_config)
     swept.add_argument("--aug-level", type=float, nargs="+", metavar="LEVEL", help=of_config)
     swept.add_argument(
         "--sampler",
@@ -159,6 +159,11 @@ def _add_sweep(actions: Commands) -> None:
         help=f"ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun {of_config}",
     )
     swept.add_argument("--steps", type=positive, nargs="+", metavar="N", help=of_config)
+    parser.add_argument(
+        "--stage",
+        metavar="NAME",
+        help="whose settings they are (default: guidance of the first, all others of every one)",
+    )
     parser.add_argument(
         "--along",
         choices=[name.replace("_", "-") for name in SWEPT],
@@ -296,8 +301,9 @@ def _sweep(args: argparse.Namespace) -> None:
     if given and along not in given:
         raise ValueError(f"--along {args.along}: no values of it were given; {given} were")
     rows = sweep(
-        cascade, work, instruments, args.output, grid, seed=args.seed, process=args.process
-    )
+        cascade, work, instruments, args.output, grid,
+        stage=args.stage, seed=args.seed, process=args.process,
+    )  # fmt: skip
     if not rows:
         print("no combination is done yet")
         return

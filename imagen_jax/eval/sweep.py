@@ -56,6 +56,7 @@ def sweep(
     output: str | Path,
     grid: Mapping[str, Sequence[Any]],
     *,
+    stage: str | None = None,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
     **fixed: Any,
@@ -68,6 +69,9 @@ def sweep(
       cascade, work, instruments, seed: as protocols.run; `work` must have real pictures.
       output: directory.
       grid: setting -> its values.
+      stage: whose settings they are; None: guidance is of the first stage, all others are of every
+        one. The first decides what a picture shows; super-resolution that is guided as strongly
+        only spoils its colours.
       process: (which of several processes this is, how many there are); each takes whole
         combinations.
       **fixed: settings that are the same for all.
@@ -85,13 +89,13 @@ def sweep(
     output = Path(output)
     chosen = combinations(grid)
     for settings in chosen:  # what is wrong with one should not show after hours
-        cascade.settings(**fixed, **_overrides(cascade, settings))
+        cascade.settings(**fixed, **_overrides(cascade, settings, stage))
     for settings in chosen[process[0] :: process[1]]:
         name = name_of(settings)
         print(f"{name} ({chosen.index(settings) + 1} of {len(chosen)})", flush=True)
         run(
             cascade, work, instruments, output / name, seed=seed,
-            real_features=output / "real", **fixed, **_overrides(cascade, settings),
+            real_features=output / "real", **fixed, **_overrides(cascade, settings, stage),
         )  # fmt: skip
     rows = []
     for settings in chosen:
@@ -109,12 +113,10 @@ def sweep(
     return rows
 
 
-def _overrides(cascade: Cascade, settings: Settings) -> Settings:
-    """The settings as Cascade takes them: guidance is of the base stage, all others of every one.
-
-    The base stage decides what a picture shows; super-resolution that is guided as strongly only
-    spoils its colours.
-    """
+def _overrides(cascade: Cascade, settings: Settings, stage: str | None) -> Settings:
+    """The settings as Cascade takes them."""
+    if stage is not None:
+        return {name: {stage: value} for name, value in settings.items()}
     if "guidance" not in settings:
         return settings
     return settings | {"guidance": {cascade.stages[0].name: settings["guidance"]}}

@@ -10,7 +10,7 @@ def test_eight_devices_equal_one():
     program = pathlib.Path(__file__).with_name("eight_devices.py")
     root = program.parents[2]
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(root),
     }
