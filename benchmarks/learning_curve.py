@@ -46,6 +46,7 @@ from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.data.records import differences, write_json
 from imagen_jax.diffusion.parametrization import diffuse, to_x0
 from imagen_jax.eval.metrics.intervals import Z95
+from imagen_jax.quality import VALIDATION_LOSS
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.optimizer import make_optimizer
@@ -86,7 +87,7 @@ class Kept:
         directory: of the variant.
         config: plain; of another one nothing is taken.
         """
-        self._checkpointer = Checkpointer(directory, 1, 0.0, 0, print)
+        self._checkpointer = Checkpointer(directory, 1, 0.0, 0, VALIDATION_LOSS, print)
         self._record, self._config = directory / "curve.json", config
 
     def save(
@@ -110,7 +111,10 @@ class Kept:
             return None, []
         found = json.loads(self._record.read_text())
         if lines := differences(found["config"], self._config):
-            raise ValueError(f"{self._record} is of another config: {', '.join(lines)}")
+            raise ValueError(
+                f"{self._record} is of another config (there != wanted); delete its folder "
+                "to begin anew:\n  " + "\n  ".join(lines[:5])
+            )
         return state, [row for row in found["curve"] if row["step"] <= int(state.step)]
 
 
