@@ -56,7 +56,9 @@ from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, mo
 from imagen_jax.typing import TextEmbedding
 
 TIMES = np.linspace(0.1, 0.9, 9)
+"""Where on the schedule errors are measured."""
 HELD_OUT = 256
+"""Pictures that errors are measured on, at least: whole batches of them."""
 
 
 def x0_error(
@@ -180,7 +182,7 @@ class Variant:
         over the pictures, and at every level."""
         self.held_out.seek(0)
         rows = []
-        for index in range(HELD_OUT // self.stage.train.batch_size):
+        for index in range(-(-HELD_OUT // self.stage.train.batch_size)):
             batch = {name: jnp.asarray(value) for name, value in next(self.held_out).items()}
             keys = jax.random.split(jax.random.key(index), len(levels))
             rows.append([self._error(self.state.ema, batch, level, key)
