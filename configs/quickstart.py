@@ -51,7 +51,10 @@ def get_config() -> ConfigDict:
         "keep_checkpoints": 2,
         "keep_every_hours": 0.0,
         "keep_best": 0,
+        "best_metric": "validation_loss",
         "validation_batches": 0,
+        "evaluate_every": 0,
+        "evaluate_pictures": 64,
         "extra_ema_decays": (),
         "freeze": (),
         "max_bad_steps": 10,
@@ -59,7 +62,7 @@ def get_config() -> ConfigDict:
     }
     sample = {
         "sampler": "dpmpp_2m",
-        "steps": 24,
+        "steps": 8,
         "time_grid": "uniform_t",
         "guidance": 3.0,
         "threshold": "static",
@@ -110,7 +113,7 @@ def get_config() -> ConfigDict:
                     "schedule": {"kind": "cosine"},
                     "diffusion": diffusion,
                     "train": train | {"batch_size": 8, "max_aug_level": 0.3},
-                    "sample": sample | {"guidance": 1.0, "steps": 12, "aug_level": 0.02},
+                    "sample": sample | {"guidance": 1.0, "aug_level": 0.02},
                 },
             },
         }

@@ -94,7 +94,7 @@ def open_cascade(
       path: work directory or exported cascade; None is the cascade in the package.
       ema_decay: of a work directory: which average, one of train.extra_ema_decays of every stage;
         None is the main one.
-      best: of a work directory: every stage's checkpoint of lowest validation loss, not its newest.
+      best: of a work directory: every stage's best checkpoint (train.best_metric), not its newest.
 
     Raises:
       FileNotFoundError: nothing there, or a stage that is not trained yet, or not validated.

@@ -10,6 +10,7 @@ from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
 from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
 from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from imagen_jax.quality import BETTER, VALIDATION_LOSS
 
 
 def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
@@ -110,9 +111,13 @@ class TrainConfig:
       log_every, sample_every, checkpoint_every: steps between the respective events.
       keep_checkpoints: newest checkpoints that are kept.
       keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
-      keep_best: so many with the lowest validation loss are kept, too.
+      keep_best: so many of the best by `best_metric` are kept, too.
+      best_metric: key of quality.BETTER, of those that are measured.
       validation_batches: batches of the data's split "validation" whose loss is measured, with the
         averaged weights, for every checkpoint; 0 is none.
+      evaluate_every: steps between evaluations of sampled pictures, each of a step with a
+        checkpoint; 0 is none. See train.evaluation.
+      evaluate_pictures: sampled for each evaluation; the split "validation" has twice as many.
       extra_ema_decays: of further averages, to sample from in place of the first.
       freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
       max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
@@ -137,7 +142,10 @@ class TrainConfig:
     accumulation: int = 1
     keep_every_hours: float = 0.0
     keep_best: int = 0
+    best_metric: str = VALIDATION_LOSS
     validation_batches: int = 0
+    evaluate_every: int = 0
+    evaluate_pictures: int = 64
     extra_ema_decays: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
     max_bad_steps: int = 10
@@ -150,12 +158,22 @@ class TrainConfig:
         for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
         for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
-                      "validation_batches"):  # fmt: skip
+                      "validation_batches", "evaluate_every"):  # fmt: skip
             _check_range(self, field, 0)
-        if self.keep_best and not self.validation_batches:
+        _check_range(self, "evaluate_pictures", 2)
+        if self.evaluate_every % self.checkpoint_every:
             raise ValueError(
-                f"keep_best is {self.keep_best}, but validation_batches is 0: the best checkpoints "
-                "are those with the lowest validation loss"
+                f"evaluate_every is {self.evaluate_every}; it must be a multiple of "
+                f"checkpoint_every, {self.checkpoint_every}, so that what was measured is kept"
+            )
+        _check_choice(self, "best_metric", BETTER)
+        by_loss = self.best_metric == VALIDATION_LOSS
+        measured = self.validation_batches if by_loss else self.evaluate_every
+        if self.keep_best and not measured:
+            needed = "validation_batches" if by_loss else "evaluate_every"
+            raise ValueError(
+                f"keep_best is {self.keep_best}, but {needed} is 0: the best checkpoints are those "
+                f"with the best {self.best_metric} (best_metric), which is not measured"
             )
         decays = (self.ema_decay, *self.extra_ema_decays)
         if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):

@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 
 from imagen_jax.config import to_plain
 from imagen_jax.data.records import differences, write_json
+from imagen_jax.quality import quality
 
 CHECKPOINTS = "checkpoints"
-VALIDATION_LOSS = "validation_loss"
-"""By which checkpoints are best; stored with those that it was measured for."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -160,22 +159,22 @@ def newest_checkpoint(directory: str | Path) -> Path:
 
 
 def best_checkpoint(directory: str | Path) -> Path:
-    """Path of the complete checkpoint of a stage with the lowest validation loss.
+    """Path of the best complete checkpoint of a stage by its train.best_metric.
 
     Raises:
-      FileNotFoundError: none has one.
+      FileNotFoundError: it was measured for none.
     """
-    losses = {}
+    found = {}
     for step in checkpoint_steps(directory):
         path = Path(directory) / CHECKPOINTS / str(step)
         if (metrics := path / "metrics" / "metrics").is_file():
-            losses[path] = json.loads(metrics.read_text())[VALIDATION_LOSS]
-    if not losses:
+            found[path] = quality(json.loads(metrics.read_text()))
+    if not found:
         raise FileNotFoundError(
-            f"no checkpoint in {Path(directory) / CHECKPOINTS} has a validation loss; train with "
-            "train.validation_batches and train.keep_best above 0, or take the newest"
+            f"no checkpoint in {Path(directory) / CHECKPOINTS} was measured; train with "
+            "train.keep_best and what its best_metric needs, or take the newest"
         )
-    return min(losses, key=losses.__getitem__)
+    return max(found, key=found.__getitem__)
 
 
 def ema_item(decay: str | None) -> str:
@@ -192,10 +191,10 @@ def restore_ema(
       directory: <workdir>/<stage>.
       abstract_params: pytree of ShapeDtypeStructs with shardings.
       decay: one of train.extra_ema_decays of its config; None is train.ema_decay.
-      best: of the checkpoint with the lowest validation loss, not of the newest.
+      best: of the best checkpoint, not of the newest; see best_checkpoint.
 
     Raises:
-      FileNotFoundError: no finished checkpoint is there, or none with a validation loss.
+      FileNotFoundError: no finished checkpoint is there, or none that was measured.
       ValueError: there is no average of this decay.
       DamagedCheckpoint: the weights cannot be read, or are not those that were saved.
     """

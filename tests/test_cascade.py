@@ -258,7 +258,29 @@ def test_evaluation(
     record["source"] = {"train": {"level": "quickstart"}}
     (scenes / "cascade.json").write_text(json.dumps(record))
     output = tmp_path / "scores"
-    result = evaluate_scenes(scenes, 3, ["heldout", "unseen"], 4, output, steps=2)
+
+    def evaluate(where: Path, **overrides: Any) -> dict[str, Any]:
+        return evaluate_scenes(scenes, 3, ["heldout", "unseen"], 4, where, **overrides)
+
+    result = evaluate(output, steps=2)
+
+    sampled, calls = Cascade.sample_each, 0
+
+    def killed(self: Cascade, *args: Any, **kwargs: Any) -> CascadeSamples:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return sampled(self, *args, **kwargs)
+
+    monkeypatch.setattr(Cascade, "sample_each", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "killed", steps=2)
+    assert not (tmp_path / "killed" / "scores.json").exists()
+    assert evaluate(tmp_path / "killed", steps=2) == result
+    assert calls == 4, "the third set alone is sampled again"
+    with pytest.raises(ValueError, match=r"another job.*settings\.base\.steps: 2 != 1"):
+        evaluate(tmp_path / "killed", steps=1)
 
     assert json.loads((output / "scores.json").read_text()) == result
     assert (result["level"], result["encoder"], result["count"]) == ("quickstart", "tiny", 3)

@@ -20,11 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from imagen_jax import sharding
 from imagen_jax.checksums import checksums
 from imagen_jax.data.iterator import BatchIterator, train_batches
+from imagen_jax.quality import ALL_CORRECT, VALIDATION_LOSS
 from imagen_jax.train.checkpoint import DAMAGED, Checkpointer
 from imagen_jax.train.state import TrainState
 from imagen_jax.workdir import (
-    VALIDATION_LOSS,
     DamagedCheckpoint,
+    best_checkpoint,
     checkpoint_steps,
     ema_digest,
     restore_ema,
@@ -59,7 +60,8 @@ ABSTRACT = jax.tree.map(
 def open_checkpoints(
     directory: Path, said: list[str] | None = None, keep: int = 2, hours: float = 0.0, best: int = 0
 ) -> Checkpointer:
-    return Checkpointer(directory, keep, hours, best, ([] if said is None else said).append)
+    report = ([] if said is None else said).append
+    return Checkpointer(directory, keep, hours, best, VALIDATION_LOSS, report)
 
 
 def save(directory: Path, *steps: int, keep: int = 2, hours: float = 0.0) -> None:
@@ -112,8 +114,19 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, state_at(2).ema)
     assert ema_digest(tmp_path, best=True) != ema_digest(tmp_path)
     save(tmp_path / "other", 1)
-    with pytest.raises(FileNotFoundError, match=r"has a validation loss; train with train\.valid"):
+    with pytest.raises(FileNotFoundError, match=r"was measured; train with train\.keep_best"):
         restore_ema(tmp_path / "other", ABSTRACT.ema, best=True)
+
+
+def test_more_that_are_right_is_better(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, 1, 0.0, 1, ALL_CORRECT, [].append)
+    with contextlib.closing(checkpointer):
+        batches = open_batches()
+        for step, share in {1: 0.25, 2: 0.75, 3: None, 4: 0.5}.items():
+            measured = {} if share is None else {ALL_CORRECT: share}
+            checkpointer.save(state_at(step), batches, {VALIDATION_LOSS: 0.1 * step} | measured)
+    assert checkpoint_steps(tmp_path) == [2, 4]
+    assert best_checkpoint(tmp_path).name == "2"
 
 
 def test_checksums() -> None:

@@ -80,3 +80,7 @@ def test_the_first_records_are_sound_and_of_all_files(tmp_path):
     with pytest.raises(ValueError, match=r"00000-of-00004\.tfrecord: record 1 is damaged"):
         batches(tmp_path).first_records(2)
     assert len(batches(tmp_path).first_records(1)) == 1
+    spread = [int(record.states[0, 0]) for record in iterator.spread_records(9)]
+    assert spread == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    with pytest.raises(ValueError, match=r"37 examples are wanted, and .* has 36"):
+        iterator.spread_records(37)

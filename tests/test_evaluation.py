@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from imagen_jax.eval.features.network import (
 )
 from imagen_jax.eval.job import PictureStore, Unfinished
 from imagen_jax.eval.measure import Instruments
-from imagen_jax.eval.metrics.scores import clip_scores
+from imagen_jax.eval.metrics.scores import clip_scores, inception_score
 from imagen_jax.eval.pictures import Files, RenderedScenes, list_pictures, read_picture
 from imagen_jax.eval.prompts import (
     DRAWBENCH_CATEGORIES,
@@ -337,6 +338,27 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_text("no features")
     with pytest.raises(ValueError, match=r"b\.npz is no file of"):
         FeatureSet.load(tmp_path / "b.npz")
+
+
+def test_inception_scores_stand_beside_distances(tmp_path: Path) -> None:
+    small = small_network()
+
+    def forward(params: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+        features = small.forward(params, x)["features"]
+        return {"features": features, "logits_unbiased": 3 * features}
+
+    network = dataclasses.replace(small, name="inception-v3", forward=forward)
+    sets = [compute_features(network, Fixed(f"real {i}", real(i, 24))) for i in (1, 2)]
+    sets[1].save(tmp_path / "real.npz")
+    sampled, reference = sets[0].first(20), FeatureSet.load(tmp_path / "real.npz").first(20)
+    result = compare(sampled, reference, None, resamples=2)
+    mean, deviation = inception_score(3 * sets[0].features[:20])
+    of_real, _ = inception_score(3 * sets[1].features[:20])
+    found = result["inception_score"]
+    assert (found["value"], found["deviation"]) == pytest.approx((mean, deviation), rel=1e-5)
+    assert found["real"] == pytest.approx(of_real, rel=1e-5)
+    assert f"{mean:.4g} ± {deviation:.2g}" in summary({"distance": result})
+    assert "inception_score" not in compare(sampled.first(9), reference.first(9), None, resamples=2)
 
 
 def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

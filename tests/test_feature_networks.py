@@ -68,6 +68,8 @@ def test_inception_is_that_of_torch_fidelity(inception_file: Path) -> None:
     outputs = network.outputs(random_pictures(3, 64))
     close(outputs["features"][:, ::16], REFERENCE["inception_tf1_pool"], 2e-4)
     close(outputs["logits"][:, ::8], REFERENCE["inception_tf1_logits"], 2e-4)
+    bias = random_tensor("fc.bias", (1008,))
+    close(outputs["logits"] - outputs["logits_unbiased"], np.tile(bias, (3, 1)), 1e-3)
     assert network.name != "inception-v3", "random weights must not pass for those of 2015"
 
 

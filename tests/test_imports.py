@@ -23,6 +23,7 @@ FLOORS = {
         "checksums",
         "chips",
         "flops",
+        "quality",
         "run_exported",
     ),
     "parts": ("diffusion", "models", "text", "data"),

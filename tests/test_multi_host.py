@@ -17,8 +17,10 @@ import tiny
 
 from imagen_jax import sharding
 from imagen_jax.data.iterator import train_batches
+from imagen_jax.embed import embed
 from imagen_jax.main import main
 from imagen_jax.pretrained import abstract_params
+from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.interruption import PREEMPTED
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import create_state
@@ -46,12 +48,16 @@ def train_together(data: Path, workdir: Path, *overrides: str) -> subprocess.Com
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    stage = tiny.stage("sr", *tiny.ONE_LEVEL)
-    data, workdir = tiny.embeddings(), tmp_path / "workdir"
-    done = train_together(data, workdir)
+    evaluated = ("stages.sr.train.evaluate_every=2", "stages.sr.train.evaluate_pictures=6")
+    stage = tiny.stage("sr", *tiny.ONE_LEVEL, *evaluated)
+    data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"
+    embed(
+        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
+    )
+    done = train_together(data, workdir, *evaluated)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("2 cpu device(s) of 2 host(s)") == 1  # one of them reports
-    losses = {step: scalars["loss"] for step, scalars in tiny.metrics_of(workdir / "sr").items()}
+    logged = tiny.metrics_of(workdir / "sr")
 
     batches = [
         train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
@@ -65,7 +71,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         shares = [next(host) for host in batches]
         batch = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
         state, metrics = step(state, batch)
-        assert losses[n] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        assert logged[n]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
@@ -76,9 +82,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
         np.testing.assert_allclose(leaf, expected, atol=1e-5)
     assert (workdir / "sr" / "samples" / "0000002.png").exists()
+    for name, value in Evaluation(stage, str(data), sharding.make_mesh())(ema).items():
+        assert logged[STEPS][name] == pytest.approx(value, rel=0.02, abs=1e-3), name
 
     # The position of both in the data is restored.
-    assert "steps 2 -> 2" in train_together(data, workdir).stdout
+    assert "steps 2 -> 2" in train_together(data, workdir, *evaluated).stdout
 
 
 LONG = ("stages.sr.train.steps=150", "stages.sr.train.sample_every=150",

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax.train import loop
-from imagen_jax.train.metrics import SampleGrid
 from imagen_jax.train.optimizer import learning_rate_schedule
+from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.state import TrainState, count_parameters
 
 RUN = (
@@ -201,13 +201,19 @@ def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
     tiny.assert_identical(loop.train(config, "base", str(data), str(tmp_path / "workdir")), state)
 
 
-def test_validation_changes_nothing_and_keeps_the_best(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["validation_loss", "frechet_mobilenet_v2"])
+def test_measuring_changes_nothing_and_keeps_the_best(
+    metric: str, run: Run, tmp_path: Path
+) -> None:
     from imagen_jax.embed import embed
 
     data = tiny.embed_colours(tmp_path / "data")
-    wanted = ("stages.base.train.validation_batches=2", "stages.base.train.keep_best=1",
-              "stages.base.train.keep_checkpoints=1")  # fmt: skip
-    config = tiny.config(*RUN, *wanted)
+    wanted = ["keep_best=1", "keep_checkpoints=1", f"best_metric={metric}"]
+    if metric == "validation_loss":
+        wanted.append("validation_batches=2")
+    else:
+        wanted += ["evaluate_every=20", "evaluate_pictures=8"]
+    config = tiny.config(*RUN, *(f"stages.base.train.{change}" for change in wanted))
     with pytest.raises(ValueError, match=r"unknown split 'validation'(?s:.*)--split validation"):
         loop.train(config, "base", str(data), str(tmp_path / "workdir"))
     assert not (tmp_path / "workdir").exists()
@@ -217,12 +223,12 @@ def test_validation_changes_nothing_and_keeps_the_best(run: Run, tmp_path: Path)
     state = loop.train(config, "base", str(data), str(tmp_path / "workdir"))
     tiny.assert_identical(state, run.state)
     directory = tmp_path / "workdir" / "base"
-    losses = {
-        step: scalars["validation_loss"]
+    measured = {
+        step: scalars[metric]
         for step, scalars in tiny.metrics_of(directory).items()
-        if "validation_loss" in scalars
+        if metric in scalars
     }
-    assert losses.keys() == {20, 40, 60}
-    assert losses[60] < losses[20]
-    best = min(losses, key=losses.__getitem__)
+    assert measured.keys() == {20, 40, 60}
+    assert measured[60] < measured[20]
+    best = min(measured, key=measured.__getitem__)
     assert checkpoints(directory) == sorted({best, 60})

@@ -55,6 +55,7 @@ def _add_scenes(actions: Commands) -> None:
         imagen evaluate scenes --count 256
         imagen evaluate scenes --splits unseen --guidance 5
             crimson discs and puppies: what the frozen language model knows of them""",
+        evaluate_protocols.RESUMES,
     )
     add_workdir(parser)
     parser.add_argument(

@@ -101,8 +101,9 @@ def _add_compare(actions: Commands) -> None:
         "distances of pictures from real ones",
         """
         Prints the Frechet and the kernel distance, precision, recall, density and coverage of one
-        set of pictures against another, beside those of other real pictures. Sets of different
-        numbers, networks or preprocessing are refused.""",
+        set of pictures against another, beside those of other real pictures; on Inception, the
+        Inception score of both sets, too. Sets of different numbers, networks or preprocessing are
+        refused.""",
         """
         imagen evaluate compare samples real_pictures --floor more_real_pictures
         imagen evaluate compare sampled.npz coco256.npz

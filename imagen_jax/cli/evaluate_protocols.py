@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
+    THRESHOLDS,
     Commands,
     add_process,
     add_seed,
@@ -149,9 +150,7 @@ def _add_sweep(actions: Commands) -> None:
         metavar="WEIGHT",
         help=of_config,
     )
-    swept.add_argument(
-        "--threshold", nargs="+", choices=("dynamic", "static", "none"), help=of_config
-    )
+    swept.add_argument("--threshold", nargs="+", choices=THRESHOLDS, help=of_config)
     swept.add_argument("--aug-level", type=float, nargs="+", metavar="LEVEL", help=of_config)
     swept.add_argument(
         "--sampler",

@@ -50,7 +50,7 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--best",
         action="store_true",
-        help="of the checkpoints with the lowest validation loss (train.keep_best), not the newest",
+        help="of the best checkpoints (train.keep_best, best_metric), not the newest",
     )
     parser.add_argument(
         "--dtype",

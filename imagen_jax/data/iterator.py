@@ -117,11 +117,26 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         Raises:
           ValueError: more damaged or unsuitable records than are tolerated; names file and record.
         """
-        wanted = range(min(count, int(self._table.first[-1])))
-        self.damage.examine(np.array(wanted), self._given)
+        return self._records(np.arange(min(count, int(self._table.first[-1]))))
+
+    def spread_records(self, count: int) -> list[records.Record]:
+        """Records at even distances through all of the data, the same on every host.
+
+        In the place of damaged ones others are read, as in batches.
+
+        Raises:
+          ValueError: there are fewer, or more damaged or unsuitable ones than are tolerated.
+        """
+        total = int(self._table.first[-1])
+        if count > total:
+            raise ValueError(f"{count} examples are wanted, and {self._data} has {total} of them")
+        return self._records(np.arange(count) * total // count)
+
+    def _records(self, wanted: np.ndarray) -> list[records.Record]:
+        self.damage.examine(wanted, self._given)
         return [
             records.parse_record(self._table.read(self.damage.replaced.get(i, i)).numpy())
-            for i in wanted
+            for i in wanted.tolist()
         ]
 
     def save(self, directory: str | os.PathLike[str]) -> None:

@@ -18,10 +18,13 @@ from imagen_jax.eval.metrics.intervals import frechet_interval
 from imagen_jax.eval.metrics.kernel import kernel_distance
 from imagen_jax.eval.metrics.manifold import manifold_scores
 from imagen_jax.eval.metrics.moments import Moments, merge_all
+from imagen_jax.eval.metrics.scores import inception_score
 from imagen_jax.eval.pictures import Pictures, chunks
 
 INCEPTION = "inception-v3"
 RESAMPLES = 50
+SCORE_SPLITS = 10
+"""Of the Inception score, as is usual."""
 
 
 class FeatureSet:
@@ -34,6 +37,7 @@ class FeatureSet:
       data: what the pictures are: "name", "made", "source" (a hash of where they come from) and
         "sha256" of their pixels, or of what determines them.
       moments: of the features; gathered part by part as they were computed.
+      logits: [n, classes] float32, without biases, of Inception, for its score; None of others.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class FeatureSet:
         identity: Mapping[str, Any],
         data: Mapping[str, Any],
         moments: Moments | None = None,
+        logits: np.ndarray | None = None,
     ):
         self.features, self.identity, self.data = features, dict(identity), dict(data)
-        self._moments = moments
+        self._moments, self.logits = moments, logits
 
     def __len__(self) -> int:
         return len(self.features)
@@ -64,15 +69,18 @@ class FeatureSet:
             raise ValueError(f"the first {count} of {len(self)} pictures")
         if count == len(self):
             return self
-        return FeatureSet(self.features[:count], self.identity, self.data | {"first": count})
+        logits = None if self.logits is None else self.logits[:count]
+        data = self.data | {"first": count}
+        return FeatureSet(self.features[:count], self.identity, data, logits=logits)
 
     def save(self, path: str | Path) -> None:
-        """Writes features, moments and record as one .npz."""
+        """Writes features, logits, moments and record as one .npz."""
         record = json.dumps({"identity": self.identity, "data": self.data})
+        logits: dict[str, Any] = {} if self.logits is None else {"logits": self.logits}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, features=self.features, record=np.array(record), count=self.moments.count,
-                mean=self.moments.mean, scatter=self.moments.scatter,
+                mean=self.moments.mean, scatter=self.moments.scatter, **logits,
             )  # fmt: skip
 
     @classmethod
@@ -87,7 +95,8 @@ class FeatureSet:
             with np.load(path) as file:
                 record = json.loads(str(file["record"]))
                 moments = Moments(int(file["count"]), file["mean"], file["scatter"])
-                return cls(file["features"], record["identity"], record["data"], moments)
+                logits = file.get("logits")
+                return cls(file["features"], record["identity"], record["data"], moments, logits)
         except FileNotFoundError:
             raise
         except Exception as error:  # of whatever kind NumPy's and zip's parts raise on damage
@@ -98,17 +107,21 @@ class FeatureSet:
 
 def compute_features(network: FeatureNetwork, pictures: Pictures) -> FeatureSet:
     """Features of pictures, read and measured a part at a time."""
-    parts, moments, digest = [], [], hashlib.sha256()
+    parts, logits, moments, digest = [], [], [], hashlib.sha256()
     for part in chunks(pictures):
         digest.update(np.ascontiguousarray(part).data)
-        parts.append(network(part))
+        outputs = network.outputs(part)
+        parts.append(outputs["features"])
+        if "logits_unbiased" in outputs:
+            logits.append(outputs["logits_unbiased"])
         moments.append(Moments.of(parts[-1]))
     data = {
         "name": pictures.name, "made": pictures.made, "source": pictures.fingerprint(),
         "sha256": digest.hexdigest(),
     }  # fmt: skip
     identity = network.identity | {"side": pictures.side}
-    return FeatureSet(np.concatenate(parts), identity, data, merge_all(moments))
+    classified = np.concatenate(logits) if logits else None
+    return FeatureSet(np.concatenate(parts), identity, data, merge_all(moments), classified)
 
 
 def cached_features(network: FeatureNetwork, pictures: Pictures, path: Path) -> FeatureSet:
@@ -156,8 +169,9 @@ def compare(
       resamples: of the bootstrap.
 
     Returns:
-      "count", "floor_count", "network", "title" (of the Frechet distance), and for every name of
-      METRICS {"value", "floor"?, "low"?, "high"?}.
+      "count", "floor_count", "identity", "title" (of the Frechet distance), for every name of
+      METRICS {"value", "floor"?, "low"?, "high"?}, and, where both sets have logits of enough
+      pictures, "inception_score": {"value", "deviation", "real", "real_deviation"}.
 
     Raises:
       ValueError: as check_comparable.
@@ -176,6 +190,13 @@ def compare(
         for name, of_floor in _metrics(real.first(count), other).items():
             values[name]["floor"] = of_floor["value"]
         result["floor_count"] = count
+    if generated.logits is not None and real.logits is not None and len(real) >= SCORE_SPLITS:
+        value, deviation = inception_score(generated.logits, SCORE_SPLITS)
+        of_real, deviation_of_real = inception_score(real.logits, SCORE_SPLITS)
+        result["inception_score"] = {
+            "value": value, "deviation": deviation,
+            "real": of_real, "real_deviation": deviation_of_real,
+        }  # fmt: skip
     return result | values
 
 

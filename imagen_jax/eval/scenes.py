@@ -12,6 +12,7 @@ from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
+from imagen_jax.eval.job import PictureStore
 from imagen_jax.eval.protocols import level_of
 from imagen_jax.grid import labelled_grid
 
@@ -33,7 +34,8 @@ def evaluate_scenes(
     """Measures how often the pictures of a cascade are what their prompts say.
 
     Every split is measured for one and for two groups of objects, "unseen" for one. Writes
-    scores.json and a labelled grid for each, and prints a table.
+    scores.json and a labelled grid for each, and prints a table. Pictures are kept in
+    <output_dir>/<set>/, see job: after a kill, the same call goes on from there.
 
     Args:
       workdir, encoder_weights, vocabulary: what Cascade.load takes.
@@ -47,7 +49,8 @@ def evaluate_scenes(
       What scores.json holds: for each measured set the report of alignment_report.
 
     Raises:
-      ValueError: an unknown split, count below 1, or a cascade that was not trained on scenes.
+      ValueError: an unknown split, count below 1, a cascade that was not trained on scenes, or
+        output_dir holds pictures of another job.
       FileNotFoundError: no cascade.
     """
     unknown = set(splits) - set(SPLITS)
@@ -61,9 +64,11 @@ def evaluate_scenes(
     output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
     for name, scenes, prompts in _prompt_sets(level, splits, seed, count):
-        samples = cascade.sample_each(prompts, [seed + i for i in range(count)], **overrides)
-        scores[name] = alignment_report(scenes, samples.images, level)
-        shown = samples.images[:SHOWN]
+        store = PictureStore(output / name, prompts, range(seed, seed + count), cascade.size)
+        store.sample(cascade, **overrides)
+        images = store.read(0, count)
+        scores[name] = alignment_report(scenes, images, level)
+        shown = images[:SHOWN]
         results = score_all(scenes[:SHOWN], shown, level)
         labels = [
             f"{'right' if result['all_correct'] else 'wrong'}: {prompt}"

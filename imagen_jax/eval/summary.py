@@ -35,6 +35,14 @@ def summary(scores: Mapping[str, Any]) -> str:
             if "low" in row:
                 cell += f" ({row['low']:.4g}–{row['high']:.4g})"
             lines.append(f"{TITLES.get(name, of['title']):<36}{cell:>28}{floor_text(of, row):>26}")
+        if "inception_score" in of:
+            row = of["inception_score"]
+            cell, real = (
+                f"{row[value]:.4g} ± {row[deviation]:.2g}"
+                for value, deviation in (("value", "deviation"), ("real", "real_deviation"))
+            )
+            name = f"Inception score, {of['identity']['network']}"
+            lines.append(f"{name:<36}{cell:>28}{real:>26}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "nothing was measured: --clip DIR adds the CLIP score"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from imagen_jax.checksums import checksums
 from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.quality import quality
 from imagen_jax.train.state import TrainState
 from imagen_jax.workdir import (
     CHECKPOINTS,
-    VALIDATION_LOSS,
     DamagedCheckpoint,
     check_restored,
     ema_item,
@@ -67,13 +67,15 @@ class Checkpointer:
         keep: int,
         keep_every_hours: float,
         keep_best: int,
+        best_metric: str,
         report: Callable[[str], None],
     ):
         """Args:
         stage_directory: <workdir>/<stage>; created if missing.
         keep: newest checkpoints that are kept.
         keep_every_hours: of older ones, one in so many hours is kept; 0 is none.
-        keep_best: so many with the lowest validation loss are kept.
+        keep_best: so many of the best by `best_metric` are kept.
+        best_metric: key of quality.BETTER.
         report: shows a line.
         """
         self._directory = (Path(stage_directory) / CHECKPOINTS).absolute()
@@ -82,8 +84,8 @@ class Checkpointer:
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every_hours:
             policies.append(checkpoint_managers.EveryNSeconds(3600 * keep_every_hours))
-        quality = _quality if keep_best else None
-        if quality is not None:
+        self._best_metric = best_metric
+        if keep_best:
             policies.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=quality, n=keep_best, keep_checkpoints_without_metrics=False
@@ -92,7 +94,8 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=quality,  # with it, metrics are stored, and read by a resumed run
+                # With it, metrics are stored, and read by a resumed run.
+                best_fn=quality if keep_best else None,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 create=True,
                 cleanup_tmp_directories=True,
@@ -105,7 +108,7 @@ class Checkpointer:
         self,
         state: TrainState,
         batches: BatchIterator,
-        metrics: dict[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Saves asynchronously; the data position is copied before this returns.
 
@@ -114,12 +117,12 @@ class Checkpointer:
         Args:
           state: what training changes.
           batches: the iterator that the next batch will come from.
-          metrics: of the state, by which the best are kept: validation_loss; None if it was not
-            measured.
+          metrics: what was measured of the state, if anything; what ranks it is stored.
 
         Raises:
           OSError: this checkpoint, or the one before it, could not be written.
         """
+        ranking = {k: v for k, v in (metrics or {}).items() if k == self._best_metric}
         items = _items(state)
         sums = {name: checksums(item) for name, item in items.items()}
         with self._writing():
@@ -130,7 +133,7 @@ class Checkpointer:
                     data=DataPosition(batches),
                     checksums=ocp.args.JsonSave(sums),
                 ),
-                metrics=metrics,
+                metrics=ranking or None,
             )
 
     def check(self) -> None:
@@ -235,11 +238,6 @@ class Checkpointer:
                 f"{path.name.split('.')[0]} in {self._directory} was not written to its end when "
                 "training was interrupted; it is removed"
             )
-
-
-def _quality(metrics: dict[str, float]) -> float:
-    """By which checkpoints are ranked, the best highest."""
-    return -metrics[VALIDATION_LOSS]
 
 
 def _items(state: TrainState) -> dict[str, Any]:

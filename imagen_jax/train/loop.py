@@ -20,11 +20,13 @@ from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
+from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
-from imagen_jax.train.metrics import Clock, SampleGrid, memory, summarise
+from imagen_jax.train.metrics import Clock, memory, summarise
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.profiling import Profiler
+from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.start import claim, first_state, make_checkpointer, open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step
@@ -65,11 +67,10 @@ def train(
 
     Raises:
       ValueError: a config that does not hold together, embeddings of another encoder or width, or
-        without the validation split that the config asks for, a
-        work directory that was started with another config, weights to start from that were
-        trained with another network or text encoder, a damaged checkpoint, or too many steps in a
-        row that were not finite.
-      FileNotFoundError: missing embeddings, or no weights to start from.
+        without the validation split that the config asks for, a work directory that was started
+        with another config, weights to start from that were trained with another network or text
+        encoder, a damaged checkpoint, or too many steps in a row that were not finite.
+      FileNotFoundError: missing embeddings, or no weights to start from or to evaluate with.
       OSError: a checkpoint cannot be written; those before it are as they were.
       Preempted: told to stop by SIGTERM, after saving a checkpoint.
     """
@@ -82,6 +83,7 @@ def train(
     validation = None
     if stage.train.validation_batches:
         validation = Validation(stage, data_dir, mesh, shardings.ema)
+    evaluation = Evaluation(stage, data_dir, mesh) if stage.train.evaluate_every else None
     # Claimed after all that can be wrong with a config, which may then still be corrected.
     claim(config, stage_name, batches.manifest, workdir, init_from)
     report = tqdm.write if jax.process_index() == 0 else _silent
@@ -109,6 +111,7 @@ def train(
             mesh,
         ),
         validation,
+        evaluation,
         mesh,
         report,
     )
@@ -146,6 +149,7 @@ class _Loop:
         checkpointer: Checkpointer,
         grid: SampleGrid,
         validation: Validation | None,
+        evaluation: Evaluation | None,
         mesh: Mesh,
         report: Callable[[str], None],
     ):
@@ -154,6 +158,7 @@ class _Loop:
         self.checkpointer = checkpointer
         self.grid = grid
         self.validation = validation
+        self.evaluation = evaluation
         self.report = report
         self.writer = metric_writers.create_default_writer(
             str(directory / "logs"), just_logging=jax.process_index() != 0, asynchronous=True
@@ -183,7 +188,7 @@ class _Loop:
             unit="step",
             disable=jax.process_index() != 0,
         )
-        save_due = False
+        save_due = evaluate_due = False
         with self.preemption, self.watchdog, self.profiler, progress:
             for step in range(int(state.step) + 1, config.steps + 1):
                 with self.clock.waiting():
@@ -196,6 +201,8 @@ class _Loop:
                 last = step == config.steps
                 stop = self.preemption.reached(step)
                 save_due |= step % config.checkpoint_every == 0 or last or stop
+                if config.evaluate_every:
+                    evaluate_due |= step % config.evaluate_every == 0 or last
                 if step % config.log_every == 0 or save_due:
                     self._look(0)
                     self._log(step, progress)
@@ -205,8 +212,12 @@ class _Loop:
                         self._sample(step, state)
                 # A state after which steps are skipped may be what is wrong with them.
                 if save_due and (last or not self.guard.in_a_row):
-                    self._save(step, state, measure=not stop or last)
-                    save_due = False
+                    metrics = None
+                    if not stop or last:
+                        metrics = self._measure(step, state, evaluate_due)
+                    # Before the next batch is taken.
+                    self.checkpointer.save(state, self.batches, metrics)
+                    save_due = evaluate_due = False
                 self.watchdog.beat(step)
                 if stop and not last:
                     self.checkpointer.wait()
@@ -230,14 +241,17 @@ class _Loop:
             loss=f"{scalars['loss']:.4f}", img_s=f"{scalars['images_per_second']:.0f}"
         )
 
-    def _save(self, step: int, state: TrainState, measure: bool) -> None:
-        """To be called before the next batch is taken."""
-        metrics = None
-        if self.validation is not None and measure:
-            with self.clock.paused():
-                metrics = self.validation(state.ema)
+    def _measure(self, step: int, state: TrainState, evaluate: bool) -> dict[str, float]:
+        """What tells how good the averaged weights are, also logged."""
+        metrics: dict[str, float] = {}
+        with self.clock.paused():
+            if self.validation is not None:
+                metrics |= self.validation(state.ema)
+            if self.evaluation is not None and evaluate:
+                metrics |= self.evaluation(state.ema)
+        if metrics:
             self.writer.write_scalars(step, metrics)
-        self.checkpointer.save(state, self.batches, metrics)
+        return metrics
 
     def _sample(self, step: int, state: TrainState) -> None:
         picture, drift = self.grid.write(step, state.ema)

@@ -131,5 +131,6 @@ def make_checkpointer(stage: Stage, workdir: str, report: Callable[[str], None])
         stage.train.keep_checkpoints,
         stage.train.keep_every_hours,
         stage.train.keep_best,
+        stage.train.best_metric,
         report,
     )

@@ -11,12 +11,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax import sharding
+from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.quality import VALIDATION_LOSS
 from imagen_jax.stage import Stage
 from imagen_jax.train.start import open_batches
 from imagen_jax.train.step import Batch, stage_loss
-from imagen_jax.workdir import VALIDATION_LOSS
 
 SPLIT = "validation"
+
+
+def open_validation(stage: Stage, data_dir: str, mesh: Mesh, key: str) -> BatchIterator:
+    """The split of the data that training does not see.
+
+    Args:
+      stage, data_dir, mesh: as for open_batches.
+      key: of the stage's train section, that asks for it where it is not 0.
+
+    Raises:
+      ValueError: the data has no such split.
+    """
+    try:
+        return open_batches(stage, data_dir, mesh, SPLIT)
+    except ValueError as error:
+        raise ValueError(
+            f"stages.{stage.name}.train.{key} is {getattr(stage.train, key)}: {error}. It needs a "
+            f"split {SPLIT!r} in {data_dir}; embed one with imagen embed --split {SPLIT}, or do "
+            "without it (0)"
+        ) from error
 
 
 class Validation:
@@ -37,14 +58,7 @@ class Validation:
           ValueError: the data has no such split.
         """
         self._count = stage.train.validation_batches
-        try:
-            self._batches = open_batches(stage, data_dir, mesh, SPLIT)
-        except ValueError as error:
-            raise ValueError(
-                f"stages.{stage.name}.train.validation_batches is {self._count}: {error}. It needs "
-                f"a split {SPLIT!r} in {data_dir}; embed one with "
-                f"imagen embed --split {SPLIT}, or do without it (0)"
-            ) from error
+        self._batches = open_validation(stage, data_dir, mesh, "validation_batches")
         self._shardings = sharding.batch_shardings(mesh, stage.batch_names)
         whole = dataclasses.replace(
             stage,

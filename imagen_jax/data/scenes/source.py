@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagen_jax.data.scenes.grammar import caption
+from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
@@ -49,5 +49,25 @@ def scene_examples(
         level = get_level(level)
     for index in range(start, start + count):
         scene = sample_scene(level, split, seed, index, groups)
-        name = f"{level.name}-{split}-{seed}-{index}"
+        name = f"{_sequence(level, split, seed)}-{index}"
         yield Example(name, caption(scene), render(scene, size))
+
+
+def scene_of(name: str, level: Level, split: str, seed: int) -> Scene:
+    """The scene of an example of scene_examples.
+
+    Args:
+      name: id of the example.
+      level, split, seed: that it was made with.
+
+    Raises:
+      ValueError: it is of another sequence.
+    """
+    sequence, _, index = name.rpartition("-")
+    if sequence != _sequence(level, split, seed) or not index.isdecimal():
+        raise ValueError(f"example {name!r} is not of {_sequence(level, split, seed)!r}")
+    return sample_scene(level, split, seed, int(index))
+
+
+def _sequence(level: Level, split: str, seed: int) -> str:
+    return f"{level.name}-{split}-{seed}"

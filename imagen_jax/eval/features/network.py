@@ -140,7 +140,8 @@ def mobilenet_network(path: str | Path) -> FeatureNetwork:
 
 
 def inception_network(path: str | Path, protocol: str) -> FeatureNetwork:
-    """Inception-v3; its outputs are "features" (pool3) and "logits"."""
+    """Inception-v3; its outputs are "features" (pool3), "logits", and "logits_unbiased", without
+    the biases of the last layer, as the code of Salimans et al. 2016 and all since take them."""
     tensors, digest = read_tensors(path)
     size = inception.SIZE
     params = fold(inception.inception_v3, size, tensors, inception.NORM_EPS, path)
@@ -148,7 +149,8 @@ def inception_network(path: str | Path, protocol: str) -> FeatureNetwork:
     def forward(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         x = inception.preprocess(resize(x, size, protocol), protocol)
         pooled, logits = inception.inception_v3(Layers(params), x)
-        return {"features": pooled, "logits": logits}
+        _, bias = params["fc"]
+        return {"features": pooled, "logits": logits, "logits_unbiased": logits - bias}
 
     # Others may have these shapes, too: only the weights of 2015 make a distance an FID. Torch's
     # files of them are known by their hash, TensorFlow's graph by the names that only it has.
