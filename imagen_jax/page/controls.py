@@ -63,9 +63,7 @@ class Controls:
                 ui.label("share of noise: 1 keeps nothing of the picture").classes("note")
             with ui.column().classes("w-full gap-0") as self._of_paint:
                 self._resamples = self._slider("Passes", 1, 10, 1, 2)
-                ui.label("more fit the new part better to the rest, and take longer").classes(
-                    "note"
-                )
+                ui.label("more passes fit it better to the rest, and take longer").classes("note")
         self._prompt = self._area("Prompt", "what the picture shows")
         self._negative = self._area("Negative prompt", "what it is guided away from; may be empty")
         with ui.row().classes("w-full gap-3"):
