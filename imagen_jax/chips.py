@@ -32,6 +32,7 @@ class Chip:
 
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs"
+_NVIDIA = "https://www.nvidia.com/en-us/data-center"
 
 CHIPS: dict[str, Chip] = {
     # 6 links of 50 GB/s in each direction; 100 Gbit/s and 4 chips a host.
@@ -42,6 +43,10 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 6.2e9, f"{_DOCS}/v5p"),
     # 800 GB/s in both directions together; 4 x 200 Gbit/s and 8 chips a host.
     "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 12.5e9, f"{_DOCS}/v6e"),
+    # NVLink's 600 GB/s are of both directions together; 8 x 200 Gbit/s and 8 cards a host (DGX).
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, f"{_NVIDIA}/a100, 80 GB SXM, without sparsity"),
+    # NVLink's 900 GB/s likewise; 8 x 400 Gbit/s and 8 cards a host (DGX).
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, f"{_NVIDIA}/h100, SXM, without sparsity"),
 }
 """Chips that programs can be compiled for without having one."""
 
@@ -50,7 +55,8 @@ KINDS = {
     "TPU v5 lite": CHIPS["v5e"],
     "TPU v5": CHIPS["v5p"],  # after its longer namesake
     "TPU v6 lite": CHIPS["v6e"],
-    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, "NVIDIA H100 datasheet, SXM"),
+    "NVIDIA H100 80GB HBM3": CHIPS["h100"],  # the SXM module; others have other rates
+    "NVIDIA A100-SXM4-80GB": CHIPS["a100"],
 }
 """Rates of local accelerators, by how JAX's name of their kind begins; the first that fits."""
 

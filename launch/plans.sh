@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
-# Plans of the paper's three stages and of T5-XXL on TPU v4, as docs/plans/ shows them.
+# Plans of the paper's three stages and of T5-XXL on TPU v4 and on an H100, as docs/plans/ shows them.
 set -euo pipefail
 
 if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 usage: bash launch/plans.sh [NAME ...]
 
-Compiles the paper's stages for the paper's TPU v4 topologies and writes docs/plans/NAME.txt, .json
-and .png. No TPU is needed, only its compiler. Takes several minutes for each NAME on two cores:
+Compiles the paper's stages and writes docs/plans/NAME.txt, .json and .png. Neither TPUs nor GPUs are
+needed, only their compilers. Takes up to several minutes for each NAME on two cores:
 
   base64    train step, batch 2048 on v4:8x8x4
   sr256     train step, batch 2048 on v4:4x4x8
   sr1024    train step, batch 2048 on v4:4x4x8
   sample-base64, sample-sr256, sample-sr1024
-            the sampler on the 4 chips of a v4:2x2x1, one picture on each
+            the sampler, one picture on one chip of TPU v4
   t5-xxl    512 captions of 128 tokens on a v4:2x2x1
+
+and, if they are named:
+
+  search-sr256
+            train step of sr256 on ten meshes, one after another
+  h100-sample-base64, h100-sample-sr256, h100-sample-sr1024
+            the same on one H100; needs JAX's plugin for CUDA (pip install 'jax[cuda13]')
+  h100-base64-small
+            train step of configs/base64_small.py, batch 256 on 8 H100; needs that plugin, too
 
 examples:
   bash launch/plans.sh
   bash launch/plans.sh base64 t5-xxl
+  bash launch/plans.sh h100-sample-base64
 HELP
   exit 0
 fi
@@ -43,7 +53,12 @@ for name in "$@"; do
   case "$name" in
     base64) plan "$name" --config configs/base64.py --topology v4:8x8x4 ;;
     sr256 | sr1024) plan "$name" --config "configs/$name.py" --topology v4:4x4x8 ;;
-    sample-*) plan "$name" --config "configs/${name#sample-}.py" --job sample --topology v4:2x2x1 ;;
+    sample-*) plan "$name" --config "configs/${name#sample-}.py" --job sample --topology v4:1x1x1 ;;
+    search-sr256)
+      plan "$name" --config configs/sr256.py --topology v4:4x4x8 --remat products --search ;;
+    h100-sample-*)
+      plan "$name" --config "configs/${name#h100-sample-}.py" --job sample --topology h100:1 ;;
+    h100-base64-small) plan "$name" --config configs/base64_small.py --topology h100:8 ;;
     t5-xxl) plan "$name" --config configs/base64.py --job embed --topology v4:2x2x1 --batch 512 ;;
     *) echo "unknown plan $name; see bash launch/plans.sh --help" >&2; exit 2 ;;
   esac

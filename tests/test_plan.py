@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,11 +13,15 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.flops import jaxpr_flops
 from imagen_jax.main import main
-from imagen_jax.plan import collectives, cost, hlo
+from imagen_jax.plan import collectives, cost, hlo, products
+from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
+from imagen_jax.plan.programs import train_program
+from imagen_jax.plan.search import choices
 from imagen_jax.pretrained import abstract_params
 from imagen_jax.stage import make_stage
 from imagen_jax.text import t5
@@ -124,6 +130,58 @@ def test_collectives_of_a_loop() -> None:
     assert cost.program_cost(hlo.parse(HLO)).hbm_bytes == pytest.approx(5 * 2 * size, rel=0.01)
 
 
+# What XLA makes of a convolution of [2,8,8,4] with 6 kernels of 3 x 3, of its gradients, and of a
+# product of [8,16] and [16,32], for a GPU: calls of cuDNN and cuBLAS.
+GPU_HLO = """HloModule test
+
+ENTRY %main (x: bf16[2,8,8,4], k: bf16[6,3,3,4], y: bf16[2,8,8,6]) -> () {
+  %x = bf16[2,8,8,4]{3,2,1,0} parameter(0)
+  %k = bf16[6,3,3,4]{3,2,1,0} parameter(1)
+  %y = bf16[2,8,8,6]{3,2,1,0} parameter(2)
+  %a = bf16[8,16]{1,0} parameter(3)
+  %b = bf16[16,32]{1,0} parameter(4)
+  %call = CALL
+  ROOT %none = () tuple()
+}
+"""
+WINDOW = "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f"
+UNTUNED = 'backend_config={"cudnn_conv_backend_config":{"algorithm":{"algo_id":"-1"}}}'
+FORWARD = 2 * 2 * (3 * 8 - 2) ** 2 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("call", "flops"),
+    [
+        (
+            f"(bf16[2,8,8,6]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%x, %k), {WINDOW}, "
+            f'custom_call_target="__cudnn$convForward", {UNTUNED}',
+            FORWARD,
+        ),
+        (
+            f"(bf16[2,8,8,4]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%y, %k), {WINDOW}, "
+            f'custom_call_target="__cudnn$convBackwardInput", {UNTUNED}',
+            FORWARD,
+        ),
+        (
+            f"(bf16[6,3,3,4]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%x, %y), {WINDOW}, "
+            f'custom_call_target="__cudnn$convBackwardFilter", {UNTUNED}',
+            FORWARD,
+        ),
+        (
+            "(bf16[8,32]{1,0}, s8[4194304]{0}) custom-call(%a, %b), "
+            'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+            '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
+            2 * 8 * 16 * 32,
+        ),
+        ('() custom-call(%a), custom_call_target="Sharding"', 0),
+    ],
+)
+def test_flops_of_calls_of_gpu_libraries(call: str, flops: int) -> None:
+    module = hlo.parse(GPU_HLO.replace("CALL", call))
+    assert cost.program_cost(module).flops == flops
+    assert products.untuned_convolutions(module.computations["main"]) == (UNTUNED in call)
+
+
 @pytest.mark.parametrize(
     ("attributes", "members"),
     [
@@ -194,12 +252,86 @@ def test_plan_for_a_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert plan["terms"]["memory"] > 0
 
 
+def gpu_compiler() -> bool:
+    """Whether JAX's plugin for CUDA is installed."""
+    return bool(importlib.util.find_spec("jax_plugins")) and any(
+        importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)
+    )
+
+
+@pytest.mark.skipif(not gpu_compiler(), reason="needs JAX's plugin for CUDA, but no GPU")
+def test_plan_for_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["plan", "--config", TINY, "--stage", "base", "--topology", "h100:2"]
+    args += ["--set", *tiny.ONE_LEVEL, "stages.base.train.optimizer=adam"]
+    assert main([*args, "--mesh", "fsdp=2", "--json", f"{tmp_path}/p"]) == 0
+    assert "which cuDNN chooses" in capsys.readouterr().out
+    plan = json.loads((tmp_path / "p").read_text())
+    assert plan["collectives"]["all-gather"]["bytes"] > 0
+    assert plan["model_flops"] == pytest.approx(plan["flops"], rel=0.05)
+    assert plan["memory_limit"] == 80e9
+
+
+@pytest.mark.skipif(gpu_compiler(), reason="the compiler is there")
+def test_plan_for_gpus_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["plan", "--config", TINY, "--stage", "base", "--topology", "h100:8"]
+    assert main(args) == 2
+    assert "pip install 'jax[cuda13]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [
+        *((gpu.kind, name) for name, gpu in GPUS.items()),
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 PCIe", None),
+        ("cpu", None),
+    ],
+)
+def test_rates_of_a_device(kind: str, chip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert local_chip() == (None if chip is None else CHIPS[chip])
+
+
+def test_search_starts_with_the_stages_own_choice_and_keeps_what_is_given() -> None:
+    stage = make_stage(load_config("sr256"), None)
+    own = {"data": 8, "fsdp": 16}
+    tried = choices(stage, 128)
+    assert tried[0] == (own, "products", (1, 2, 4))
+    assert len(tried) == len({str(choice) for choice in tried}) == 10 * 3
+    assert choices(stage, 128, ("mesh", "accumulation")) == [
+        (own, remat, (1,)) for remat in ("products", "none", "blocks")
+    ]
+
+
 def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     """On one device there is one mesh, and without limits of memory the first accumulation fits."""
     args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]
     assert main(args) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["none", "products", "blocks"]
+    assert {line.split()[2] for line in lines[1:]} == {"none", "products", "blocks"}
+
+
+def test_a_search_that_is_stopped_ranks_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[Any] = []
+
+    def compile_or_stop(*args: Any) -> Any:
+        if compiled:
+            raise KeyboardInterrupt
+        compiled.append(train_program(*args))
+        return compiled[0]
+
+    monkeypatch.setattr("imagen_jax.plan.search.train_program", compile_or_stop)
+    args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]
+    assert main(args) == 0
+    header, first, stopped = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["mesh", "remat"]
+    assert first.split()[2] == "none"
+    assert stopped.endswith("remat products accumulation 1 and what follows it: stopped")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +339,8 @@ def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--topology", "v9:2x2"], "generation"),
         (["--topology", "v4:big"], "generation"),
+        (["--topology", "h100:2x4"], "how many of them"),
+        (["--search", "--job", "sample"], "not for --job sample"),
         (["--mesh", "rows=2"], "slice, data, fsdp, spatial, tensor"),
         (["--mesh", "data=7"], "does not use the 1 devices"),
         (["--remat", "some"], "none, products, blocks"),

@@ -15,17 +15,18 @@ def add_command(commands: Commands) -> None:
         "plan",
         "memory, time and cost of a stage on machines that one does not have yet",
         """
-        Compiles the program that a stage would run, for TPUs by their own compiler and without
-        having one, and reports whether it fits, what takes the memory, and how long a step takes at
-        best. Times are bounds from the chips' published rates: real steps take longer. The exit
-        status is 0 if it fits and 1 if not.""",
+        Compiles the program that a stage would run, for TPUs or GPUs by their own compilers and
+        without having one, and reports whether it fits, what takes the memory, and how long a step
+        takes at best. Times are bounds from the chips' published rates: real steps take longer. The
+        exit status is 0 if it fits and 1 if not.""",
         """
         imagen plan --config configs/base64.py --topology v4:8x8x4
         imagen plan --config configs/sr256.py --topology v4:4x4x8 --remat blocks \\
             --json plan.json --chart plan.png
-        imagen plan --config configs/base64.py --topology v5p:4x4x4 --search
+        imagen plan --config configs/base64.py --topology v5p:4x4x4 --search --remat products
         imagen plan --config configs/sr1024.py --topology v4:2x2x1 --job sample --batch 4
         imagen plan --config configs/base64.py --topology v4:2x2x1 --job embed --batch 512
+        imagen plan --config configs/base64_small.py --topology h100:8 --batch 256
         imagen plan --config quickstart --stage base
             this machine, as it is""",
     )
@@ -33,11 +34,11 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8 (default: "
-        "this machine's devices)",
+        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8; or GPUs of "
+        "a host: h100:8, a100:8 (default: this machine's devices)",
     )
     parser.add_argument(
-        "--slices", type=positive, default=1, help="slices of that topology (default: 1)"
+        "--slices", type=positive, default=1, help="slices, or hosts, of that topology (default: 1)"
     )
     parser.add_argument(
         "--job",
@@ -70,7 +71,8 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes, rematerialisation and accumulation, and rank them; minutes for each",
+        help="try meshes, rematerialisation and accumulation of the train step, except what is "
+        "given, and rank them; minutes for each; Ctrl-C ranks what is there",
     )
     parser.set_defaults(run=run)
 
@@ -81,14 +83,17 @@ def run(args: argparse.Namespace) -> int:
 
     from imagen_jax.config import load_config
 
+    if args.search and args.job != "train":
+        raise ValueError(f"--search ranks train steps; it is not for --job {args.job}")
     config = load_config(args.config, args.overrides)
     if args.topology is not None:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is only compiled for
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is compiled for is elsewhere
     from imagen_jax.plan.jobs import make_job, where_to
     from imagen_jax.plan.report import format_plan, make_plan
     from imagen_jax.plan.search import format_ranking, search
 
     target = where_to(args.topology, args.slices)
+    effort = args.effort if target.tpu else "full"
     job = make_job(
         config,
         args.stage,
@@ -98,10 +103,15 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         remat=args.remat,
         accumulation=args.accumulation,
-        effort=args.effort if args.topology else "full",
+        effort=effort,
     )
     if args.search:
-        plans, failed = search(job.stage, target, args.effort if args.topology else "full")
+        plans, failed = search(
+            job.stage,
+            target,
+            effort,
+            fixed=[n for n in ("mesh", "remat", "accumulation") if getattr(args, n) is not None],
+        )
         print(format_ranking(plans, failed))
         if not plans:
             raise ValueError("nothing could be compiled")

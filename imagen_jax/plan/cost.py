@@ -21,7 +21,7 @@ import re
 
 from imagen_jax.plan.collectives import COLLECTIVES, bytes_sent, replica_group
 from imagen_jax.plan.hlo import Computation, Instruction, Module, Shape
-from imagen_jax.plan.products import instruction_flops
+from imagen_jax.plan.products import PRODUCTS, instruction_flops
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
@@ -83,7 +83,7 @@ class _Counter:
         computation = self.module.computations[name]
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
-            if opcode in ("convolution", "dot"):
+            if opcode in PRODUCTS:
                 cost.flops += instruction_flops(computation, instruction)
             self._count_links(cost, computation, instruction)
             if opcode == "while":

@@ -62,6 +62,12 @@ class Instruction:
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
+    @property
+    def custom_call_target(self) -> str:
+        """Function that a custom call calls; empty for other instructions."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Computation:

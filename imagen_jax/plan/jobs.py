@@ -35,6 +35,11 @@ class Target:
     chip: Chip | None
     slice_devices: int | None
 
+    @property
+    def tpu(self) -> bool:
+        """Whether it is the TPU compiler that compiles, which can be told how hard to try."""
+        return bool(self.devices[0].platform == "tpu")
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:

@@ -6,22 +6,71 @@ import math
 import re
 
 from imagen_jax.flops import window_pairs
-from imagen_jax.plan.hlo import Computation, Instruction
+from imagen_jax.plan.hlo import Computation, Instruction, Shape
+
+PRODUCTS = {"convolution", "dot", "custom-call"}
+"""Instructions that may be products; on GPUs many are calls of NVIDIA's libraries."""
 
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a convolution or a matrix product of a compiled program.
+    """FLOPs of a convolution or a matrix product of a compiled program; 0 for a call of something
+    else.
 
     Raises:
       ValueError: a convolution that does not say which axes are which.
     """
-    lhs, rhs = (computation.instructions[name].shapes[0].dims for name in instruction.operands[:2])
-    out = instruction.shapes[0].dims
+    left, right = _operands(computation, instruction)
+    out = instruction.shapes[0].dims if instruction.shapes else ()
     text = instruction.attributes
     if instruction.opcode == "dot":
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
-        axes = [int(axis) for axis in (found[1] if found else "").split(",") if axis]
-        return 2.0 * math.prod(out) * math.prod(lhs[axis] for axis in axes)
+        return _matrix_flops(left, out, re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text))
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction, left, right, out)
+    target = instruction.custom_call_target
+    if target.startswith("__cublas$"):
+        axes = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', text)
+        return _matrix_flops(left, out, axes)
+    # cuDNN's calls describe the forward convolution, and leave out the array that they return.
+    if target == "__cudnn$convBackwardInput":
+        return _convolution_flops(instruction, out, right, left)
+    if target == "__cudnn$convBackwardFilter":
+        return _convolution_flops(instruction, left, out, right)
+    if target.startswith("__cudnn$conv"):
+        return _convolution_flops(instruction, left, right, out)
+    return 0.0
+
+
+def untuned_convolutions(computation: Computation) -> int:
+    """Calls of cuDNN's convolutions of which the compiler has not chosen the algorithm, so that it
+    does not know the scratch memory they take: it chooses by trying them on the card."""
+    return sum(
+        instruction.custom_call_target.startswith("__cudnn$conv")
+        and '"algo_id":"-1"' in instruction.attributes
+        for instruction in computation.instructions.values()
+    )
+
+
+def _operands(computation: Computation, instruction: Instruction) -> list[tuple[int, ...]]:
+    """Sizes of the first two operands; () for one that is missing or is a tuple."""
+    shapes: list[tuple[Shape, ...]] = [
+        computation.instructions[name].shapes for name in instruction.operands[:2]
+    ]
+    dims = [found[0].dims if len(found) == 1 else () for found in shapes]
+    return [*dims, (), ()][:2]
+
+
+def _matrix_flops(
+    left: tuple[int, ...], out: tuple[int, ...], contracted: re.Match[str] | None
+) -> float:
+    axes = re.findall(r"\d+", contracted[1]) if contracted else []
+    return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in axes)
+
+
+def _convolution_flops(
+    instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]
+) -> float:
+    """FLOPs of the convolution of `lhs` with the kernel `rhs` that gives `out`."""
+    text = instruction.attributes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if labels is None:
         raise ValueError(f"convolution {instruction.name} has no dim_labels")

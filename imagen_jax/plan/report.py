@@ -8,6 +8,7 @@ from typing import Any
 
 from imagen_jax.chips import GIB, Chip
 from imagen_jax.plan import cost, hlo
+from imagen_jax.plan.products import untuned_convolutions
 from imagen_jax.plan.programs import Program
 
 WORST = 8
@@ -39,6 +40,7 @@ class Plan:
       padding: arrays by how many bytes their padding wastes: [waste, bytes, what].
       kernels: kernels by traffic with the main memory: [bytes, what].
       source: of the chip's rates.
+      untuned: convolutions whose scratch memory is not counted, see products.untuned_convolutions.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Plan:
     padding: list[tuple[int, int, str]]
     kernels: list[tuple[float, str]]
     source: str
+    untuned: int
 
     @property
     def total_memory(self) -> int:
@@ -148,6 +151,7 @@ def make_plan(program: Program, chip: Chip | None, slice_devices: int | None = N
         padding=padding_waste(module)[:WORST],
         kernels=[(size, name) for size, name in kernels[:WORST]],
         source="" if chip is None else chip.source,
+        untuned=sum(map(untuned_convolutions, module.computations.values())),
     )
 
 
@@ -198,6 +202,11 @@ def format_plan(plan: Plan) -> str:
     if plan.memory_limit is not None:
         verdict = "fits" if plan.fits else "DOES NOT FIT"
         lines[-1] += f"  of {plan.memory_limit / GIB:.1f}: {verdict}"
+    if plan.untuned:
+        lines.append(
+            f"  not counted: scratch memory of {plan.untuned} convolutions, which cuDNN chooses by "
+            "trying on the card"
+        )
     lines += [
         "",
         "work of a device in one " + ("step" if plan.job == "train" else "call"),

@@ -1,4 +1,4 @@
-"""The devices of a TPU topology that one does not have."""
+"""The devices of a machine that one does not have: a TPU topology, or a host of GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from imagen_jax.chips import CHIPS
+from imagen_jax.plan.gpus import GPUS, target_config
 
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
@@ -19,21 +20,29 @@ _ALONE = {
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
-    """Devices of a TPU topology, to compile for; no TPU is needed, only its compiler (libtpu).
+    """Devices to compile for without having them; only their compiler is needed.
 
     Args:
-      topology: generation and shape in chips, "v4:8x8x4" or "v5e:4x4".
+      topology: TPU generation and shape in chips, "v4:8x8x4" or "v5e:4x4"; or GPU and how many of
+        them NVLink joins in one host, "h100:8".
       slices: how many of them, joined by the data-centre network.
 
     Raises:
-      ValueError: an unknown generation, a shape that it does not come in, or no compiler.
+      ValueError: an unknown name, a shape that it does not come in, or no compiler.
     """
-    generation, _, shape = topology.partition(":")
-    if generation not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+    name, _, shape = topology.partition(":")
+    shapes = r"[1-9]\d*" if name in GPUS else r"\d+x\d+(x\d+)?"
+    if name not in CHIPS or not re.fullmatch(shapes, shape):
+        tpus = ", ".join(chip for chip in CHIPS if chip not in GPUS)
         raise ValueError(
-            f"topology is {topology!r}; it must be a generation ({', '.join(CHIPS)}) and its shape "
-            "in chips, such as v4:8x8x4 or v5e:4x4"
+            f"topology is {topology!r}; it must be a TPU generation ({tpus}) and its shape in "
+            f"chips, such as v4:8x8x4 or v5e:4x4, or a GPU ({', '.join(GPUS)}) and how many of "
+            "them a host has, such as h100:8"
         )
+    return _gpus(name, int(shape), slices) if name in GPUS else _tpus(topology, slices)
+
+
+def _tpus(topology: str, slices: int) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "the TPU compiler is missing; install it with: pip install libtpu (its version is in "
@@ -44,13 +53,31 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     # A v4 or v5p chip has two cores that programs see as one device.
-    options: dict[str, Any] = (
-        {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
-    )
+    megacore = topology.startswith(("v4:", "v5p:"))
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if megacore else {}
+    if set(topology.partition(":")[2]) <= {"1", "x"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # hosts have four chips otherwise
     if slices > 1:
         options["num_slices"] = slices
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:
         raise ValueError(f"topology {topology!r} does not exist: {error}") from error
+    return list(described.devices)
+
+
+def _gpus(name: str, count: int, hosts: int) -> list[Any]:
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda",
+            target_config=target_config(GPUS[name]),
+            topology=f"{hosts}x1x{count}",
+        )
+    except NotImplementedError as error:  # no plugin has registered
+        raise ValueError(
+            "the GPU compiler is missing; install JAX's plugin for CUDA with: pip install "
+            "'jax[cuda13]'; neither a GPU nor its driver is needed"
+        ) from error
     return list(described.devices)
