@@ -263,7 +263,7 @@ ENCODERS: Mapping[str, Callable[[str | Path | None, str | None, str], TextEncode
         _minilm,
         "minilm-words",
         lambda path: {"word": minilm.read_params(path)["word"]},
-        lambda params, ids, mask: minilm.word_states(params, ids),
+        lambda params, ids, mask: minilm.word_states(params, jnp.asarray(ids)),
     ),
     "t5": _t5,
 }
