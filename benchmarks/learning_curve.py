@@ -1,101 +1,265 @@
-"""How fast variants of a stage learn: loss by noise level over steps and seconds, side by side.
+"""How fast variants of a stage learn: errors over steps, seconds and FLOPs, side by side.
 
+    imagen embed --scenes quickstart --count 1000 --split validation \
+        --output runs/quickstart/embeddings
     python -m benchmarks.learning_curve --data runs/quickstart/embeddings --steps 300 \
         --variant shipped \
         --variant adam stages.base.train.optimizer=adam stages.base.train.learning_rate=1e-3 \
-        --variant "predicts x0" stages.base.diffusion.parametrization=x0
+        --variant "predicts x0" stages.base.diffusion.parametrization=x0 --output runs/curves
 
 Each variant is the config with the given changes. They take turns of a few steps, so that what else
 the machine does falls on all of them alike; the learning-rate schedule is that of the whole run
-(train.steps), of which the first --steps are taken. The losses of variants with another weighting
-cannot be compared.
+(train.steps), of which the first --steps are taken.
+
+The losses of variants with another weighting cannot be compared. Errors can: of the estimates of x0
+that the averaged weights make, clipped to [-1, 1] as in sampling, on pictures kept from training,
+at the noise levels of TIMES of the first variant's schedule, with the same noise for all.
+
+Interrupted, the same command goes on after the last round that it finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import json
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from ml_collections import ConfigDict
 
 from imagen_jax import sharding
-from imagen_jax.config import load_config
-from imagen_jax.data.iterator import BatchIterator, train_batches
+from imagen_jax.config import load_config, to_plain
+from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.data.records import differences, write_json
+from imagen_jax.diffusion.parametrization import diffuse, to_x0
+from imagen_jax.eval.metrics.intervals import Z95
+from imagen_jax.quality import VALIDATION_LOSS
 from imagen_jax.stage import Stage, make_stage
-from imagen_jax.train.metrics import summarise
+from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.optimizer import make_optimizer
-from imagen_jax.train.state import count_parameters, create_state
-from imagen_jax.train.step import make_train_step
+from imagen_jax.train.start import open_batches
+from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
+from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, model_flops
+from imagen_jax.typing import TextEmbedding
+
+TIMES = np.linspace(0.1, 0.9, 9)
+"""Where on the schedule errors are measured."""
+HELD_OUT = 256
+"""Pictures that errors are measured on, at least: whole batches of them."""
 
 
-def open_batches(stage: Stage, data: str) -> BatchIterator:
-    """The training batches of a stage, as `imagen train` reads them on one host."""
-    return train_batches(
-        data,
-        image_size=stage.resolution,
-        low_res_size=stage.low_res,
-        text_length=stage.text.max_length,
-        batch_size=stage.train.batch_size,
-        seed=stage.train.seed,
-        text_width=stage.text.width,
-    )
+def x0_error(
+    stage: Stage, params: Any, batch: Batch, level: jax.Array, key: jax.Array
+) -> jax.Array:
+    """Mean squared error [b] of the clipped estimates of x0 at one noise level.
+
+    Args:
+      level: logsnr, scalar.
+      key: of the noise.
+    """
+    text = TextEmbedding(batch["text_emb"].astype(jnp.float32), batch["text_mask"])
+    noise_key, condition_key = jax.random.split(key)
+    x0 = batch["image"]
+    logsnr = jnp.full(x0.shape[0], level)
+    x_t = diffuse(x0, jax.random.normal(noise_key, x0.shape), logsnr)
+    conditioning = batch_conditioning(stage, batch, text, condition_key)
+    prediction = stage.apply(params, x_t, logsnr, conditioning)
+    estimate = jnp.clip(to_x0(stage.parametrization, prediction, x_t, logsnr), -1, 1)
+    return jnp.mean((estimate - x0) ** 2, axis=(1, 2, 3))
+
+
+class Kept:
+    """The state of a variant and its curve on disk."""
+
+    def __init__(self, directory: Path, config: Any):
+        """Args:
+        directory: of the variant.
+        config: plain; of another one nothing is taken.
+        """
+        self._checkpointer = Checkpointer(directory, 1, 0.0, 0, VALIDATION_LOSS, print)
+        self._record, self._config = directory / "curve.json", config
+
+    def save(
+        self, state: TrainState, batches: BatchIterator, curve: list[dict[str, float]]
+    ) -> None:
+        """Keeps both, the curve first: killed in between, there is a row too many."""
+        write_json(self._record, {"config": self._config, "curve": curve})
+        self._checkpointer.save(state, batches)
+        self._checkpointer.wait()
+
+    def restore(
+        self, shapes: Any, batches: BatchIterator
+    ) -> tuple[TrainState | None, list[dict[str, float]]]:
+        """(state, curve), None and empty at first; moves the batches to where they were.
+
+        Raises:
+          ValueError: they are of another config.
+        """
+        state = self._checkpointer.restore(shapes, batches, fall_back=False)
+        if state is None:
+            return None, []
+        found = json.loads(self._record.read_text())
+        if lines := differences(found["config"], self._config):
+            raise ValueError(
+                f"{self._record} is of another config (there != wanted); delete its folder "
+                "to begin anew:\n  " + "\n  ".join(lines[:5])
+            )
+        return state, [row for row in found["curve"] if row["step"] <= int(state.step)]
 
 
 class Variant:
     """One variant: its state, and what it has cost and learned so far."""
 
-    def __init__(self, name: str, config: ConfigDict, stage_name: str, data: str):
+    def __init__(
+        self, name: str, config: ConfigDict, stage_name: str, data: str, directory: Path | None
+    ):
         """Args:
         name: how it is called in the table.
         config: as load_config returns it.
         stage_name: key of config.stages.
-        data: embeddings written by `imagen embed`.
-        """
-        stage = make_stage(config, stage_name)
-        optimizer = make_optimizer(stage.train)
-        self.name = name
-        self.batches = open_batches(stage, data)
-        self.state = create_state(stage, optimizer, sharding.make_mesh())
-        self.step = jax.jit(make_train_step(stage, optimizer), donate_argnums=0)
-        self.parameters = count_parameters(self.state.params)
-        self.seconds = 0.0
-        self.curve: list[dict[str, float]] = []
+        data: embeddings written by `imagen embed`, with the splits train and validation.
+        directory: where state and curve are kept, and found again; None is nowhere.
 
-    def advance(self, steps: int) -> None:
-        """Takes steps, timing all but the first ever, which compiles."""
-        metrics: list[Any] = []
+        Raises:
+          ValueError: the directory has the curve of another config.
+        """
+        self.name = name
+        self.stage = make_stage(config, stage_name)
+        optimizer = make_optimizer(self.stage.train)
+        mesh = sharding.make_mesh()
+        self.batches = open_batches(self.stage, data, mesh)
+        self.held_out = open_batches(self.stage, data, mesh, "validation")
+        self.flops = model_flops(self.stage)
+        self.curve: list[dict[str, float]] = []
+        self._kept = None if directory is None else Kept(directory, to_plain(config))
+        state = None
+        if self._kept is not None:
+            shapes, _ = abstract_state(self.stage, optimizer, mesh)
+            state, self.curve = self._kept.restore(shapes, self.batches)
+        self.state = create_state(self.stage, optimizer, mesh) if state is None else state
+        self.parameters = count_parameters(self.state.params)
+        self._step = jax.jit(make_train_step(self.stage, optimizer), donate_argnums=0)
+        self._compiled: Any = None
+        self._error = jax.jit(functools.partial(x0_error, self.stage))
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return int(self.state.step)
+
+    def advance(self, steps: int, levels: np.ndarray) -> None:
+        """Takes steps, measures the errors at the noise levels, and keeps what there is then."""
+        losses = []
+        seconds = self.curve[-1]["seconds"] if self.curve else 0.0
         for _ in range(steps):
             batch = {name: jnp.asarray(value) for name, value in next(self.batches).items()}
+            if self._compiled is None:
+                self._compiled = self._step.lower(self.state, batch).compile()
             start = time.perf_counter()
-            self.state, found = self.step(self.state, batch)
-            metrics.append(jax.device_get(found))
-            if int(self.state.step) > 1:
-                self.seconds += time.perf_counter() - start
-        row = {"step": int(self.state.step), "seconds": self.seconds}
-        self.curve.append(row | summarise(metrics))
+            self.state, found = self._compiled(self.state, batch)
+            losses.append(float(found["loss"]))
+            seconds += time.perf_counter() - start
+        row = {"step": self.steps, "seconds": seconds, "flops": self.flops * self.steps}
+        self.curve.append(row | {"loss": float(np.mean(losses))} | self.errors(levels))
+        if self._kept is not None:
+            self._kept.save(self.state, self.batches, self.curve)
+
+    def errors(self, levels: np.ndarray) -> dict[str, float]:
+        """Errors of x0 on pictures kept from training: mean over all levels with its 95% interval
+        over the pictures, and at every level."""
+        self.held_out.seek(0)
+        rows = []
+        for index in range(-(-HELD_OUT // self.stage.train.batch_size)):
+            batch = {name: jnp.asarray(value) for name, value in next(self.held_out).items()}
+            keys = jax.random.split(jax.random.key(index), len(levels))
+            rows.append([self._error(self.state.ema, batch, level, key)
+                         for level, key in zip(levels, keys, strict=True)])  # fmt: skip
+        self.held_out.close()
+        errors = np.concatenate(jax.device_get(rows), axis=1)  # [levels, pictures]
+        each = errors.mean(axis=0)
+        mean, half = each.mean(), Z95 * each.std(ddof=1) / np.sqrt(len(each))
+        at_levels = zip(levels, errors.mean(axis=1), strict=True)
+        return {
+            "error": float(mean),
+            "error_low": float(mean - half),
+            "error_high": float(mean + half),
+            **{f"error_logsnr_{level:.2f}": float(error) for level, error in at_levels},
+        }
 
 
-def print_table(variants: list[Variant]) -> None:
+def by_level(row: dict[str, float]) -> dict[float, float]:
+    """logsnr -> error of a row, the noisiest first."""
+    prefix = "error_logsnr_"
+    found = {float(k.removeprefix(prefix)): v for k, v in row.items() if k.startswith(prefix)}
+    return dict(sorted(found.items()))
+
+
+def print_table(variants: Sequence[Variant]) -> None:
     """The last row of every curve, and the time of a step beside that of the first variant."""
-    columns = sorted({key for v in variants for key in v.curve[-1] if key.startswith("loss_")},
-                     key=lambda key: float(key.split("_")[2]))  # fmt: skip
-    heads = [column.removeprefix("loss_logsnr_").replace("_", "..") for column in columns]
-    print(f"{'variant':<24}{'params':>8}{'ms/step':>9}{'ratio':>7}{'loss':>9}"
-          + "".join(f"{head:>10}" for head in heads))  # fmt: skip
-    pace = [v.seconds / (v.curve[-1]["step"] - 1) for v in variants]
+    heads = [f"{level:.1f}" for level in by_level(variants[0].curve[-1])]
+    print(f"{'variant':<24}{'params':>8}{'GFLOPs':>8}{'ms/step':>9}{'ratio':>7}{'loss':>9}"
+          f"{'error':>9}" + "".join(f"{head:>9}" for head in heads))  # fmt: skip
+    pace = [v.curve[-1]["seconds"] / v.steps for v in variants]
     for variant, seconds in zip(variants, pace, strict=True):
         last = variant.curve[-1]
         print(
-            f"{variant.name:<24}{variant.parameters / 1e6:>7.1f}M{1e3 * seconds:>9.0f}"
-            f"{seconds / pace[0]:>7.2f}{last['loss']:>9.4f}"
-            + "".join(f"{last.get(column, np.nan):>10.4f}" for column in columns)
+            f"{variant.name:<24}{variant.parameters / 1e6:>7.1f}M{variant.flops / 1e9:>8.1f}"
+            f"{1e3 * seconds:>9.0f}{seconds / pace[0]:>7.2f}{last['loss']:>9.4f}"
+            f"{last['error']:>9.4f}" + "".join(f"{e:>9.4f}" for e in by_level(last).values())
         )
+
+
+def write(variants: Sequence[Variant], output: Path) -> None:
+    """Writes <output>/curves.csv, a line for every variant and round, and curves.png."""
+    with open(output / "curves.csv", "w", newline="") as file:
+        levels = [f"error_logsnr_{level:.2f}" for level in by_level(variants[0].curve[0])]
+        fields = ["variant", "parameters", "step", "seconds", "flops", "loss", "error",
+                  "error_low", "error_high", *levels]  # fmt: skip
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        for variant in variants:
+            for row in variant.curve:
+                named = {"variant": variant.name, "parameters": variant.parameters}
+                writer.writerow(named | {k: f"{v:.6g}" for k, v in row.items()})
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharey=True)
+    for variant in variants:
+        errors, low, high = (np.array([row[key] for row in variant.curve])
+                             for key in ("error", "error_low", "error_high"))  # fmt: skip
+        units = {"step": 1, "seconds": 1, "flops": 1e12}
+        for axis, (key, unit) in zip(axes, units.items(), strict=False):
+            over = [row[key] / unit for row in variant.curve]
+            (line,) = axis.plot(over, errors, marker="o", markersize=3, label=variant.name)
+            axis.fill_between(over, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        levels = by_level(variant.curve[-1])
+        axes[3].plot(list(levels), list(levels.values()), marker="o", markersize=3)
+    for axis, label in zip(
+        axes, ("steps", "seconds of training", "TFLOPs of training", "logsnr, at the end"),
+        strict=True,
+    ):  # fmt: skip
+        axis.set(xlabel=label, yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean squared error of x0, held-out pictures")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center",
+                  ncols=len(variants), frameon=False)  # fmt: skip
+    figure.savefig(output / "curves.png", dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -103,7 +267,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="quickstart", help="default: %(default)s")
     parser.add_argument("--stage", default="base", help="default: %(default)s")
-    parser.add_argument("--data", required=True, help="what `imagen embed` wrote")
+    parser.add_argument(
+        "--data", required=True, help="what `imagen embed` wrote: the splits train and validation"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of each (default: %(default)s)")
     parser.add_argument("--round", type=int, default=50, help="steps of a turn (%(default)s)")
     parser.add_argument(
@@ -112,22 +278,31 @@ def main() -> None:
         action="append",
         required=True,
         metavar=("NAME", "KEY=VALUE"),
-        help="a name and changes to the config; may be given several times",
+        help="a name and changes to the config; also config=FILE and data=DIR, for this variant in "
+        "place of --config and --data; may be given several times",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the curves")
+    parser.add_argument(
+        "--output", type=Path, help="folder for curves.csv, curves.png and the variants' states"
+    )
     args = parser.parse_args()
-    variants = [
-        Variant(name, load_config(args.config, changes), args.stage, args.data)
-        for name, *changes in args.variant
-    ]
+    variants = []
+    for name, *changes in args.variant:
+        folder = None if args.output is None else args.output / re.sub(r"\W+", "-", name)
+        own = {"config": args.config, "data": args.data}
+        own |= dict(c.split("=", 1) for c in changes if c.partition("=")[0] in own)
+        changes = [c for c in changes if c.partition("=")[0] not in own]
+        config = load_config(own["config"], changes)
+        variants.append(Variant(name, config, args.stage, own["data"], folder))
+    levels = np.asarray(variants[0].stage.schedule.logsnr(jnp.asarray(TIMES)))
     for end in range(args.round, args.steps + 1, args.round):
-        for variant in variants:
-            variant.advance(args.round)
-        print(f"\nafter {end} steps; mean loss of the last {args.round}, by logsnr")
-        print_table(variants)
-        if args.output is not None:
-            curves = {variant.name: variant.curve for variant in variants}
-            args.output.write_text(json.dumps(curves, indent=2) + "\n")
+        waiting = [variant for variant in variants if variant.steps < end]
+        for variant in waiting:
+            variant.advance(end - variant.steps, levels)
+        if waiting:
+            print(f"\nafter {end} steps; mean loss of the last {args.round}, error by logsnr")
+            print_table(variants)
+    if args.output is not None:
+        write(variants, args.output)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def plot(rows: list[dict[str, str]], output: Path) -> None:
     right.set_ylim(0, 102)
     title = rows[0]["distance_of"].replace("Fréchet", "Kernel")
     distance.set_ylabel(f"{title} (lower is better)")
-    distance.set_ylim(0)
+    distance.set_ylim(0, 1.1 * max(float(row["kernel"]) for row in rows))
     for axis in (right, distance):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")

@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     }
     sample = {
         "sampler": "dpmpp_2m",
-        "steps": 24,
+        "steps": 8,
         "time_grid": "uniform_t",
         "guidance": 3.0,
         "threshold": "static",
@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
                     "schedule": {"kind": "cosine"},
                     "diffusion": diffusion,
                     "train": train | {"batch_size": 8, "max_aug_level": 0.3},
-                    "sample": sample | {"guidance": 1.0, "steps": 12, "aug_level": 0.02},
+                    "sample": sample | {"guidance": 1.0, "aug_level": 0.02},
                 },
             },
         }

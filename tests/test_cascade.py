@@ -182,6 +182,8 @@ def test_settings_hold_for_all_stages_or_for_those_named(cascade: Cascade) -> No
         "base": dataclasses.replace(defaults["base"], steps=9, aug_level=1.0),
         "sr": dataclasses.replace(defaults["sr"], steps=9, aug_level=1.0, sampler="ddim"),
     }
+    with pytest.warns(UserWarning, match="heun on the time grid uniform_t of base"):
+        cascade.settings(sampler={"base": "heun"}, time_grid={"sr": "karras"})
     assert cascade.settings() == defaults
 
 

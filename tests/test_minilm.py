@@ -109,6 +109,21 @@ def test_random_weights_are_a_fixed_other_encoder(encoder, random_encoder):
     assert np.abs(states - encoder.encode(captions).states).max() > 0.1
 
 
+def test_words_alone_are_a_bag(encoder):
+    """Exchanged words exchange their states, which is all that changes; pretraining stays."""
+    words = load_encoder("minilm-words")
+    assert words.fingerprint != encoder.fingerprint
+    assert (words.width, words.max_length) == (encoder.width, encoder.max_length)
+    captions = ["a red circle and a blue square", "a blue circle and a red square"]
+    first, second = words.encode(captions).states
+    order = [0, 1, 6, 3, 4, 5, 2, 7, 8]  # [CLS] and [SEP] at the ends
+    np.testing.assert_array_equal(first[np.array(order)], second[:9])
+    contextual = encoder.encode(captions).states
+    assert np.abs(contextual[0][np.array(order)] - contextual[1][:9]).max() > 0.1
+    table = encoder.params["word"]["embedding"]
+    np.testing.assert_array_equal(first[:9], table[words.tokenize(captions)[0]])
+
+
 def test_pretraining_puts_synonyms_near_each_other(encoder, random_encoder):
     def similarity(which: TextEncoder, a: str, b: str) -> float:
         # The state of the one word between [CLS] and [SEP].
@@ -122,7 +137,7 @@ def test_pretraining_puts_synonyms_near_each_other(encoder, random_encoder):
 
 
 def test_unknown_encoder_names_the_choices():
-    with pytest.raises(ValueError, match=r"'t6'.*minilm, minilm-random"):
+    with pytest.raises(ValueError, match=r"'t6'.*minilm, minilm-random, minilm-words"):
         load_encoder("t6")
 
 

@@ -7,13 +7,16 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
+from imagen_jax.config import to_plain
 from imagen_jax.models import attention, layers
 from imagen_jax.models.attention import (
     AttentionPool,
@@ -23,7 +26,7 @@ from imagen_jax.models.attention import (
     rotate_by_position,
 )
 from imagen_jax.models.conditioning import sinusoidal_embedding
-from imagen_jax.stage import Stage
+from imagen_jax.stage import Stage, make_stage
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 BATCH = 4
@@ -248,6 +251,34 @@ def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
     states, mask = network.conditioning.text
     order = jnp.asarray([3, 1, 4, 0, 2])
     assert_close(network.with_text(states[:, order], mask[:, order]), network.output)
+
+
+@pytest.mark.parametrize(("name", "pool"), [("base", "mean"), ("sr", "attention"), ("sr", "mean")])
+def test_pooled_text_alone(name: str, pool: str) -> None:
+    """Without cross-attention text reaches the picture through the pooled vector alone."""
+    stage = tiny.stage(name, *tiny.ONE_LEVEL)
+    without = {"base": False, "sr": (False,)}[name]
+    pooled = stage.network.clone(text_pool=pool, cross_attention=without)
+    network = Network(dataclasses.replace(stage, network=pooled))
+    paths = flax.traverse_util.flatten_dict(network.params, sep="/")
+    assert [p for p in paths if p.startswith("conditioning/pool/")]
+    assert not [p for p in paths if "/text/" in p and not p.startswith("conditioning/pool/")]
+    states, mask = network.conditioning.text
+    changed = np.abs(network.with_text(states[::-1], mask) - network.output).max((1, 2, 3))
+    assert (changed > 1e-4).all()
+    np.testing.assert_array_equal(
+        network.with_text(jnp.where(mask[..., None], states, jnp.nan), mask), network.output
+    )
+    dropped = network.with_text(states, jnp.zeros_like(mask))
+    np.testing.assert_array_equal(network.with_text(-states, jnp.zeros_like(mask)), dropped)
+    assert np.isfinite(dropped).all()
+
+
+def test_unknown_pool() -> None:
+    config = to_plain(tiny.config())
+    config["stages"]["base"]["network"]["text_pool"] = "max"
+    with pytest.raises(ValueError, match=r"text_pool must be one of 'attention', 'mean'.*'max'"):
+        make_stage(ConfigDict(config), "base")
 
 
 def test_examples_do_not_mix(network: Network) -> None:

@@ -89,7 +89,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert "steps 2 -> 2" in train_together(data, workdir, *evaluated).stdout
 
 
-LONG = ("stages.sr.train.steps=150", "stages.sr.train.sample_every=150",
+LONG = ("stages.sr.train.steps=50", "stages.sr.train.sample_every=50",
         "stages.sr.train.checkpoint_every=10")  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_two_processes_stop_together_and_survive_each_other(tmp_path: Path) -> N
 
     resumed = train_together(tiny.embeddings(), workdir, *LONG)
     assert resumed.returncode == 0, resumed.stdout
-    assert checkpoint_steps(workdir / "sr")[-1] == 150
+    assert checkpoint_steps(workdir / "sr")[-1] == 50
 
 
 def test_when_one_fails_all_end(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
       ValueError: an unknown field or stage, or a value of another type or out of range.
 
     Warns:
-      UserWarning: an aug_level that a stage was not trained with.
+      UserWarning: an aug_level that a stage was not trained with, or a time grid that the sampler
+        is not made for.
     """
     fields = {field.name: type(getattr(stages[0].sample, field.name))
               for field in dataclasses.fields(SampleConfig)}  # fmt: skip
@@ -112,7 +113,14 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
                 )
             result[name] = dataclasses.replace(result[name], **{field: setting})
     for stage in stages:
-        level, most = result[stage.name].aug_level, stage.train.max_aug_level
+        settings = result[stage.name]
+        if settings.sampler == "heun" and settings.time_grid != "karras":
+            warnings.warn(
+                f"heun on the time grid {settings.time_grid} of {stage.name} may make nothing but "
+                "noise: its first step is too long for it; use the time grid karras",
+                stacklevel=2,
+            )
+        level, most = settings.aug_level, stage.train.max_aug_level
         if stage.low_res is not None and level > most:
             warnings.warn(
                 f"aug_level of {stage.name} is {level:g}, more noise than it saw in training "

@@ -164,7 +164,7 @@ def add_workdir(parser: Arguments) -> None:
     add_encoder_files(parser)
 
 
-SETTINGS = ("guidance", "threshold", "percentile", "sampler", "steps", "aug_level")
+SETTINGS = ("guidance", "threshold", "percentile", "sampler", "time_grid", "steps", "aug_level")
 """Names of the sampling settings, as in stage_config.SampleConfig."""
 THRESHOLDS = ("dynamic", "static", "none")
 
@@ -227,6 +227,12 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
         type=per_stage(str),
         metavar="NAME",
         help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun (it calls the network twice a step)",
+    )
+    group.add_argument(
+        "--time-grid",
+        type=per_stage(str),
+        metavar="NAME",
+        help="uniform_t, uniform_logsnr or karras: where the steps lie; heun needs karras",
     )
     group.add_argument(
         "--steps", type=per_stage(positive), metavar="N", help="of the sampler; time grows with it"

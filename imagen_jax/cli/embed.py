@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from imagen_jax.data.sources import Source
 
-ENCODERS = ("minilm", "minilm-random", "t5")
+ENCODERS = ("minilm", "minilm-random", "minilm-words", "t5")
 ENCODER_DTYPES = ("float32", "bfloat16")
 """Both as in text.encoder, which takes seconds to load; the first is the default."""
 DEFAULT_SHARDS = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -230,6 +232,25 @@ class TextBlock(nn.Module):
         y = layers.LayerNorm(self.dtype, name="mlp_norm")(x)
         y = nn.gelu(layers.Dense(4 * d, self.dtype, name="mlp_in")(y))
         return x + layers.Dense(d, self.dtype, name="mlp_out")(y)
+
+
+TextPool = Literal["attention", "mean"]
+"""How text is pooled to the vector that the conditioning vector contains."""
+
+
+class MeanPool(nn.Module):
+    """Pools text tokens to one vector: a projection of their mean, which is 0 without text."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b f"]:
+        tokens = jnp.where(mask[..., None], layers.LayerNorm(self.dtype, name="norm")(text), 0)
+        mean = tokens.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+        return layers.Dense(self.features, self.dtype, name="out")(mean.astype(self.dtype))
 
 
 class AttentionPool(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax.models import layers
-from imagen_jax.models.attention import AttentionPool, TextBlock
+from imagen_jax.models.attention import AttentionPool, MeanPool, TextBlock, TextPool
 from imagen_jax.typing import Conditioning
 
 
@@ -26,7 +26,7 @@ def sinusoidal_embedding(value: Float[Array, " b"], channels: int) -> Float[Arra
 class ConditioningEncoder(nn.Module):
     """Conditioning vector [b, features] and text tokens [b, l, text_channels] of a U-Net.
 
-    The vector is the embedded logsnr, plus the attention-pooled text (Imagen, section 2.3), plus,
+    The vector is the embedded logsnr, plus the pooled text (Imagen, section 2.3), plus,
     for super-resolution, the embedded aug_level of the low-resolution picture (section 2.2).
     Text states are layer-normalised first, which the paper found to matter (appendix D.3).
 
@@ -36,12 +36,14 @@ class ConditioningEncoder(nn.Module):
       text_layers: trainable transformer layers, with rotary positions, over the frozen states; 0 in
         the paper, useful with small sentence encoders, which bind attributes to nouns weakly and
         hardly remember the order of words.
+      text_pool: "attention" of a learned query, as the paper has it, or "mean" over the tokens.
       has_low_res: the network is conditioned on a low-resolution picture and its aug_level.
     """
 
     features: int
     text_channels: int
     text_layers: int
+    text_pool: TextPool
     head_channels: int
     has_low_res: bool
     dtype: jnp.dtype
@@ -59,7 +61,11 @@ class ConditioningEncoder(nn.Module):
             tokens = TextBlock(self.head_channels, self.dtype, name=f"text_{i}")(tokens, mask)
 
         vector = self.embed_scalar(logsnr * 25.0, "logsnr")
-        pool = AttentionPool(self.head_channels, self.features, self.dtype, name="pool")
+        pool = (
+            AttentionPool(self.head_channels, self.features, self.dtype, name="pool")
+            if self.text_pool == "attention"
+            else MeanPool(self.features, self.dtype, name="pool")
+        )
         vector += layers.cached(self, "pooled", lambda: pool(tokens, mask))
         if self.has_low_res:
             if conditioning.low_res is None or conditioning.aug_level is None:

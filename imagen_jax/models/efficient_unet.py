@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from imagen_jax.models import layers
-from imagen_jax.models.attention import ImageAttention
+from imagen_jax.models.attention import ImageAttention, TextPool
 from imagen_jax.models.blocks import CombineEmbedding, EfficientBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
@@ -43,6 +43,7 @@ class EfficientUNet(nn.Module):
       attend: after every residual block of a DBlock, "block", or once after all of them, "level".
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
+      text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
       remat: what is computed again in the backward pass, see stack.REMAT.
     """
 
@@ -58,6 +59,7 @@ class EfficientUNet(nn.Module):
     attend: Literal["block", "level"] = "level"
     attention_positions: bool = False
     qk_norm: bool = False
+    text_pool: TextPool = "attention"
     remat: Remat = "none"
     has_low_res: bool = True
 
@@ -88,6 +90,7 @@ class EfficientUNet(nn.Module):
             features=4 * self.channels[0],
             text_channels=self.text_channels,
             text_layers=self.text_layers,
+            text_pool=self.text_pool,
             head_channels=self.head_channels,
             has_low_res=self.has_low_res,
             dtype=dtype,

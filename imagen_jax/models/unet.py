@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from imagen_jax.models import layers
-from imagen_jax.models.attention import ImageAttention
+from imagen_jax.models.attention import ImageAttention, TextPool
 from imagen_jax.models.blocks import ResBlock, UNetBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
@@ -46,6 +46,9 @@ class UNet(nn.Module):
         in ADM.
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
+      text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
+      cross_attention: attention sees the text tokens beside the picture, as in the paper; without
+        it, text comes pooled alone.
       remat: what is computed again in the backward pass, see stack.REMAT.
     """
 
@@ -62,6 +65,8 @@ class UNet(nn.Module):
     conditioning_multiplier: int = 4
     attention_positions: bool = False
     qk_norm: bool = False
+    text_pool: TextPool = "attention"
+    cross_attention: bool = True
     remat: Remat = "none"
     has_low_res: bool = False
 
@@ -90,6 +95,7 @@ class UNet(nn.Module):
             features=self.conditioning_multiplier * self.channels,
             text_channels=self.text_channels,
             text_layers=self.text_layers,
+            text_pool=self.text_pool,
             head_channels=self.head_channels,
             has_low_res=self.has_low_res,
             dtype=dtype,
@@ -118,7 +124,7 @@ class UNet(nn.Module):
         attention: FrozenDict[str, Any] = FrozenDict(
             head_channels=self.head_channels,
             to_image=True,
-            to_text=True,
+            to_text=self.cross_attention,
             dtype=dtype,
             positions=self.attention_positions,
             qk_norm=self.qk_norm,

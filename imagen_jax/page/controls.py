@@ -11,7 +11,7 @@ from nicegui import ui
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.guidance import THRESHOLDS
-from imagen_jax.diffusion.samplers import SAMPLERS
+from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
 from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
@@ -19,6 +19,7 @@ from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
 FIRST = {"guidance": "Guidance", "steps": "Steps"}
 MORE = {
     "sampler": "Sampler",
+    "time_grid": "Time grid",
     "threshold": "Threshold",
     "percentile": "Percentile",
     "aug_level": "Noise on the small picture",
@@ -27,6 +28,7 @@ STRENGTH = 0.3
 """Of a change, to begin with: what it changes shows, and the picture is still there."""
 HELP = {
     "guidance": "1 is off; more follows the text closer",
+    "time_grid": "where the sampler's steps lie; heun needs karras",
     "percentile": "of dynamic thresholding",
     "aug_level": "noise conditioning augmentation, 0 to 1: more invents more detail",
     "threshold": "how each step's estimate is kept in the range of a picture",
@@ -61,9 +63,7 @@ class Controls:
                 ui.label("share of noise: 1 keeps nothing of the picture").classes("note")
             with ui.column().classes("w-full gap-0") as self._of_paint:
                 self._resamples = self._slider("Passes", 1, 10, 1, 2)
-                ui.label("more fit the new part better to the rest, and take longer").classes(
-                    "note"
-                )
+                ui.label("more passes fit it better to the rest, and take longer").classes("note")
         self._prompt = self._area("Prompt", "what the picture shows")
         self._negative = self._area("Negative prompt", "what it is guided away from; may be empty")
         with ui.row().classes("w-full gap-3"):
@@ -194,6 +194,8 @@ class Controls:
     def _setting(self, field: str, value: Any) -> ui.number | ui.select:
         if field == "sampler":
             return ui.select(list(SAMPLERS), value=value)
+        if field == "time_grid":
+            return ui.select(list(TIME_GRIDS), value=value)
         if field == "threshold":
             return ui.select(list(THRESHOLDS), value=value)
         if field == "steps":

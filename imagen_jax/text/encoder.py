@@ -138,8 +138,9 @@ def load_encoder(
 
     Args:
       name: "minilm" (pretrained), "minilm-random": the same architecture and tokenizer with
-        weights as drawn before training, the baseline for what pretraining buys; or "t5": any
-        T5 encoder, its sizes read from the weights.
+        weights as drawn before training, the baseline for what pretraining buys; "minilm-words":
+        the pretrained word embeddings without the transformer, a bag of words, the baseline for
+        what context and order buy; or "t5": any T5 encoder, its sizes read from the weights.
       weights: of MiniLM, a directory with the weights and the tokenizer, None for the installed
         package; of T5, a checkpoint as load_t5_encoder reads it.
       vocabulary: of T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None for
@@ -174,6 +175,7 @@ def fingerprint(params: Any, *files: Path) -> str:
 def _minilm(
     name: str,
     read: Callable[[Path], minilm.Params],
+    network: Callable[[minilm.Params, ArrayLike, ArrayLike], jax.Array],
     weights: str | Path | None,
     vocabulary: str | None,
     dtype: str,
@@ -187,16 +189,20 @@ def _minilm(
         if not (directory / file).is_file():
             raise FileNotFoundError(f"no {file} in {directory}; it is needed for encoder {name!r}")
     params = read(directory / minilm.WEIGHTS_FILE)
-    model = minilm.Bert(minilm.MINILM_L6)
     return TextEncoder(
         name=name,
         width=minilm.MINILM_L6.width,
         max_length=MAX_LENGTH,
         fingerprint=fingerprint(params, directory / minilm.TOKENIZER_FILE),
         tokenize=WordPiece(directory / minilm.TOKENIZER_FILE, MAX_LENGTH),
-        network=jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask)),
+        network=jax.jit(network),
         params=jax.device_put(params),
     )
+
+
+def _transformer(params: minilm.Params, ids: ArrayLike, mask: ArrayLike) -> jax.Array:
+    states: Any = minilm.Bert(minilm.MINILM_L6).apply({"params": params}, ids, mask)
+    return states
 
 
 def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextEncoder:
@@ -249,9 +255,15 @@ def _bucket(size: int, buckets: tuple[int, ...]) -> int:
 
 
 ENCODERS: Mapping[str, Callable[[str | Path | None, str | None, str], TextEncoder]] = {
-    "minilm": functools.partial(_minilm, "minilm", minilm.read_params),
+    "minilm": functools.partial(_minilm, "minilm", minilm.read_params, _transformer),
     "minilm-random": functools.partial(
-        _minilm, "minilm-random", lambda _: minilm.random_params(RANDOM_SEED)
+        _minilm, "minilm-random", lambda _: minilm.random_params(RANDOM_SEED), _transformer
+    ),
+    "minilm-words": functools.partial(
+        _minilm,
+        "minilm-words",
+        lambda path: {"word": minilm.read_params(path)["word"]},
+        lambda params, ids, mask: minilm.word_states(params, jnp.asarray(ids)),
     ),
     "t5": _t5,
 }

