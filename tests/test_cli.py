@@ -106,7 +106,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.cascade.sweep import FIELDS
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.guidance import THRESHOLDS
-    from imagen_jax.diffusion.samplers import SAMPLERS
+    from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
     from imagen_jax.eval.pictures import FITS
     from imagen_jax.eval.scenes import SPLITS
@@ -118,16 +118,18 @@ def test_choices_are_those_of_the_library() -> None:
     assert evaluate_features.NETWORKS == NETWORKS
     assert evaluate_features.PROTOCOLS == INCEPTION_PROTOCOLS
     assert evaluate_features.FITS == FITS
-    assert {field.name for field in fields(SampleConfig)} - set(SETTINGS) == {"time_grid"}
+    assert {field.name for field in fields(SampleConfig)} == set(SETTINGS)
     with pytest.raises(ValueError, match="unknown text encoder") as error:
         load_encoder("nonsense")
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
     assert embed_command.ENCODER_DTYPES == DTYPES
     by_name = {action.dest: action for action in options(main_lib.make_parser())}
     assert set(command_lib.THRESHOLDS) == set(THRESHOLDS)
-    assert set(FIELDS) - set(sample_command.SWEPT) == {"time_grid"}
+    assert set(FIELDS) == set(sample_command.SWEPT)
     named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])
     assert set(named) - {"or"} == set(SAMPLERS)
+    named = re.findall(r"\w+", str(by_name["time_grid"].help).partition(":")[0])
+    assert set(named) - {"or"} == set(TIME_GRIDS)
 
 
 # errors

@@ -172,7 +172,8 @@ def axis(text: str) -> tuple[str | None, str, list[Any]]:
         raise argparse.ArgumentTypeError(
             f"must be [STAGE.]NAME=VALUE,VALUE with NAME one of {', '.join(SWEPT)}; got {text!r}"
         )
-    kind = {"threshold": str, "sampler": str, "steps": int, "seed": int}.get(name, float)
+    words, whole = ("threshold", "sampler", "time_grid"), ("steps", "seed")
+    kind = str if name in words else int if name in whole else float
     try:
         return stage or None, name, [kind(value) for value in values.split(",")]
     except ValueError as error:
