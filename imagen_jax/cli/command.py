@@ -232,7 +232,8 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
         "--time-grid",
         type=per_stage(str),
         metavar="NAME",
-        help="uniform_t, uniform_logsnr or karras: where the steps lie; heun needs karras",
+        help="uniform_t, uniform_logsnr, karras, trailing or leading: where the steps lie; heun "
+        "needs karras",
     )
     group.add_argument(
         "--steps", type=per_stage(positive), metavar="N", help="of the sampler; time grows with it"
