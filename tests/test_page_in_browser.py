@@ -55,7 +55,7 @@ def server(workdir: Path) -> Iterator[tuple[str, int]]:
     assert address, said + process.communicate()[1]
     yield address[0], process.pid
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
 
