@@ -1,4 +1,4 @@
-"""The same command on one device, on eight, in two processes, and moved from one to another."""
+"""The same command on eight devices, in two processes, and moved from one device to four."""
 
 from __future__ import annotations
 
@@ -48,10 +48,6 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
     assert "on 8 cpu device(s) of 1 host(s)" in train(eight, 8, IMAGEN)
     expected = pytest.approx(losses(eight), rel=TOLERANCE)
 
-    one = tmp_path / "one"
-    assert "on 1 cpu device(s) of 1 host(s)" in train(one, 1, IMAGEN)
-    assert losses(one) == expected
-
     two = tmp_path / "two"
     printed = train(two, 4, ["bash", str(ROOT / "launch" / "processes.sh"), "2"])
     assert "on 8 cpu device(s) of 2 host(s)" in printed
@@ -59,7 +55,7 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
 
     moved = tmp_path / "moved"
     until = [sys.executable, str(ROOT / "tests" / "train_until.py")]
-    for devices, stop, begin in ((8, 2, 0), (4, 4, 2), (8, STEPS + 1, 4)):
+    for devices, stop, begin in ((1, 2, 0), (4, STEPS + 1, 2)):
         printed = train(moved, devices, [*until, str(stop)])
         assert f"steps {begin} -> {STEPS} on {devices} cpu device(s)" in printed
         assert printed.endswith("status 75" if stop < STEPS else "status 0")
