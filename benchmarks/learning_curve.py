@@ -1,4 +1,4 @@
-"""How fast variants of a stage learn: errors over steps, seconds and FLOPs, side by side.
+"""How fast variants of a stage learn: errors over steps, CPU seconds and FLOPs, side by side.
 
     imagen embed --scenes quickstart --count 1000 --split validation \
         --output runs/quickstart/embeddings
@@ -39,6 +39,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.config import load_config, to_plain
@@ -164,14 +165,14 @@ class Variant:
         """Takes steps, measures the errors at the noise levels, and keeps what there is then."""
         losses = []
         seconds = self.curve[-1]["seconds"] if self.curve else 0.0
-        for _ in range(steps):
+        for _ in tqdm(range(steps), desc=self.name, unit="step", leave=False):
             batch = {name: jnp.asarray(value) for name, value in next(self.batches).items()}
             if self._compiled is None:
                 self._compiled = self._step.lower(self.state, batch).compile()
-            start = time.perf_counter()
+            start = time.process_time()
             self.state, found = self._compiled(self.state, batch)
             losses.append(float(found["loss"]))
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
         row = {"step": self.steps, "seconds": seconds, "flops": self.flops * self.steps}
         self.curve.append(row | {"loss": float(np.mean(losses))} | self.errors(levels))
         if self._kept is not None:
@@ -208,9 +209,9 @@ def by_level(row: dict[str, float]) -> dict[float, float]:
 
 
 def print_table(variants: Sequence[Variant]) -> None:
-    """The last row of every curve, and the time of a step beside that of the first variant."""
+    """The last row of every curve, and the CPU time of a step beside that of the first variant."""
     heads = [f"{level:.1f}" for level in by_level(variants[0].curve[-1])]
-    print(f"{'variant':<24}{'params':>8}{'GFLOPs':>8}{'ms/step':>9}{'ratio':>7}{'loss':>9}"
+    print(f"{'variant':<24}{'params':>8}{'GFLOPs':>8}{'CPU ms':>9}{'ratio':>7}{'loss':>9}"
           f"{'error':>9}" + "".join(f"{head:>9}" for head in heads))  # fmt: skip
     pace = [v.curve[-1]["seconds"] / v.steps for v in variants]
     for variant, seconds in zip(variants, pace, strict=True):
@@ -246,7 +247,7 @@ def write(variants: Sequence[Variant], output: Path) -> None:
         levels = by_level(variant.curve[-1])
         axes[3].plot(list(levels), list(levels.values()), marker="o", markersize=3)
     for axis, label in zip(
-        axes, ("steps", "seconds of training", "TFLOPs of training", "logsnr, at the end"),
+        axes, ("steps", "CPU seconds of training", "TFLOPs of training", "logsnr, at the end"),
         strict=True,
     ):  # fmt: skip
         axis.set(xlabel=label, yscale="log")

@@ -8,6 +8,7 @@ run_exported.py      loads and runs them, with jax, numpy and safetensors alone
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -24,6 +25,7 @@ import safetensors.numpy
 from imagen_jax import run_exported
 from imagen_jax.pretrained import Pretrained, abstract_params, flat_weights
 from imagen_jax.sampling import StageInputs, picture_keys, whole_sampler
+from imagen_jax.sharding import no_platform
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
 from imagen_jax.typing import TextEmbedding
@@ -60,9 +62,11 @@ def export_stage(
     settings = stage.sample if settings is None else settings
     shapes = flax.traverse_util.flatten_dict(abstract_params(stage), sep="/")
     inputs = _inputs(stage, settings)
-    program = jax.export.export(
-        jax.jit(_program(stage, settings)), platforms=tuple(platforms) or None
-    )(shapes, inputs)
+    elsewhere = any(platform != jax.default_backend() for platform in platforms)
+    with jax.sharding.use_abstract_mesh(no_platform()) if elsewhere else contextlib.nullcontext():
+        program = jax.export.export(
+            jax.jit(_program(stage, settings)), platforms=tuple(platforms) or None
+        )(shapes, inputs)
     weights = flat_weights(cascade.weights(stage))
 
     output = Path(output)

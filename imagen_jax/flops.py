@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
+from imagen_jax.sharding import no_platform
+
 
 @functools.cache
 def window_pairs(
@@ -34,12 +36,15 @@ def window_pairs(
 
 
 def flops_of(function: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of all products that the results of a function need, see jaxpr_flops.
+    """FLOPs of all products that the results of a function need, see jaxpr_flops: of those it was
+    written with, whichever way a platform computes them.
 
     Args:
       args: arrays or their shapes.
     """
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    with jax.sharding.use_abstract_mesh(no_platform()):
+        jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return jaxpr_flops(needed)
 

@@ -177,6 +177,18 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def divides_pictures() -> bool:
+    """Whether the mesh within `on_mesh` divides the height of pictures."""
+    return jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1
+
+
+def no_platform() -> jax.sharding.AbstractMesh:
+    """A mesh of one device of no kind: what is traced for it is what was written, without what is
+    computed otherwise for the sake of a platform."""
+    device = jax.sharding.AbstractDevice("none", None, "none")
+    return jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
+
+
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The function, to be jitted, with the activations in it laid out on the mesh."""
 

@@ -22,6 +22,7 @@ import tiny
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
+from imagen_jax.models.layers import Conv
 from imagen_jax.stage import Stage
 from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, create_state
@@ -141,18 +142,36 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
 def gradients_do_not_depend_on_the_mesh() -> None:
     gradients_of(
         tiny.stage("base", *tiny.ONE_LEVEL),
-        [{"data": 8}, {"fsdp": 4, "data": 2}, {"tensor": 4, "data": 2},
-         {"data": 2, "fsdp": 2, "tensor": 2}, {"slice": 2, "fsdp": 4}],
+        [{"data": 8}, {"tensor": 4, "data": 2}, {"data": 2, "fsdp": 2, "tensor": 2},
+         {"slice": 2, "fsdp": 4}],
     )  # fmt: skip
     gradients_of(
         tiny.stage("sr", *tiny.ONE_LEVEL),
-        [{"fsdp": 2, "data": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2},
-         {"data": 2, "fsdp": 2, "spatial": 2}],
-    )  # fmt: skip
+        [{"fsdp": 2, "data": 4}, {"data": 4, "spatial": 2}, {"data": 2, "fsdp": 2, "spatial": 2}],
+    )
     gradients_of(  # as the 1024 stage: no self-attention
         tiny.stage("sr", *tiny.ONE_LEVEL, "stages.sr.network.self_attention=(False,)"),
         [{"data": 2, "spatial": 4}, {"fsdp": 4, "tensor": 2}],
     )
+
+
+def winograd_does_not_depend_on_the_mesh() -> None:
+    layer = Conv(32, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (8, 16, 16, 32))
+    boxed_params = layer.init(jax.random.key(1), x)
+    params = nn.unbox(boxed_params)
+    loss = lambda params, x: jnp.sum(layer.apply(params, x) ** 2)  # noqa: E731
+    expected = jax.jit(jax.grad(loss, (0, 1)))(params, x)
+    for axes in ({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2}):
+        mesh = sharding.make_mesh(axes)
+        shardings = sharding.state_shardings(boxed_params, mesh)
+        pictures = NamedSharding(mesh, sharding.PICTURE_SPEC)
+        gradient = jax.jit(
+            sharding.on_mesh(jax.grad(loss, (0, 1)), mesh), in_shardings=(shardings, pictures)
+        )
+        filtered = "conv_general_dilated" not in str(gradient.trace(params, x).jaxpr)
+        assert filtered == ("spatial" not in axes)
+        assert_same(gradient(params, x), expected, tolerance=1e-5)
 
 
 def training_goes_on_with_another_mesh() -> None:
@@ -179,7 +198,12 @@ def training_goes_on_with_another_mesh() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [gradients_do_not_depend_on_the_mesh, training_goes_on_with_another_mesh]
+    "function",
+    [
+        gradients_do_not_depend_on_the_mesh,
+        winograd_does_not_depend_on_the_mesh,
+        training_goes_on_with_another_mesh,
+    ],
 )
 def test_on_eight_devices(function: Any) -> None:
     done = subprocess.run(

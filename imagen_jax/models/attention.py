@@ -41,25 +41,62 @@ def attend(
     """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen.
 
     XLA's product of many small matrices is slow on a CPU, and the logits of all examples do not fit
-    its caches: there, large attention runs example by example and head by head, and its weights are
-    computed again in the backward pass.
+    its caches: there, large attention runs example by example and head by head.
     """
     b, length, heads, channels = q.shape
     if sharding.platform() != "cpu" or length * k.shape[1] < LARGE:
         mask = None if visible is None else visible[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-    @jax.checkpoint
-    def one(head: tuple[Array, Array, Array, Array]) -> Array:
-        q, k, v, seen = head
-        logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * channels**-0.5
-        weights = jax.nn.softmax(logits, where=seen[None], axis=-1)
-        return jnp.matmul(weights.astype(v.dtype), v)
-
     seen = jnp.ones(k.shape[:2], bool) if visible is None else visible
+    bias = jnp.repeat(jnp.where(seen, 0.0, UNSEEN), heads, axis=0)
     heads_first = (x.swapaxes(1, 2).reshape(b * heads, -1, channels) for x in (q, k, v))
-    out = jax.lax.map(one, (*heads_first, jnp.repeat(seen, heads, axis=0)))
+    out = jax.lax.map(lambda head: attend_head(*head), (*heads_first, bias))
     return out.reshape(b, heads, length, channels).swapaxes(1, 2)
+
+
+UNSEEN = -1e30
+"""Added to the logits of keys that are not seen: finite, so that none being seen is no NaN."""
+
+
+@jax.custom_vjp
+def attend_head(
+    q: Float[Array, "l k"], k: Float[Array, "m k"], v: Float[Array, "m k"], bias: Float[Array, "m"]
+) -> Float[Array, "l k"]:
+    """Attention of one head; the backward pass computes its weights again (Dao et al. 2022,
+    FlashAttention, arXiv:2205.14135, appendix B.2), and `bias` has no gradient."""
+    return _attend_head_forward(q, k, v, bias)[0]
+
+
+def _head_logits(q: jax.Array, k: jax.Array, bias: jax.Array) -> jax.Array:
+    scaled = q * q.shape[-1] ** -0.5
+    return jnp.matmul(scaled, k.T, preferred_element_type=jnp.float32) + bias
+
+
+def _attend_head_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    logits = _head_logits(q, k, bias)
+    largest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return out.astype(v.dtype), (q, k, v, bias, out, largest + jnp.log(total))
+
+
+def _attend_head_backward(
+    residuals: tuple[jax.Array, ...], grad: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    q, k, v, bias, out, log_total = residuals
+    weights = jnp.exp(_head_logits(q, k, bias) - log_total)
+    grad_v = jnp.matmul(weights.astype(v.dtype).T, grad)
+    grad_weights = jnp.matmul(grad, v.T, preferred_element_type=jnp.float32)
+    shared = (grad.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
+    grad_logits = weights * (grad_weights - shared) * q.shape[-1] ** -0.5
+    grad_logits = grad_logits.astype(q.dtype)
+    return jnp.matmul(grad_logits, k), jnp.matmul(grad_logits.T, q), grad_v, None
+
+
+attend_head.defvjp(_attend_head_forward, _attend_head_backward)
 
 
 class TextContext(nn.Module):
