@@ -50,6 +50,9 @@ def serve(
       listening: what `listen` returned.
       host: that was given to it; unless it is of loopback, requests by any name are answered.
       open_browser: also open the page.
+
+    Raises:
+      KeyboardInterrupt: always, at the end.
     """
     only_loopback = is_loopback(host)
     worker = Worker(cascade)
@@ -81,6 +84,7 @@ def serve(
         timeout_graceful_shutdown=1,  # open tabs keep a connection
     )
     uvicorn.Server(config).run(sockets=[listening])
+    raise KeyboardInterrupt  # it ends by nothing else, but does not always raise it itself
 
 
 FAVICON = """
