@@ -158,8 +158,8 @@ class ImageAttention(nn.Module):
     """Residual attention of an image's positions to themselves and to text.
 
     With both, text keys and values are concatenated to those of the image and one softmax runs over
-    all of them (Imagen, section 2.3 and appendix B.1). Without `to_image` this is cross-attention
-    only, as in the 1024 stage.
+    all of them (Imagen, section 2.5). Without `to_image` this is cross-attention only, as in the
+    1024 stage.
 
     Attributes:
       head_channels: channels of a head; the input's channels must be a multiple.

@@ -26,7 +26,7 @@ def sinusoidal_embedding(value: Float[Array, " b"], channels: int) -> Float[Arra
 class ConditioningEncoder(nn.Module):
     """Conditioning vector [b, features] and text tokens [b, l, text_channels] of a U-Net.
 
-    The vector is the embedded logsnr, plus the pooled text (Imagen, section 2.3), plus,
+    The vector is the embedded logsnr, plus the pooled text (Imagen, section 2.5), plus,
     for super-resolution, the embedded aug_level of the low-resolution picture (section 2.2).
     Text states are layer-normalised first, which the paper found to matter (appendix D.3).
 

@@ -1,4 +1,4 @@
-"""The Efficient U-Net of the super-resolution stages (Imagen, section 2.3.1 and appendix B.1)."""
+"""The Efficient U-Net of the super-resolution stages (Imagen, section 2.5 and appendix B.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base U-Net: improved DDPM / ADM with text (Imagen, section 2.3 and appendix F.1)."""
+"""The base U-Net: improved DDPM / ADM with text (Imagen, section 2.5 and appendix F.1)."""
 
 from __future__ import annotations
 
