@@ -21,14 +21,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
-LONGEST = (
-    "multi_host", "train", "elastic", "torture", "guards", "sharding", "notebook", "evaluation",
-    "stack", "plan", "cascade", "train_step",
+LONG = (
+    "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train", "sharding",
+    "stack",
 )  # fmt: skip
-"""Files of tests that take half a minute or more, the longest first."""
+"""Files of tests that take a minute or more. Those of several processes come first, as they wait
+for one another; the programs that they compile are there when the others need them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: where processes share files, no long one is left for last."""
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
