@@ -14,6 +14,7 @@ import tiny
 
 import imagen_jax.main as main_lib
 from imagen_jax.cascade import Cascade
+from imagen_jax.compiled import export_stage
 from imagen_jax.pretrained import export_cascade, open_cascade
 from imagen_jax.sampling import from_uint8, to_uint8
 
@@ -30,8 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("compiled")
     argv = ["export", "--workdir", str(directory), "--output", str(output)]
-    assert main_lib.main([*argv, "--format", "compiled", "--steps", "sr=3",
-                          "--platforms", "cpu", "tpu"]) == 0  # fmt: skip
+    assert main_lib.main([*argv, "--format", "compiled", "--steps", "sr=3"]) == 0
     return output
 
 
@@ -51,6 +51,12 @@ def test_what_is_written(exported: Path, directory: Path) -> None:
     cascade = open_cascade(directory)
     assert sr["fingerprint"] == cascade.fingerprint(cascade.stages[1])
     assert len((exported / "run_exported.py").read_text().splitlines()) < 40
+
+
+def test_for_platforms_that_are_not_here(directory: Path, tmp_path: Path) -> None:
+    cascade = open_cascade(directory)
+    export_stage(cascade, cascade.stages[0], tmp_path, platforms=["cpu", "tpu"])
+    assert json.loads((tmp_path / "base.json").read_text())["platforms"] == ["cpu", "tpu"]
 
 
 def test_it_runs_without_this_package(exported: Path, directory: Path, tmp_path: Path) -> None:

@@ -42,11 +42,12 @@ def test_errors_are_rounding(shape: tuple[int, ...]) -> None:
     plain = value_and_gradients(direct, x, kernel, grad)
     found = value_and_gradients(winograd.convolve, x, kernel, grad)
     for name, truth in exact.items():
-        size = np.abs(truth).max()
-        unit = max(np.abs(plain[name] - truth).max() / size, np.finfo(np.float32).eps)
-        assert np.abs(found[name] - truth).max() / size < 30 * unit, name
-        root_mean_square = np.sqrt(np.square(found[name] - truth).mean()) / size
-        assert root_mean_square < 2e-6, name
+        error, usual = (
+            np.sqrt(np.square(of[name] - truth).mean()) / np.sqrt(np.square(truth).mean())
+            for of in (found, plain)
+        )
+        assert error < 2e-6, name
+        assert error < 10 * max(usual, 2**-24), name
 
 
 def test_transforms_are_exact_without_rounding() -> None:
