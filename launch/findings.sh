@@ -42,6 +42,7 @@ t5=()
 while [[ "${1:-}" == --t5 ]]; do
   [[ "${2:-}" == ?*=* && -d "${2#*=}" ]] ||
     fail "--t5 needs NAME=CHECKPOINT with CHECKPOINT a folder, got '${2:-}'"
+  [[ -f "${2#*=}/spiece.model" ]] || fail "--t5 ${2%%=*}: no spiece.model in ${2#*=}"
   t5+=("${2%%=*}=$(realpath "${2#*=}")")
   shift 2
 done
