@@ -50,7 +50,6 @@ from imagen_jax.eval.metrics.intervals import Z95
 from imagen_jax.quality import VALIDATION_LOSS
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.checkpoint import Checkpointer
-from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.start import open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
 from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, model_flops
@@ -139,7 +138,6 @@ class Variant:
         """
         self.name = name
         self.stage = make_stage(config, stage_name)
-        optimizer = make_optimizer(self.stage.train)
         mesh = sharding.make_mesh()
         self.batches = open_batches(self.stage, data, mesh)
         self.held_out = open_batches(self.stage, data, mesh, "validation")
@@ -148,11 +146,11 @@ class Variant:
         self._kept = None if directory is None else Kept(directory, to_plain(config))
         state = None
         if self._kept is not None:
-            shapes, _ = abstract_state(self.stage, optimizer, mesh)
+            shapes, _ = abstract_state(self.stage, mesh)
             state, self.curve = self._kept.restore(shapes, self.batches)
-        self.state = create_state(self.stage, optimizer, mesh) if state is None else state
+        self.state = create_state(self.stage, mesh) if state is None else state
         self.parameters = count_parameters(self.state.params)
-        self._step = jax.jit(make_train_step(self.stage, optimizer), donate_argnums=0)
+        self._step = jax.jit(make_train_step(self.stage), donate_argnums=0)
         self._compiled: Any = None
         self._error = jax.jit(functools.partial(x0_error, self.stage))
 

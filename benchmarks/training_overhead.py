@@ -29,9 +29,8 @@ from imagen_jax.stage import make_stage
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.loop import STEPS_AHEAD
 from imagen_jax.train.metrics import summarise
-from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.start import make_checkpointer, open_batches
-from imagen_jax.train.state import abstract_state, create_state
+from imagen_jax.train.state import create_state
 from imagen_jax.train.step import jit_train_step
 
 
@@ -42,10 +41,8 @@ class Rounds:
         self.stage = make_stage(load_config(config, []), stage)
         self._steps = steps
         mesh = sharding.make_mesh()
-        optimizer = make_optimizer(self.stage.train)
-        _, shardings = abstract_state(self.stage, optimizer, mesh)
-        self._state = create_state(self.stage, optimizer, mesh)
-        self._step = jit_train_step(self.stage, optimizer, mesh, shardings)
+        self._state = create_state(self.stage, mesh)
+        self._step = jit_train_step(self.stage, mesh)
         self._batches = open_batches(self.stage, data, mesh)
         self._shardings = sharding.batch_shardings(mesh, self.stage.batch_names)
         self._batch = jax.device_put(next(self._batches), self._shardings)

@@ -108,7 +108,8 @@ class TrainConfig:
       max_damaged: share of the records that a host reads that may be damaged; they are reported and
         read past.
       seed: of initialisation, noise, dropout and data order.
-      log_every, sample_every, checkpoint_every: steps between the respective events.
+      log_every, checkpoint_every: steps between the respective events.
+      sample_every: steps between grids of samples, of which the last step has one, too; 0 is none.
       keep_checkpoints: newest checkpoints that are kept.
       keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
       keep_best: so many of the best by `best_metric` are kept, too.
@@ -152,13 +153,13 @@ class TrainConfig:
     max_damaged: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "accumulation", "steps", "log_every", "sample_every",
-                      "checkpoint_every", "keep_checkpoints", "max_bad_steps"):  # fmt: skip
+        for field in ("batch_size", "accumulation", "steps", "log_every", "checkpoint_every",
+                      "keep_checkpoints", "max_bad_steps"):  # fmt: skip
             _check_range(self, field, 1)
         for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
         for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
-                      "validation_batches", "evaluate_every"):  # fmt: skip
+                      "sample_every", "validation_batches", "evaluate_every"):  # fmt: skip
             _check_range(self, field, 0)
         _check_range(self, "evaluate_pictures", 2)
         if self.evaluate_every % self.checkpoint_every:

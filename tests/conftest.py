@@ -10,11 +10,13 @@ import pytest
 # Before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Most of the time goes into compiling programs that then run for milliseconds.
+# Most of the time goes into compiling programs, and reading compiled ones, that then run for
+# milliseconds. (Reading takes time by the square of the number of YNN fusions.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_experimental_ynn_fusion_type= "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 _cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "tests"))

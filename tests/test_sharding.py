@@ -24,7 +24,6 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from imagen_jax import sharding
 from imagen_jax.models.layers import Conv
 from imagen_jax.stage import Stage
-from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, create_state
 from imagen_jax.train.step import stage_loss
 
@@ -98,8 +97,8 @@ def test_mesh_that_cannot_be_made(axes: dict[str, int], message: str) -> None:
 def test_state_lies_where_its_shardings_say(optimizer: str) -> None:
     stage = tiny.stage("base", f"stages.base.train.optimizer={optimizer}")
     mesh = sharding.make_mesh()
-    abstract, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
-    state = create_state(stage, make_optimizer(stage.train), mesh)
+    abstract, shardings = abstract_state(stage, mesh)
+    state = create_state(stage, mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract) == described
@@ -128,7 +127,7 @@ def gradients_of(stage: Stage, meshes: list[dict[str, int]]) -> None:
     expected = jax.jit(jax.value_and_grad(loss))(params, batch)
     for axes in meshes:
         mesh = sharding.make_mesh(axes)
-        _, shardings = abstract_state(stage, make_optimizer(stage.train), mesh)
+        _, shardings = abstract_state(stage, mesh)
         sharded = jax.jit(
             sharding.on_mesh(jax.value_and_grad(loss), mesh),
             in_shardings=(shardings.params, sharding.batch_shardings(mesh, batch)),

@@ -109,7 +109,7 @@ def test_steps_and_their_average(optimizer: str) -> None:
     transform = make_optimizer(stage.train)
     params = tiny.random_params(stage)
     state = state_of(params, transform, "0.15")
-    step, batch = jax.jit(make_train_step(stage, transform)), tiny.batch(stage, 4)
+    step, batch = jax.jit(make_train_step(stage)), tiny.batch(stage, 4)
     again, _ = step(state, batch)
 
     averages = dict.fromkeys((0.3, 0.15), jax.device_get(params))

@@ -19,7 +19,6 @@ from imagen_jax.sampling import StageInputs, stage_denoiser, whole_sampler
 from imagen_jax.stage import Stage
 from imagen_jax.text import t5
 from imagen_jax.text.t5 import T5Config
-from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.state import abstract_state, count_parameters
 from imagen_jax.train.step import batch_shapes, jit_train_step, model_flops
 from imagen_jax.typing import Conditioning, TextEmbedding
@@ -73,15 +72,14 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
       ValueError: the batch does not divide over the mesh.
     """
     _check_divides(stage.train.batch_size, mesh, stage.train.accumulation)
-    optimizer = make_optimizer(stage.train)
-    state, shardings = abstract_state(stage, optimizer, mesh)
+    state, _ = abstract_state(stage, mesh)
     shardings_of = sharding.batch_shardings(mesh, stage.batch_names)
     batch = {
         name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings_of[name])
         for name, shape in batch_shapes(stage).items()
     }
     start = time.monotonic()
-    lowered = jit_train_step(stage, optimizer, mesh, shardings).lower(state, batch)
+    lowered = jit_train_step(stage, mesh).lower(state, batch)
     compiled = lowered.compile(compiler_options=EFFORT[effort])
     seconds = time.monotonic() - start
     return Program(

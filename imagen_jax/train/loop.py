@@ -24,7 +24,6 @@ from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
 from imagen_jax.train.metrics import Clock, memory, summarise
-from imagen_jax.train.optimizer import make_optimizer
 from imagen_jax.train.profiling import Profiler
 from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.start import claim, first_state, make_checkpointer, open_batches
@@ -78,8 +77,7 @@ def train(
     stage_name = stage.name
     mesh = sharding.make_mesh(stage.mesh.axes() if mesh_axes is None else mesh_axes)
     batches = open_batches(stage, data_dir, mesh)
-    optimizer = make_optimizer(stage.train)
-    abstract, shardings = abstract_state(stage, optimizer, mesh)
+    abstract, shardings = abstract_state(stage, mesh)
     validation = None
     if stage.train.validation_batches:
         validation = Validation(stage, data_dir, mesh, shardings.ema)
@@ -90,7 +88,7 @@ def train(
     checkpointer = make_checkpointer(stage, workdir, report)
     state = checkpointer.restore(abstract, batches, fall_back)
     if state is None:
-        state = first_state(stage, optimizer, mesh, abstract, init_from)
+        state = first_state(stage, mesh, abstract, init_from)
     report(
         f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
         f"{stage.resolution} px, batch {stage.train.batch_size}, "
@@ -98,18 +96,21 @@ def train(
         f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"
     )
     batch_shardings = sharding.batch_shardings(mesh, stage.batch_names)
-    train_step = jit_train_step(stage, optimizer, mesh, shardings)
+    train_step = jit_train_step(stage, mesh)
+    grid = None
+    if stage.train.sample_every:
+        grid = SampleGrid(
+            stage,
+            stage_directory(workdir, stage_name) / "samples",
+            batches.first_records(GRID_EXAMPLES),
+            mesh,
+        )
     loop = _Loop(
         stage,
         stage_directory(workdir, stage_name),
         batches,
         checkpointer,
-        SampleGrid(
-            stage,
-            stage_directory(workdir, stage_name) / "samples",
-            batches.first_records(GRID_EXAMPLES),
-            mesh,
-        ),
+        grid,
         validation,
         evaluation,
         mesh,
@@ -147,7 +148,7 @@ class _Loop:
         directory: Path,
         batches: BatchIterator,
         checkpointer: Checkpointer,
-        grid: SampleGrid,
+        grid: SampleGrid | None,
         validation: Validation | None,
         evaluation: Evaluation | None,
         mesh: Mesh,
@@ -207,9 +208,8 @@ class _Loop:
                     self._look(0)
                     self._log(step, progress)
                     self.checkpointer.check()
-                if (step % config.sample_every == 0 and not stop) or last:
-                    with self.clock.paused():  # sampling is timed apart from training
-                        self._sample(step, state)
+                if self.grid and (last or (step % config.sample_every == 0 and not stop)):
+                    self._sample(step, state, self.grid)
                 # A state after which steps are skipped may be what is wrong with them.
                 if save_due and (last or not self.guard.in_a_row):
                     metrics = None
@@ -253,8 +253,9 @@ class _Loop:
             self.writer.write_scalars(step, metrics)
         return metrics
 
-    def _sample(self, step: int, state: TrainState) -> None:
-        picture, drift = self.grid.write(step, state.ema)
+    def _sample(self, step: int, state: TrainState, grid: SampleGrid) -> None:
+        with self.clock.paused():  # timed apart from training
+            picture, drift = grid.write(step, state.ema)
         self.writer.write_images(step, {"samples": picture[None]})
         self.writer.write_scalars(step, drift)
 

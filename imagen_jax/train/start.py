@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -98,7 +97,6 @@ def claim(
 
 def first_state(
     stage: Stage,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     abstract: TrainState,
     init_from: str | None,
@@ -107,12 +105,11 @@ def first_state(
 
     Args:
       stage: what is to be trained.
-      optimizer: of the stage.
       mesh: devices that the state lies on.
       abstract: shapes and shardings of the state.
       init_from: work directory to take weights from, None for random ones.
     """
-    state = create_state(stage, optimizer, mesh)
+    state = create_state(stage, mesh)
     if init_from is None:
         return state
     params, _ = restore_ema(stage_directory(init_from, stage.name), abstract.params)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from imagen_jax import sharding
 from imagen_jax.stage import Stage
+from imagen_jax.train.optimizer import make_optimizer
 
 
 @flax.struct.dataclass
@@ -36,15 +37,14 @@ class TrainState:
     skipped: jax.Array
 
 
-def abstract_state(
-    stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Any, Any]:
+@functools.lru_cache(maxsize=4)
+def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Any, Any]:
     """Shapes and shardings of the stage's train state, without allocating it.
 
     Returns:
       (state of ShapeDtypeStructs with shardings, matching pytree of shardings).
     """
-    boxed = jax.eval_shape(lambda: _init(stage, optimizer))
+    boxed = jax.eval_shape(lambda: _init(stage))
     sharding.check_annotated(boxed.params)
     shardings = sharding.state_shardings(boxed, mesh)
     shapes = jax.tree.map(
@@ -55,19 +55,24 @@ def abstract_state(
     return shapes, shardings
 
 
-def create_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_state(stage: Stage, mesh: Mesh) -> TrainState:
     """A fresh train state, every array created where it lives."""
-    _, shardings = abstract_state(stage, optimizer, mesh)
-    return jax.jit(lambda: nn.unbox(_init(stage, optimizer)), out_shardings=shardings)()
+    return _jit_init(stage, mesh)()
 
 
-def _init(stage: Stage, optimizer: optax.GradientTransformation) -> TrainState:
+@functools.lru_cache(maxsize=4)
+def _jit_init(stage: Stage, mesh: Mesh) -> Any:
+    _, shardings = abstract_state(stage, mesh)
+    return jax.jit(lambda: nn.unbox(_init(stage)), out_shardings=shardings)
+
+
+def _init(stage: Stage) -> TrainState:
     params = stage.init(jax.random.key(stage.train.seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
+        opt_state=make_optimizer(stage.train).init(params),
         extra_ema={
             str(decay): jax.tree.map(jnp.copy, params) for decay in stage.train.extra_ema_decays
         },

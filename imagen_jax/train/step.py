@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level
 from imagen_jax.diffusion.loss import DiffusionLoss, diffusion_loss
 from imagen_jax.flops import flops_of
 from imagen_jax.stage import Stage, upsample_low_res
-from imagen_jax.train.optimizer import learning_rate_schedule
-from imagen_jax.train.state import TrainState
+from imagen_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from imagen_jax.train.state import TrainState, abstract_state
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 Batch = dict[str, jax.Array]
@@ -157,9 +158,7 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def make_train_step(
-    stage: Stage, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(stage: Stage) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step function of a stage, to be jitted with donated state.
 
     A step whose loss, gradients or updates are not finite counts, and changes nothing else.
@@ -168,6 +167,7 @@ def make_train_step(
     (bool), and per-example loss [b] with its logsnr [b] for curves over the noise level.
     """
     schedule = learning_rate_schedule(stage.train)
+    optimizer = make_optimizer(stage.train)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), state.step)
@@ -206,14 +206,14 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(
-    stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh, state_shardings: Any
-) -> Any:
+@functools.lru_cache(maxsize=4)
+def jit_train_step(stage: Stage, mesh: Mesh) -> Any:
     """The step function compiled for a mesh: the state is donated and keeps its shardings, and
-    every host can read the metrics."""
+    every host can read the metrics. A stage that is trained again in one process compiles once."""
+    _, shardings = abstract_state(stage, mesh)
     return jax.jit(
-        sharding.on_mesh(make_train_step(stage, optimizer), mesh),
-        in_shardings=(state_shardings, sharding.batch_shardings(mesh, stage.batch_names)),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        sharding.on_mesh(make_train_step(stage), mesh),
+        in_shardings=(shardings, sharding.batch_shardings(mesh, stage.batch_names)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
