@@ -7,6 +7,8 @@ so that sampling never loads TensorFlow.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import platform
 import sys
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
+    _collect_garbage_rarely()
     try:
         return args.run(args) or 0
     except (ValueError, OSError) as error:
@@ -93,6 +96,14 @@ def _set_environment(debug: bool) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     # Also the many that compile within a second, which is the default bound.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _collect_garbage_rarely() -> None:
+    """Nearly all of the many objects that the libraries and traced programs consist of live to the
+    end; to look them through as often as Python does by default is a third of the start of training.
+    """
+    gc.set_threshold(100_000, 50, 100)
+    atexit.register(gc.freeze)  # or all are looked through once more, only to end
 
 
 if __name__ == "__main__":

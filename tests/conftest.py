@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ os.environ.setdefault(
 _cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
 
 LONG = (
@@ -35,3 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: where processes share files, no long one is left for last."""
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_sessionfinish() -> None:
+    """Nothing is to be collected any more: pytest and Python would look through all of it."""
+    gc.freeze()

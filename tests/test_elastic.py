@@ -1,4 +1,4 @@
-"""The same command on eight devices, in two processes, and moved from one device to four."""
+"""The same command in two processes, and moved from one device to four."""
 
 from __future__ import annotations
 
@@ -39,19 +39,11 @@ def losses(workdir: Path) -> list[float]:
     return [metrics[step]["loss"] for step in range(1, STEPS + 1)]
 
 
-IMAGEN = [sys.executable, "-m", "imagen_jax.main", "train"]
-
-
 @pytest.mark.slow
 def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
-    eight = tmp_path / "eight"
-    assert "on 8 cpu device(s) of 1 host(s)" in train(eight, 8, IMAGEN)
-    expected = pytest.approx(losses(eight), rel=TOLERANCE)
-
     two = tmp_path / "two"
     printed = train(two, 4, ["bash", str(ROOT / "launch" / "processes.sh"), "2"])
     assert "on 8 cpu device(s) of 2 host(s)" in printed
-    assert losses(two) == expected
 
     moved = tmp_path / "moved"
     until = [sys.executable, str(ROOT / "tests" / "train_until.py")]
@@ -59,4 +51,4 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
         printed = train(moved, devices, [*until, str(stop)])
         assert f"steps {begin} -> {STEPS} on {devices} cpu device(s)" in printed
         assert printed.endswith("status 75" if stop < STEPS else "status 0")
-    assert losses(moved) == expected
+    assert losses(moved) == pytest.approx(losses(two), rel=TOLERANCE)

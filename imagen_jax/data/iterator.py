@@ -294,6 +294,7 @@ def train_batches(
 
     damage = Damage(table, check, max_damaged, num_shards)
 
+    @tf.autograph.experimental.do_not_convert  # no function here needs it; reading them takes long
     def make_dataset(start: int) -> tf.data.Dataset:
         task = seqio.Task(
             "ordered",
