@@ -99,8 +99,8 @@ def _set_environment(debug: bool) -> None:
 
 
 def _collect_garbage_rarely() -> None:
-    """Nearly all of the many objects that the libraries and traced programs consist of live to the
-    end; to look them through as often as Python does by default is a third of the start of training.
+    """Most of the objects that libraries and traced programs consist of live to the end, and there
+    are millions: looking them through as often as Python does by default slows every start.
     """
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)  # or all are looked through once more, only to end
