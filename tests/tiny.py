@@ -39,6 +39,9 @@ ONE_LEVEL = tuple(
 )  # fmt: skip
 """Still smaller, for tests that compile much: networks of one resolution."""
 
+WITHOUT_SAMPLES = (*ONE_LEVEL, *(f"stages.{name}.train.sample_every=0" for name in ("base", "sr")))
+"""What `workdir` is trained with."""
+
 
 def config(*overrides: str) -> FrozenConfigDict:
     """The tiny config; later overrides win."""
@@ -208,7 +211,7 @@ def workdir() -> Path:
 
     directory = Path(_kept.name) / "workdir"
     for name in ("sr", "base"):  # any order
-        train(config(*ONE_LEVEL), name, str(embeddings()), str(directory))
+        train(config(*WITHOUT_SAMPLES), name, str(embeddings()), str(directory))
     return directory
 
 
