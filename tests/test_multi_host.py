@@ -119,12 +119,14 @@ def test_two_processes_stop_and_resume_together_and_notice_a_loss(tmp_path: Path
     assert (told.returncode, other.returncode) == (PREEMPTED, PREEMPTED), printed
     stopped = [re.search(r"stopped at step (\d+)", text) for text in printed]
     assert all(stopped)
-    assert {int(match[1]) for match in stopped if match} == {checkpoint_steps(workdir / "sr")[-1]}
+    saved = checkpoint_steps(workdir / "sr")[-1]
+    assert {int(match[1]) for match in stopped if match} == {saved}
 
     left, killed = start_two(workdir)
     killed.kill()
     printed = [process.communicate(timeout=120)[0] for process in (left, killed)]
     assert left.returncode not in (0, PREEMPTED, None)
+    assert f"steps {saved} -> 50" in printed[0]
     assert "imagen: error: host 0 of 2 has lost another" in printed[0]
 
 
