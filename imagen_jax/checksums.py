@@ -46,6 +46,7 @@ def _sums(sharding: NamedSharding | None) -> Callable[[list[jax.Array]], jax.Arr
     return jax.jit(lambda leaves: jnp.stack([_sum(x) for x in leaves]), out_shardings=sharding)
 
 
+@jax.jit  # traced once for all arrays of one shape
 def _sum(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     index = jnp.zeros(x.shape, jnp.uint32)

@@ -177,6 +177,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def one_device() -> bool:
+    """Whether the mesh within `on_mesh` has no more than one device."""
+    return jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
+
+
 def divides_pictures() -> bool:
     """Whether the mesh within `on_mesh` divides the height of pictures."""
     return jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1

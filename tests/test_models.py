@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from imagen_jax import sharding
 from imagen_jax.config import to_plain
 from imagen_jax.models import attention, layers
 from imagen_jax.models.attention import (
@@ -25,6 +27,7 @@ from imagen_jax.models.attention import (
     attend,
     rotate_by_position,
 )
+from imagen_jax.models.blocks import ResBlock
 from imagen_jax.models.conditioning import sinusoidal_embedding
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.typing import Conditioning, TextEmbedding
@@ -102,6 +105,41 @@ def test_groups_divide_the_channels() -> None:
         assert groups in (1, 2, 4, 8, 16, 32)
         assert groups == 1 or channels // groups >= 4
     assert layers.num_groups(512) == 32
+
+
+def sums_in_one_fusion(blocks: int) -> int:
+    """Operands of the largest fusion in the compiled gradient of a row of residual blocks."""
+
+    class Row(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, vector: Any) -> Any:
+            for _ in range(blocks):
+                x = ResBlock(8, jnp.float32)(x, vector, False)
+            return x
+
+    inputs = jnp.ones((2, 4, 4, 8)), jnp.ones((2, 8))
+    params = jax.eval_shape(lambda: nn.unbox(Row().init(jax.random.key(0), *inputs)))
+    loss = lambda params: jnp.sum(Row().apply(params, *inputs) ** 2)  # noqa: E731
+    program = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    return max(found[1].count("%") for found in re.finditer(r" fusion\((.*?)\), kind", program))
+
+
+def test_gradients_along_residual_blocks_are_summed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sums_in_one_fusion(3) == sums_in_one_fusion(2)
+    monkeypatch.setattr(sharding, "one_device", lambda: False)
+    assert sums_in_one_fusion(3) > sums_in_one_fusion(2), "XLA does it, and the sum can go back"
+
+
+@pytest.mark.parametrize("number", [1.0, jnp.inf, jnp.nan])
+def test_a_residual_sum_is_a_sum(number: float) -> None:
+    """`number` is the one that the gradient's condition reads."""
+    x, y = jnp.arange(24.0).reshape(2, 3, 4).at[0, 0, 0].set(number), jnp.ones((2, 3, 4))
+    plain = jax.grad(lambda x, y: jnp.sum((x + y) ** 2), (0, 1))(x, y)
+    found = jax.grad(lambda x, y: jnp.sum(layers.residual_sum(x, y) ** 2), (0, 1))(x, y)
+    if np.isfinite(number):
+        tiny.assert_identical(found, plain)
+    else:
+        assert not any(np.isfinite(gradient).all() for gradient in found)
 
 
 def test_resampling() -> None:

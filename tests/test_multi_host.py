@@ -47,7 +47,7 @@ def train_together(data: Path, workdir: Path, *overrides: str) -> subprocess.Com
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    evaluated = ("stages.sr.train.evaluate_every=2", "stages.sr.train.evaluate_pictures=6")
+    evaluated = ("stages.sr.train.evaluate_every=2", "stages.sr.train.evaluate_pictures=4")
     stage = tiny.stage("sr", *tiny.ONE_LEVEL, *evaluated)
     data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"
     embed(

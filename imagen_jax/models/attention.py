@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 
 from imagen_jax import sharding
 from imagen_jax.models import layers
-from imagen_jax.sharding import constrain
 
 
 def num_heads(channels: int, head_channels: int, of_what: str) -> int:
@@ -215,7 +214,7 @@ class ImageAttention(nn.Module):
             jnp.concatenate(visible, axis=1) if self.to_text else None,
         )
         out = layers.Dense(c, self.dtype, use_bias=False, name="out")(out.reshape(b, h * w, c))
-        return constrain(x + out.reshape(b, h, w, c))
+        return layers.residual_sum(x, out.reshape(b, h, w, c))
 
 
 def rotate_by_position(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:

@@ -50,7 +50,7 @@ class ResBlock(nn.Module):
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
         if x.shape[-1] != self.channels:
             x = layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
-        return constrain(x + y)
+        return layers.residual_sum(x, y)
 
 
 class UNetBlock(nn.Module):
@@ -107,7 +107,7 @@ class EfficientBlock(nn.Module):
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y))
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
-        y = constrain(y + layers.Conv(self.channels, self.dtype, 1, name="shortcut")(x))
+        y = layers.residual_sum(layers.Conv(self.channels, self.dtype, 1, name="shortcut")(x), y)
         _, tokens, mask = context
         for i, fields in enumerate(self.attention):
             y = ImageAttention(**fields, name=f"attention_{i}")(y, tokens, mask)

@@ -191,6 +191,34 @@ class RMSNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def residual_sum(x: Float[Array, "*b c"], y: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """x + y, where a block returns to its shortcut x.
+
+    Gradients add up along the blocks, and XLA's CPU backend fuses the sum so far into each of its
+    uses, where it is computed once more; barriers do not keep it from that. On one CPU, the sum
+    passes a condition that always holds, but not that XLA could know.
+    """
+    kept = sharding.platform() == "cpu" and sharding.one_device()
+    return constrain(_kept_sum(x, y) if kept else x + y)
+
+
+@jax.custom_vjp
+def _kept_sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + y
+
+
+def _kept_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x + y, x[(0,) * x.ndim]
+
+
+def _kept_sum_backward(number: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    computed = jax.lax.cond(number < jnp.inf, lambda g: g, lambda g: g + number, grad)
+    return computed, computed
+
+
+_kept_sum.defvjp(_kept_sum_forward, _kept_sum_backward)
+
+
 def downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
     """Area (box) downsampling.
 
