@@ -29,7 +29,7 @@ from imagen_jax.workdir import checkpoint_steps, restore_ema
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch" / "processes.sh"
 CONFIG = str(ROOT / "tests" / "tiny_config.py")
-HOSTS, STEPS = 2, 2
+HOSTS = 2
 
 
 def arguments(data: Path, workdir: Path, *overrides: str) -> list[str]:
@@ -37,65 +37,14 @@ def arguments(data: Path, workdir: Path, *overrides: str) -> list[str]:
             "--set", *tiny.ONE_LEVEL, *overrides]  # fmt: skip
 
 
-def train_together(data: Path, workdir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Trains the sr stage in two processes."""
-    argv = ["bash", SCRIPT, str(HOSTS), *arguments(data, workdir, *overrides)]
-    return subprocess.run(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    evaluated = ("stages.sr.train.evaluate_every=2", "stages.sr.train.evaluate_pictures=4")
-    stage = tiny.stage("sr", *tiny.ONE_LEVEL, *evaluated)
-    data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"
-    embed(
-        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
-    )
-    done = train_together(data, workdir, *evaluated)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("2 cpu device(s) of 2 host(s)") == 1  # one of them reports
-    logged = tiny.metrics_of(workdir / "sr")
-
-    batches = [
-        train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
-                      stage.train.batch_size, stage.train.seed, host, HOSTS)
-        for host in range(HOSTS)
-    ]  # fmt: skip
-    state = create_state(stage, sharding.make_mesh())
-    step = jax.jit(make_train_step(stage))
-    for n in range(1, STEPS + 1):
-        shares = [next(host) for host in batches]
-        batch = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
-        state, metrics = step(state, batch)
-        assert logged[n]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        abstract_params(stage),
-    )
-    ema, at = restore_ema(workdir / "sr", targets)
-    assert at == STEPS
-    for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
-        np.testing.assert_allclose(leaf, expected, atol=1e-5)
-    assert (workdir / "sr" / "samples" / "0000002.png").exists()
-    for name, value in Evaluation(stage, str(data), sharding.make_mesh())(ema).items():
-        assert logged[STEPS][name] == pytest.approx(value, rel=0.02, abs=1e-3), name
-
-
-LONG = ("stages.sr.train.steps=50", "stages.sr.train.sample_every=0",
-        "stages.sr.train.checkpoint_every=10")  # fmt: skip
-
-
-def start_two(workdir: Path) -> list[subprocess.Popen[str]]:
+def start_two(data: Path, workdir: Path, *overrides: str) -> list[subprocess.Popen[str]]:
     """Two processes that train, once they have saved a checkpoint; each with its own output."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     before = checkpoint_steps(workdir / "sr")
     argv = [sys.executable, "-m", "imagen_jax.main", "train"]
-    argv += arguments(tiny.embeddings(), workdir, *LONG)
+    argv += arguments(data, workdir, *overrides)
     processes = [
         subprocess.Popen(
             [*argv, "--multi-host", f"{host}/{HOSTS}@localhost:{port}"], cwd=ROOT,
@@ -111,18 +60,57 @@ def start_two(workdir: Path) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_resume_together_and_notice_a_loss(tmp_path: Path) -> None:
-    workdir = tmp_path / "workdir"
-    told, other = start_two(workdir)
+def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
+    tmp_path: Path,
+) -> None:
+    settings = ("steps=50", "checkpoint_every=10", "sample_every=10", "evaluate_every=10",
+                "evaluate_pictures=4")  # fmt: skip
+    overrides = [f"stages.sr.train.{setting}" for setting in settings]
+    stage = tiny.stage("sr", *tiny.ONE_LEVEL, *overrides)
+    data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"
+    embed(
+        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
+    )
+    told, other = start_two(data, workdir, *overrides)
     told.send_signal(signal.SIGTERM)
     printed = [process.communicate(timeout=120)[0] for process in (told, other)]
     assert (told.returncode, other.returncode) == (PREEMPTED, PREEMPTED), printed
+    assert sum("2 cpu device(s) of 2 host(s)" in text for text in printed) == 1  # one reports
     stopped = [re.search(r"stopped at step (\d+)", text) for text in printed]
     assert all(stopped)
     saved = checkpoint_steps(workdir / "sr")[-1]
     assert {int(match[1]) for match in stopped if match} == {saved}
+    assert (workdir / "sr" / "samples" / "0000010.png").exists()
 
-    left, killed = start_two(workdir)
+    logged = tiny.metrics_of(workdir / "sr")
+    batches = [
+        train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
+                      stage.train.batch_size, stage.train.seed, host, HOSTS)
+        for host in range(HOSTS)
+    ]  # fmt: skip
+    state = create_state(stage, sharding.make_mesh())
+    step = jax.jit(make_train_step(stage))
+    for n in range(1, saved + 1):
+        shares = [next(host) for host in batches]
+        batch = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+        state, metrics = step(state, batch)
+        assert logged[n]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        if n == 10:
+            for name, value in Evaluation(stage, str(data), sharding.make_mesh())(
+                state.ema
+            ).items():
+                assert logged[n][name] == pytest.approx(value, rel=0.02, abs=1e-3), name
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        abstract_params(stage),
+    )
+    ema, at = restore_ema(workdir / "sr", targets)
+    assert at == saved
+    for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=1e-5)
+
+    left, killed = start_two(data, workdir, *overrides)
     killed.kill()
     printed = [process.communicate(timeout=120)[0] for process in (left, killed)]
     assert left.returncode not in (0, PREEMPTED, None)
@@ -131,7 +119,10 @@ def test_two_processes_stop_and_resume_together_and_notice_a_loss(tmp_path: Path
 
 
 def test_when_one_fails_all_end(tmp_path: Path) -> None:
-    done = train_together(tmp_path / "absent", tmp_path / "workdir")
+    done = subprocess.run(
+        ["bash", SCRIPT, str(HOSTS), *arguments(tmp_path / "absent", tmp_path / "workdir")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
+    )  # fmt: skip
     assert done.returncode != 0
     assert "imagen: error" in done.stdout
     assert "absent" in done.stdout

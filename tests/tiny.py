@@ -226,7 +226,7 @@ def metrics_of(directory: Path) -> dict[int, dict[str, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(directory / "logs"))
+    events = EventAccumulator(str(directory / "logs"), {"tensors": 0})  # all
     events.Reload()
     found: dict[int, dict[str, float]] = {}
     for tag in set(events.Tags()["tensors"]) - {"samples"}:

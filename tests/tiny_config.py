@@ -32,7 +32,12 @@ def get_config() -> ConfigDict:
     for stage in config.stages.values():
         stage.sample.steps = 2
         stage.train.update(
-            batch_size=4, steps=2, warmup_steps=0, log_every=1, sample_every=2, checkpoint_every=2,
+            batch_size=4,
+            steps=2,
+            warmup_steps=0,
+            log_every=1,
+            sample_every=2,
+            checkpoint_every=2,
             optimizer="adam",  # compiles in half of Muon's time
         )
     return config
