@@ -64,7 +64,7 @@ class FeatureNetwork:
             raise ValueError("no pictures")
         batched, weights, run = self._compiled
         devices = len(batched.mesh.devices)
-        size = devices * (BATCHES[0] if len(pictures) <= devices * BATCHES[0] else BATCHES[1])
+        size = devices * (BATCHES[0] if len(pictures) < devices * BATCHES[1] else BATCHES[1])
         parts = []
         for start in range(0, len(pictures), size):
             part = pictures[start : start + size]
