@@ -3,9 +3,9 @@
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    19 min 51 s with everything, installation apart, when sampling still was guided; all
-           correct in 100% (95%: 94-100) of held-out prompts with one object and in 91% (81-96) with
-           two, of 64 each; aims were 60% and 40%
+Result:    20 min 55 s with everything, installation apart, 19 min 34 s of it training and sampling;
+           all correct in 100% (95%: 94-100) of held-out prompts with one object and in 88% (77-94)
+           with two, of 64 each; aims were 60% and 40%
 
 Where it differs from the paper, for the sake of minutes on a CPU:
 * The base stage is an Efficient U-Net too: the layers of a U-Net at the full resolution cost most.
