@@ -18,6 +18,9 @@ needed, only their compilers. Takes up to several minutes for each NAME on two c
 
 and, if they are named:
 
+  base64-full, sr256-full, sr1024-full
+            the train steps with all searches of the compiler, as training compiles them: 5 to 8
+            minutes each on two cores
   search-sr256
             train step of sr256 on ten meshes, one after another
   h100-sample-base64, h100-sample-sr256, h100-sample-sr1024
@@ -53,6 +56,9 @@ for name in "$@"; do
   case "$name" in
     base64) plan "$name" --config configs/base64.py --topology v4:8x8x4 ;;
     sr256 | sr1024) plan "$name" --config "configs/$name.py" --topology v4:4x4x8 ;;
+    base64-full) plan "$name" --config configs/base64.py --topology v4:8x8x4 --effort full ;;
+    sr256-full | sr1024-full)
+      plan "$name" --config "configs/${name%-full}.py" --topology v4:4x4x8 --effort full ;;
     sample-*) plan "$name" --config "configs/${name#sample-}.py" --job sample --topology v4:1x1x1 ;;
     search-sr256)
       plan "$name" --config configs/sr256.py --topology v4:4x4x8 --remat products --search ;;

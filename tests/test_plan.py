@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from imagen_jax.main import main
 from imagen_jax.plan import collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
-from imagen_jax.plan.programs import Program
+from imagen_jax.plan.programs import Program, compile_for
 from imagen_jax.plan.search import choices
 from imagen_jax.plan.topology import topology_devices
 from imagen_jax.pretrained import abstract_params
@@ -251,6 +252,22 @@ def test_plan_for_a_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert plan["collectives"]
     assert plan["memory_limit"] == 32 * 2**30
     assert plan["terms"]["memory"] > 0
+
+
+def test_what_is_compiled_for_other_machines_is_not_stored() -> None:
+    pytest.importorskip("libtpu", reason="the TPU compiler is for Linux x86_64")
+    mesh = Mesh(topology_devices("v4:1x1x1"), "data")
+    x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    bound = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # reading it would fail
+            for _ in range(2):
+                compile_for(mesh, jax.jit(lambda x: x @ x).lower(x), "quick")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", bound)
 
 
 def gpu_compiler() -> bool:

@@ -62,9 +62,9 @@ def add_command(commands: Commands) -> None:
         "--effort",
         choices=("quick", "full"),
         default="quick",
-        help="of the TPU compiler: quick answers in a minute or two and is a little pessimistic "
-        "about memory and traffic; full compiles what training runs, and takes ten times as long "
-        "(default: quick)",
+        help="of the TPU compiler: quick answers in a minute or two and counts up to twice the "
+        "traffic with the main memory; full compiles what training runs, and takes four times as "
+        "long (default: quick)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write every figure there")
     parser.add_argument("--chart", metavar="FILE", help="also draw memory and time there (PNG)")

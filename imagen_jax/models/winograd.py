@@ -77,9 +77,14 @@ def convolve(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """3x3 convolution with zero padding; height and width are multiples of 4."""
+    return _filter(x, kernel, "cd")
+
+
+def _filter(x: jax.Array, kernel: jax.Array, channels: str) -> jax.Array:
+    """The convolution with a kernel whose last axes are `channels`: cd, in and out, or dc."""
     rows = _apply(G, list(kernel))
-    taps = _apply(G, [rows[:, i] for i in range(TAPS)])  # [6 (width), 6 (height), c, d]
-    product = jnp.einsum("jithwc,jicd->jithwd", _transformed(x), taps)
+    taps = _apply(G, [rows[:, i] for i in range(TAPS)])  # [6 (width), 6 (height), ...]
+    product = jnp.einsum(f"jithwc,ji{channels}->jithwd", _transformed(x), taps)
     columns = _apply(A, list(product))
     tiles = _apply(A, [columns[:, i] for i in range(INPUTS)])
     return tiles.transpose(2, 3, 0, 4, 1, 5).reshape(*x.shape[:3], -1)
@@ -91,7 +96,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
 
 def _backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    return convolve(grad, kernel[::-1, ::-1].swapaxes(2, 3)), _kernel_gradient(x, grad)
+    return _filter(grad, kernel[::-1, ::-1], "dc"), _kernel_gradient(x, grad)
 
 
 convolve.defvjp(_forward, _backward)
@@ -100,7 +105,9 @@ convolve.defvjp(_forward, _backward)
 def _kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
     rows = _apply(A.T, [grad[:, i::OUTPUTS] for i in range(OUTPUTS)])
     product = _apply(A.T, [rows[:, :, :, i::OUTPUTS] for i in range(OUTPUTS)])
-    taps = jnp.einsum("jithwc,jithwd->jicd", _transformed(x), product)
+    # As matrices: contracted over several axes, XLA copies both with those axes in another order.
+    matrices = (y.reshape(INPUTS, INPUTS, -1, y.shape[-1]) for y in (_transformed(x), product))
+    taps = jnp.einsum("jinc,jind->jicd", *matrices)
     columns = _apply(G.T, list(taps))  # [3 (width), 6 (height), c, d]
     return _apply(G.T, [columns[:, i] for i in range(INPUTS)])
 
