@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,13 +259,15 @@ def test_what_is_compiled_for_other_machines_is_not_stored() -> None:
     pytest.importorskip("libtpu", reason="the TPU compiler is for Linux x86_64")
     mesh = Mesh(topology_devices("v4:1x1x1"), "data")
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    unlike_any_before = time.time() % 10_000  # a float32 tells milliseconds apart
     bound = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # reading it would fail
             for _ in range(2):
-                compile_for(mesh, jax.jit(lambda x: x @ x).lower(x), "quick")
+                program = jax.jit(lambda x: x @ x + unlike_any_before)
+                compile_for(mesh, program.lower(x), "quick")
         assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", bound)
