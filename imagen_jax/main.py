@@ -10,12 +10,11 @@ import argparse
 import atexit
 import gc
 import os
-import platform
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
+from imagen_jax.cache import cache_directory
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import one_line, unindent
 
@@ -90,10 +89,7 @@ def _set_environment(debug: bool) -> None:
     if not debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # only reads data, and is quiet so
-    # Compiled code is for this machine's processor, and a home directory may be shared.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    compiled = cache / "imagen-jax" / f"compiled-{platform.node()}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory("compiled")))
     # Also the many that compile within a second, which is the default bound.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -182,11 +182,6 @@ def one_device() -> bool:
     return jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
 
 
-def divides_pictures() -> bool:
-    """Whether the mesh within `on_mesh` divides the height of pictures."""
-    return jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1
-
-
 def no_platform() -> jax.sharding.AbstractMesh:
     """A mesh of one device of no kind: what is traced for it is what was written, without what is
     computed otherwise for the sake of a platform."""

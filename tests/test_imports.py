@@ -19,6 +19,8 @@ FLOORS = {
         "typing",
         "sharding",
         "config",
+        "cache",
+        "native",
         "grid",
         "checksums",
         "chips",

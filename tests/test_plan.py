@@ -19,8 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from imagen_jax import sharding
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
-from imagen_jax.flops import jaxpr_flops
+from imagen_jax.flops import flops_of, jaxpr_flops
 from imagen_jax.main import main
+from imagen_jax.models import winograd
+from imagen_jax.models.attention import attend
 from imagen_jax.plan import collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
@@ -83,12 +85,27 @@ def test_flops_of_a_whole_stage_agree_with_xla() -> None:
     stage = tiny.stage("base")
     params = abstract_params(stage)
     inputs = jax.eval_shape(lambda: stage.dummy_inputs(2))
-    compiled = jax.jit(stage.apply).lower(params, *inputs).compile()
+    with jax.sharding.use_abstract_mesh(sharding.no_platform()):
+        compiled = jax.jit(stage.apply).lower(params, *inputs).compile()
     ours = cost.program_cost(hlo.parse(compiled.as_text())).flops
     analysis = compiled.cost_analysis()
-    assert ours == jaxpr_flops(jax.make_jaxpr(stage.apply)(params, *inputs).jaxpr)
+    assert ours == flops_of(stage.apply, params, *inputs)
     # XLA's figure also counts additions, which are a small part.
     assert 0.6 * analysis["flops"] < ours < analysis["flops"]
+
+
+def test_flops_of_our_kernels() -> None:
+    x, kernel = jnp.ones((2, 8, 12, 16)), jnp.ones((3, 3, 16, 32))
+    q, k = jnp.ones((2, 6, 4, 8)), jnp.ones((2, 5, 4, 8))
+    convolution = lambda x, kernel: jnp.sum(winograd.convolve(x, kernel) ** 2)  # noqa: E731
+    attention = lambda q, k: jnp.sum(attend(q, k, k) ** 2)  # noqa: E731
+    tiles, pairs = 2 * 8 * 12 / 16, 2 * 4 * 6 * 5
+    for function, inputs, flops in (
+        (convolution, (x, kernel), 3 * 2 * tiles * 36 * 16 * 32),
+        (attention, (q, k), (2 + 5) * 2 * pairs * 8),
+    ):
+        compiled = jax.jit(jax.grad(function, (0, 1))).lower(*inputs).compile()
+        assert cost.program_cost(hlo.parse(compiled.as_text())).flops == flops
 
 
 def test_shapes_are_padded_to_tiles() -> None:

@@ -22,7 +22,6 @@ import tiny
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
-from imagen_jax.models.layers import Conv
 from imagen_jax.stage import Stage
 from imagen_jax.train.state import abstract_state, create_state
 from imagen_jax.train.step import stage_loss
@@ -153,25 +152,6 @@ def gradients_do_not_depend_on_the_mesh() -> None:
     )
 
 
-def winograd_does_not_depend_on_the_mesh() -> None:
-    layer = Conv(32, jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (8, 16, 16, 32))
-    boxed_params = layer.init(jax.random.key(1), x)
-    params = nn.unbox(boxed_params)
-    loss = lambda params, x: jnp.sum(layer.apply(params, x) ** 2)  # noqa: E731
-    expected = jax.jit(jax.grad(loss, (0, 1)))(params, x)
-    for axes in ({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2}):
-        mesh = sharding.make_mesh(axes)
-        shardings = sharding.state_shardings(boxed_params, mesh)
-        pictures = NamedSharding(mesh, sharding.PICTURE_SPEC)
-        gradient = jax.jit(
-            sharding.on_mesh(jax.grad(loss, (0, 1)), mesh), in_shardings=(shardings, pictures)
-        )
-        filtered = "conv_general_dilated" not in str(gradient.trace(params, x).jaxpr)
-        assert filtered == ("spatial" not in axes)
-        assert_same(gradient(params, x), expected, tolerance=1e-5)
-
-
 def training_goes_on_with_another_mesh() -> None:
     from imagen_jax.pretrained import open_cascade
     from imagen_jax.train.loop import train
@@ -199,7 +179,6 @@ def training_goes_on_with_another_mesh() -> None:
     "function",
     [
         gradients_do_not_depend_on_the_mesh,
-        winograd_does_not_depend_on_the_mesh,
         training_goes_on_with_another_mesh,
     ],
 )

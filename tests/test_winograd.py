@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import sharding
+from imagen_jax import native, sharding
 from imagen_jax.flops import flops_of
 from imagen_jax.models import winograd
 from imagen_jax.models.layers import Conv
@@ -33,10 +35,19 @@ def value_and_gradients(convolve: Any, x: Any, kernel: Any, grad: Any) -> dict[s
     return dict(zip(("value", "of x", "of kernel"), found, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 16, 48), (1, 4, 12, 5), (3, 8, 4, 1)])
-def test_errors_are_rounding(shape: tuple[int, ...]) -> None:
-    x, kernel = picture_and_kernel(*shape, features=7)
-    grad, _ = picture_and_kernel(*shape[:3], 7, features=1)
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [  # of which the second and third have groups of tiles enough that each thread takes its own
+        ((2, 16, 16, 48), 32),
+        ((9, 32, 64, 16), 48),
+        ((4, 64, 48, 96), 16),
+        ((1, 4, 12, 16), 80),
+        ((3, 8, 4, 32), 16),
+    ],
+)
+def test_errors_are_rounding(shape: tuple[int, ...], features: int) -> None:
+    x, kernel = picture_and_kernel(*shape, features=features)
+    grad, _ = picture_and_kernel(*shape[:3], features, features=1)
     with jax.enable_x64(True):
         exact = value_and_gradients(direct, *(a.astype(np.float64) for a in (x, kernel, grad)))
     plain = value_and_gradients(direct, x, kernel, grad)
@@ -64,13 +75,44 @@ def applies(*shape: int, features: int = 32, dtype: Any = np.float32) -> bool:
 
 def test_where_it_applies() -> None:
     assert applies(4, 16, 16, 32)
-    assert applies(1, 32, 32, 32)
-    assert not applies(4, 16, 16, 31)
+    assert applies(1, 8, 8, 16, features=48)
+    assert not applies(4, 16, 16, 24)
     assert not applies(4, 16, 16, 32, features=3)
     assert not applies(4, 18, 16, 32)
-    assert not applies(3, 16, 16, 32)
-    assert not applies(1, 256, 256, 32)
+    assert not applies(4, 4, 8, 32)
+    assert not applies(0, 16, 16, 32)
     assert not applies(4, 16, 16, 32, dtype=jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        assert not applies(4, 16, 16, 32)
+
+
+def test_bad_shapes_are_refused() -> None:
+    x, kernel = picture_and_kernel(1, 8, 8, 24, features=16)
+    with pytest.raises(Exception, match="multiples of 4, and channels of 16"):
+        winograd.convolve(x, kernel).block_until_ready()
+
+
+def test_equal_pictures_in_whatever_batch() -> None:
+    x, kernel = picture_and_kernel(64, 32, 32, 16, features=32)
+    convolve = jax.jit(winograd.convolve)
+    np.testing.assert_array_equal(convolve(x, kernel)[5:6], convolve(x[5:6], kernel))
+
+
+def test_a_batch_of_calls() -> None:
+    x, kernel = picture_and_kernel(3, 2, 8, 8, features=16)
+    x = np.repeat(x[..., None], 16, axis=-1)
+    kernel = np.broadcast_to(kernel[:, :, :1], (3, 3, 16, 16))
+    found = jax.vmap(winograd.convolve, (0, None))(x, kernel)
+    for one, of in zip(x, found, strict=True):
+        np.testing.assert_array_equal(winograd.convolve(one, kernel), of)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(Path(sys.executable).with_name("no-such-compiler")))
+    native.register.cache_clear()
+    with pytest.warns(UserWarning, match="CXX"):
+        assert not applies(4, 16, 16, 32)
+    native.register.cache_clear()
 
 
 def test_layer_uses_it() -> None:

@@ -6,10 +6,11 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imagen_jax import sharding
+from imagen_jax import native, sharding
 from imagen_jax.models import layers
 
 
@@ -27,75 +28,60 @@ def num_heads(channels: int, head_channels: int, of_what: str) -> int:
     return channels // head_channels
 
 
-LARGE = 2**16
-"""Logits of a head from which a CPU attends by one example and head at a time."""
-
-
 def attend(
     q: Float[Array, "b l n k"],
     k: Float[Array, "b m n k"],
     v: Float[Array, "b m n k"],
     visible: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b l n k"]:
-    """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen.
-
-    XLA's product of many small matrices is slow on a CPU, and the logits of all examples do not fit
-    its caches: there, large attention runs example by example and head by head.
-    """
-    b, length, heads, channels = q.shape
-    if sharding.platform() != "cpu" or length * k.shape[1] < LARGE:
-        mask = None if visible is None else visible[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    seen = jnp.ones(k.shape[:2], bool) if visible is None else visible
-    bias = jnp.repeat(jnp.where(seen, 0.0, UNSEEN), heads, axis=0)
-    heads_first = (x.swapaxes(1, 2).reshape(b * heads, -1, channels) for x in (q, k, v))
-    out = jax.lax.map(lambda head: attend_head(*head), (*heads_first, bias))
-    return out.reshape(b, heads, length, channels).swapaxes(1, 2)
+    """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen, of
+    each example at least one."""
+    if (
+        sharding.platform() == "cpu"
+        and sharding.one_device()
+        and q.dtype == k.dtype == v.dtype == jnp.float32
+        and not jax.export.is_symbolic_dim(q.shape[0])
+        and native.register("attention.cc", ("attention_forward", "attention_gradients"))
+    ):
+        seen = jnp.ones(k.shape[:2], bool) if visible is None else visible
+        return attend_on_cpu(q, k, v, jnp.where(seen, 0.0, UNSEEN))
+    mask = None if visible is None else visible[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 UNSEEN = -1e30
-"""Added to the logits of keys that are not seen: finite, so that none being seen is no NaN."""
+"""Added to the logits of keys that are not seen."""
 
 
 @jax.custom_vjp
-def attend_head(
-    q: Float[Array, "l k"], k: Float[Array, "m k"], v: Float[Array, "m k"], bias: Float[Array, "m"]
-) -> Float[Array, "l k"]:
-    """Attention of one head; the backward pass computes its weights again (Dao et al. 2022,
-    FlashAttention, arXiv:2205.14135, appendix B.2), and `bias` has no gradient."""
-    return _attend_head_forward(q, k, v, bias)[0]
+def attend_on_cpu(
+    q: Float[Array, "b l n k"],
+    k: Float[Array, "b m n k"],
+    v: Float[Array, "b m n k"],
+    bias: Float[Array, "b m"],
+) -> Float[Array, "b l n k"]:
+    """Attention by imagen_jax/native/attention.cc; `bias`, added to logits, has no gradient."""
+    return _attend_forward(q, k, v, bias)[0]
 
 
-def _head_logits(q: jax.Array, k: jax.Array, bias: jax.Array) -> jax.Array:
-    scaled = q * q.shape[-1] ** -0.5
-    return jnp.matmul(scaled, k.T, preferred_element_type=jnp.float32) + bias
+def _attend_forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    q = args[0]
+    b, length, heads, _ = q.shape
+    log_totals = jax.ShapeDtypeStruct((b, heads, length), q.dtype)
+    shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), log_totals)
+    out = jax.ffi.ffi_call("attention_forward", shapes, vmap_method="sequential")(*args)
+    return out[0], (*args, *out)
 
 
-def _attend_head_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    logits = _head_logits(q, k, bias)
-    largest = logits.max(axis=-1, keepdims=True)
-    weights = jnp.exp(logits - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    return out.astype(v.dtype), (q, k, v, bias, out, largest + jnp.log(total))
-
-
-def _attend_head_backward(
+def _attend_backward(
     residuals: tuple[jax.Array, ...], grad: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    q, k, v, bias, out, log_total = residuals
-    weights = jnp.exp(_head_logits(q, k, bias) - log_total)
-    grad_v = jnp.matmul(weights.astype(v.dtype).T, grad)
-    grad_weights = jnp.matmul(grad, v.T, preferred_element_type=jnp.float32)
-    shared = (grad.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
-    grad_logits = weights * (grad_weights - shared) * q.shape[-1] ** -0.5
-    grad_logits = grad_logits.astype(q.dtype)
-    return jnp.matmul(grad_logits, k), jnp.matmul(grad_logits.T, q), grad_v, None
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in residuals[:3]]
+    call = jax.ffi.ffi_call("attention_gradients", shapes, vmap_method="sequential")
+    return (*call(*residuals, grad), None)
 
 
-attend_head.defvjp(_attend_head_forward, _attend_head_backward)
+attend_on_cpu.defvjp(_attend_forward, _attend_backward)
 
 
 class TextContext(nn.Module):

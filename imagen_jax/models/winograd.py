@@ -1,14 +1,12 @@
 """3x3 convolutions in float32 on CPUs by Winograd's minimal filtering (Lavin & Gray 2016).
 
-Tiles of 4 x 4 outputs and the kernel are transformed, multiplied at 36 points and transformed back:
-36 products a tile in place of 144, in matrix products, which XLA's CPU backend also runs nearer to
-the machine's peak than its convolutions. Rounding errors grow to about five times those of the
-direct sum (tests/test_winograd.py).
+Tiles of 4 x 4 outputs and the kernel are transformed, multiplied at 36 points and transformed back,
+by imagen_jax/native/winograd.cc: 36 products a tile in place of 144. Rounding errors grow to about
+five times those of the direct sum (tests/test_winograd.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imagen_jax import sharding
+from imagen_jax import native, sharding
 
 OUTPUTS, TAPS = 4, 3
 """Of one tile, along an axis."""
@@ -26,14 +24,10 @@ POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 """Where the polynomials of a tile and of the kernel are multiplied, beside infinity. Reciprocals
 keep the numbers in the transforms small and with them the rounding errors (Barabasz et al. 2020,
 "Error analysis and improving the accuracy of Winograd convolution for deep neural networks")."""
-MIN_TILES = 64
-"""Tiles of a batch from which on it is faster: each of the 36 products has as many rows."""
-MIN_CHANNELS = 32
-"""In and out, from which on it is faster: with fewer, transforms take what products save."""
-MIN_CHANNELS_UNCACHED = 96
-"""The same where a picture is larger than CACHED."""
-CACHED = 6 * 2**20
-"""Bytes of a picture whose transformed tiles, 2.25 times as many, still fit caches."""
+MULTIPLE = 16
+"""Of channels, in and out: the numbers in a vector register of AVX-512."""
+MIN_PIXELS = 64
+"""Of a picture, from which on it is faster."""
 
 
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,18 +51,16 @@ def applies(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether convolve takes this picture [b, h, w, in] and kernel [3, 3, in, out], and is faster
     on a CPU."""
     batch, height, width, _ = x.shape
-    if jax.export.is_symbolic_dim(batch):  # in a program that is exported for any
-        return False
-    pixels = batch * height * width
     *window, channels, features = kernel.shape
-    cached = 4 * pixels * max(channels, features) <= CACHED
     return (
-        not sharding.divides_pictures()
+        sharding.one_device()
         and window == [TAPS, TAPS]
         and x.dtype == kernel.dtype == jnp.float32
-        and not (height % OUTPUTS or width % OUTPUTS)
-        and pixels >= MIN_TILES * OUTPUTS**2
-        and min(channels, features) >= (MIN_CHANNELS if cached else MIN_CHANNELS_UNCACHED)
+        and not (height % OUTPUTS or width % OUTPUTS or channels % MULTIPLE or features % MULTIPLE)
+        and height * width >= MIN_PIXELS
+        and not jax.export.is_symbolic_dim(batch)  # in a program that runs elsewhere
+        and batch > 0
+        and _registered()
     )
 
 
@@ -76,18 +68,8 @@ def applies(x: jax.Array, kernel: jax.Array) -> bool:
 def convolve(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
-    """3x3 convolution with zero padding; height and width are multiples of 4."""
-    return _filter(x, kernel, "cd")
-
-
-def _filter(x: jax.Array, kernel: jax.Array, channels: str) -> jax.Array:
-    """The convolution with a kernel whose last axes are `channels`: cd, in and out, or dc."""
-    rows = _apply(G, list(kernel))
-    taps = _apply(G, [rows[:, i] for i in range(TAPS)])  # [6 (width), 6 (height), ...]
-    product = jnp.einsum(f"jithwc,ji{channels}->jithwd", _transformed(x), taps)
-    columns = _apply(A, list(product))
-    tiles = _apply(A, [columns[:, i] for i in range(INPUTS)])
-    return tiles.transpose(2, 3, 0, 4, 1, 5).reshape(*x.shape[:3], -1)
+    """3x3 convolution with zero padding, of what applies."""
+    return _call("winograd_convolve", (*x.shape[:3], kernel.shape[3]), x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
@@ -96,39 +78,29 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
 
 def _backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    return _filter(grad, kernel[::-1, ::-1], "dc"), _kernel_gradient(x, grad)
+    return (
+        _call("winograd_convolve_transposed", x.shape, grad, kernel),
+        _call("winograd_kernel_gradient", kernel.shape, x, grad),
+    )
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
-    rows = _apply(A.T, [grad[:, i::OUTPUTS] for i in range(OUTPUTS)])
-    product = _apply(A.T, [rows[:, :, :, i::OUTPUTS] for i in range(OUTPUTS)])
-    # As matrices: contracted over several axes, XLA copies both with those axes in another order.
-    matrices = (y.reshape(INPUTS, INPUTS, -1, y.shape[-1]) for y in (_transformed(x), product))
-    taps = jnp.einsum("jinc,jind->jicd", *matrices)
-    columns = _apply(G.T, list(taps))  # [3 (width), 6 (height), c, d]
-    return _apply(G.T, [columns[:, i] for i in range(INPUTS)])
+def _call(function: str, shape: tuple[int, ...], *args: jax.Array) -> jax.Array:
+    if not _registered():
+        raise RuntimeError("no C++ compiler: see applies")
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.ffi.ffi_call(function, result, vmap_method="sequential")(*args)
 
 
-# A transformed picture is [points of the width, points of the height, b, h / 4, w / 4, c]. Each
-# transform of an axis is a barrier of its own: fused with the next, it is computed many times.
+def _registered() -> bool:
+    functions = ("winograd_convolve", "winograd_convolve_transposed", "winograd_kernel_gradient")
+    matrices = {"WINOGRAD_A": _braces(A), "WINOGRAD_B": _braces(B), "WINOGRAD_G": _braces(G)}
+    return native.register("winograd.cc", functions, **matrices)
 
 
-def _apply(matrix: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
-    """matrix [n, m] times a sequence of m arrays, [n, ...], as sums: products are slower."""
-    rows = [sum(float(c) * term for c, term in zip(row, terms, strict=True) if c) for row in matrix]
-    return jax.lax.optimization_barrier(jnp.stack(rows))
-
-
-def _transformed(x: jax.Array) -> jax.Array:
-    _, height, width, _ = x.shape
-    padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-
-    def every_fourth(x: jax.Array, axis: int, size: int) -> list[jax.Array]:
-        return [jax.lax.slice_in_dim(x, i, i + size - OUTPUTS + 1, OUTPUTS, axis)
-                for i in range(INPUTS)]  # fmt: skip
-
-    rows = _apply(B, every_fourth(padded, 1, height))
-    return _apply(B, every_fourth(rows, 3, width))
+def _braces(matrix: np.ndarray) -> str:
+    """A matrix as C++ writes it."""
+    rows = (", ".join(f"{np.float32(value)!s}f" for value in row) for row in matrix)
+    return "{" + ", ".join(f"{{{row}}}" for row in rows) + "}"

@@ -6,10 +6,15 @@ import math
 import re
 
 from imagen_jax.flops import window_pairs
+from imagen_jax.models.winograd import INPUTS, OUTPUTS
 from imagen_jax.plan.hlo import Computation, Instruction, Shape
 
 PRODUCTS = {"convolution", "dot", "custom-call"}
-"""Instructions that may be products; on GPUs many are calls of NVIDIA's libraries."""
+"""Instructions that may be products; on GPUs many are calls of NVIDIA's libraries, on CPUs of our
+own kernels."""
+
+ATTENTION = {"attention_forward": 2, "attention_gradients": 5}
+"""How many products our kernels for CPUs take to attend, and for the gradients."""
 
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> float:
@@ -27,6 +32,12 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, left, right, out)
     target = instruction.custom_call_target
+    if target.startswith("winograd_"):  # of pictures and a kernel, or of two pictures
+        window = out if target == "winograd_kernel_gradient" else right
+        tiles = math.prod(left[:3]) / OUTPUTS**2
+        return 2.0 * tiles * INPUTS**2 * math.prod(window[2:])
+    if target in ATTENTION:  # from queries to keys [batch, positions, heads, channels]
+        return 2.0 * ATTENTION[target] * math.prod(left) * right[1]
     if target.startswith("__cublas$"):
         axes = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', text)
         return _matrix_flops(left, out, axes)

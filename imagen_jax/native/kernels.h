@@ -1,0 +1,152 @@
+// What the kernels share: vectors, products of matrices, threads and memory. Compiled by
+// imagen_jax/native/__init__.py.
+
+#ifndef IMAGEN_JAX_NATIVE_KERNELS_H_
+#define IMAGEN_JAX_NATIVE_KERNELS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+#define INLINE inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace ffi = xla::ffi;
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+// ---- Vectors
+
+// Numbers of a vector register, and rows of a product that fit registers beside their operands.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 8;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRows = 4;
+#else
+constexpr int kLanes = 4, kRows = 8;
+#endif
+constexpr int kVectors = 2, kColumns = kVectors * kLanes;  // of a product, a panel
+
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
+inline const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+
+inline int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
+// ---- Products
+
+// to [kRows, kColumns] = a [kRows, depth] times the panel b [depth, kColumns], added to what is there
+// if kAdd. Rows of `to` are `stride` apart, rows and columns of `a` are `row` and `column` apart.
+template <bool kAdd>
+INLINE void product(const float* a, int64_t row, int64_t column, const float* b, float* to,
+                    int64_t stride, int64_t depth) {
+  Vector sum[kRows][kVectors];
+  UNROLL for (int i = 0; i < kRows; ++i) {
+    UNROLL for (int j = 0; j < kVectors; ++j) sum[i][j] = Vector{};
+  }
+  for (int64_t k = 0; k < depth; ++k, a += column, b += kColumns) {
+    UNROLL for (int i = 0; i < kRows; ++i) {
+      UNROLL for (int j = 0; j < kVectors; ++j) sum[i][j] += a[i * row] * at(b + j * kLanes);
+    }
+  }
+  UNROLL for (int i = 0; i < kRows; ++i) {
+    UNROLL for (int j = 0; j < kVectors; ++j) {
+      Vector& there = at(to + i * stride + j * kLanes);
+      there = kAdd ? there + sum[i][j] : sum[i][j];
+    }
+  }
+}
+
+// ---- Threads
+
+// Calls task(i) for each i below count.
+struct Serial {
+  template <typename Task>
+  void operator()(int64_t count, const Task& task) const {
+    for (int64_t i = 0; i < count; ++i) task(i);
+  }
+};
+
+// The same on this thread and on those of XLA's pool that are free.
+class Parallel {
+ public:
+  explicit Parallel(ffi::ThreadPool& pool) : pool_(&pool) {}
+
+  int64_t threads() const { return std::max<int64_t>(1, pool_->num_threads()); }
+
+  template <typename Task>
+  void operator()(int64_t count, const Task& task) const {
+    struct Job {
+      Job(const Task& task, int64_t count) : task(task), count(count) {}
+      Task task;
+      int64_t count;
+      std::atomic<int64_t> next{0}, ended{0};
+    };
+    // Shared, since a thread of the pool may come to it when all is done.
+    auto job = std::make_shared<Job>(task, count);
+    std::function<void()> work = [job] {
+      for (int64_t i; (i = job->next++) < job->count; ++job->ended) job->task(i);
+    };
+    for (int64_t i = 1; i < std::min(count, threads()); ++i) {
+      pool_->Schedule(std::function<void()>(work));
+    }
+    work();
+    while (job->ended < count) std::this_thread::yield();
+  }
+
+ private:
+  ffi::ThreadPool* pool_;
+};
+
+// ---- Memory
+
+// Memory that calls hand on to later ones: touching fresh pages can take longer than the arithmetic.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    {
+      std::lock_guard<std::mutex> lock(mutex());
+      if (!free().empty()) {
+        memory_ = std::move(free().back());
+        free().pop_back();
+      }
+    }
+    if (memory_.size() < static_cast<size_t>(floats)) memory_ = std::vector<float>(floats);
+  }
+  ~Scratch() {
+    std::lock_guard<std::mutex> lock(mutex());
+    free().push_back(std::move(memory_));
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  float* data() { return memory_.data(); }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+  static std::vector<std::vector<float>>& free() {
+    static auto* free = new std::vector<std::vector<float>>;  // outlives the pool's threads
+    return *free;
+  }
+  std::vector<float> memory_;
+};
+
+#endif  // IMAGEN_JAX_NATIVE_KERNELS_H_
