@@ -75,7 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
                   shows the traceback of every error, and the logs of the libraries
               JAX_COMPILATION_CACHE_DIR
                   where compiled programs are kept, so that a command starts faster the
-                  second time (default: ~/.cache/imagen-jax)"""),
+                  second time (default: ~/.cache/imagen-jax)
+              CXX
+                  the C++ compiler for kernels on CPUs (default: c++, g++ or clang++)"""),
     )
     parser.set_defaults(debug=False, when_interrupted="")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
