@@ -3,8 +3,8 @@
 Run:       bash launch/quickstart.sh
 Hardware:  2 CPU cores
 Data:      scenes, level "quickstart", 64 px, captions embedded by MiniLM (384 wide)
-Result:    20 min 55 s with everything, installation apart, 19 min 34 s of it training and sampling;
-           all correct in 100% (95%: 94-100) of held-out prompts with one object and in 88% (77-94)
+Result:    18 min 34 s with everything, installation apart, 17 min 1 s of it training and sampling;
+           all correct in 100% (95%: 94-100) of held-out prompts with one object and in 89% (79-95)
            with two, of 64 each; aims were 60% and 40%
 
 Where it differs from the paper, for the sake of minutes on a CPU:

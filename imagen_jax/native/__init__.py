@@ -46,7 +46,7 @@ def register(source: str, functions: tuple[str, ...], **macros: str) -> bool:
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None)
         warnings.warn(
-            f"{source} could not be compiled, so that networks run two to three times as long on "
+            f"{source} could not be compiled, so that networks run two or three times as long on "
             "this CPU. Install g++ or clang++, or name a C++ compiler in the environment variable "
             f"CXX. The reason: {said.decode(errors='replace')[:2000] if said else error}",
             stacklevel=2,
