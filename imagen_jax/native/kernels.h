@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -116,21 +118,22 @@ class Parallel {
 // ---- Memory
 
 // Memory that calls hand on to later ones: touching fresh pages can take longer than the arithmetic.
+// Not XLA's, so that a plan of a program does not count it: some tens of megabytes.
 class Scratch {
  public:
-  explicit Scratch(int64_t floats) {
+  explicit Scratch(size_t floats) {
     {
       std::lock_guard<std::mutex> lock(mutex());
-      if (!free().empty()) {
-        memory_ = std::move(free().back());
-        free().pop_back();
-      }
+      auto found = free().lower_bound(floats);  // the smallest that is large enough
+      if (found == free().end() && !free().empty()) --found;
+      if (found != free().end()) memory_ = std::move(free().extract(found).mapped());
     }
-    if (memory_.size() < static_cast<size_t>(floats)) memory_ = std::vector<float>(floats);
+    if (memory_.size() < floats) memory_ = std::vector<float>(floats);
   }
   ~Scratch() {
+    const size_t size = memory_.size();
     std::lock_guard<std::mutex> lock(mutex());
-    free().push_back(std::move(memory_));
+    free().emplace(size, std::move(memory_));
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -142,8 +145,8 @@ class Scratch {
     static std::mutex mutex;
     return mutex;
   }
-  static std::vector<std::vector<float>>& free() {
-    static auto* free = new std::vector<std::vector<float>>;  // outlives the pool's threads
+  static std::multimap<size_t, std::vector<float>>& free() {
+    static auto* free = new std::multimap<size_t, std::vector<float>>;  // outlives all threads
     return *free;
   }
   std::vector<float> memory_;
