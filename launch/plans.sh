@@ -22,7 +22,7 @@ and, if they are named:
             the train steps with all searches of the compiler, as training compiles them: 5 to 8
             minutes each on two cores
   search-sr256
-            train step of sr256 on ten meshes, one after another
+            train step of sr256 on ten meshes, one after another: a quarter of an hour
   h100-sample-base64, h100-sample-sr256, h100-sample-sr1024
             the same on one H100; needs JAX's plugin for CUDA (pip install 'jax[cuda13]')
   h100-base64-small
