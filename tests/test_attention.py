@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import jax
@@ -9,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax import native
 from imagen_jax.models.attention import attend, attend_on_cpu
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+)
 
 
 def heads(b: int, queries: int, keys: int, n: int, channels: int, size: float = 1) -> list[Any]:

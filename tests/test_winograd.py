@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from imagen_jax import native, sharding
 from imagen_jax.flops import flops_of
 from imagen_jax.models import winograd
 from imagen_jax.models.layers import Conv
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+)
 
 
 def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
