@@ -74,6 +74,15 @@ def test_keys_that_are_not_seen_do_not_matter() -> None:
     assert not found["of v"][~mask].any()
 
 
+def test_bad_shapes_are_refused() -> None:
+    q, k, v, _ = heads(2, 6, 5, 2, 16)
+    for keys, values in ((k[:1], v[:1]), (k[:, :, :1], v[:, :, :1]), (k[..., :8], v[..., :8])):
+        with pytest.raises(Exception, match="the queries' batch, heads and channels"):
+            attend(q, keys, values).block_until_ready()
+    with pytest.raises(Exception, match="of one shape"):
+        attend(q, k, v[..., :8]).block_until_ready()
+
+
 def test_what_is_no_number_stays_none() -> None:
     q, k, v, _ = heads(1, 70, 40, 1, 16)
     for changed in (q, k, v):

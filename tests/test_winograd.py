@@ -42,7 +42,7 @@ def value_and_gradients(convolve: Any, x: Any, kernel: Any, grad: Any) -> dict[s
 
 @pytest.mark.parametrize(
     ("shape", "features"),
-    [  # of which the second and third have groups of tiles enough that each thread takes its own
+    [  # on few cores, each thread takes groups of tiles of its own of the second and third
         ((2, 16, 16, 48), 32),
         ((9, 32, 64, 16), 48),
         ((4, 64, 48, 96), 16),
@@ -95,6 +95,8 @@ def test_bad_shapes_are_refused() -> None:
     x, kernel = picture_and_kernel(1, 8, 8, 24, features=16)
     with pytest.raises(Exception, match="multiples of 4, and channels of 16"):
         winograd.convolve(x, kernel).block_until_ready()
+    with pytest.raises(Exception, match="as many channels as the kernel takes"):
+        winograd.convolve(np.ones((1, 8, 8, 32), np.float32), kernel).block_until_ready()
 
 
 def test_equal_pictures_in_whatever_batch() -> None:

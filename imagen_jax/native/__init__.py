@@ -79,7 +79,7 @@ def _compiled(source: str, macros: Mapping[str, str]) -> Path:
     """The library of a source file, compiled if it was not."""
     definitions = [f"-D{name}={value}" for name, value in sorted(macros.items())]
     texts = [path.read_bytes() for path in (SOURCES / source, *sorted(SOURCES.glob("*.h")))]
-    inputs = [*texts, _features(), *map(str.encode, (*FLAGS, *definitions, jax.__version__))]
+    inputs = [*texts, _features(), *map(str.encode, (*FLAGS, *definitions, jax.lib.__version__))]
     digest = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
     library = cache_directory("native") / f"{Path(source).stem}-{digest}.so"
     if library.exists():

@@ -52,6 +52,17 @@ Shape shape_of(const Array& q, const Array& k) {
   return {size[0], size[1], k.dimensions()[1], size[2], size[3]};
 }
 
+ffi::Error check(const Shape& shape, const Array& k, const Array& v, const Array& bias) {
+  const auto keys = k.dimensions(), values = v.dimensions(), seen = bias.dimensions();
+  const bool alike = std::equal(keys.begin(), keys.end(), values.begin(), values.end());
+  if (!alike || keys[0] != shape.batch || keys[1] == 0 || keys[2] != shape.heads ||
+      keys[3] != shape.channels || seen[0] != shape.batch || seen[1] != shape.keys) {
+    return ffi::Error::InvalidArgument(
+        "keys and values must be of one shape, with the queries' batch, heads and channels");
+  }
+  return ffi::Error::Success();
+}
+
 // Rows [count, channels], `stride` apart, times `factor`, as [padded, channels] with 0 behind.
 void copy_rows(const float* rows, int64_t stride, int64_t count, int64_t padded, int64_t channels,
                float factor, float* to) {
@@ -105,6 +116,8 @@ void copy_bias(const float* bias, int64_t keys, int64_t padded, float* to) {
 ffi::Error Attend(ffi::ThreadPool pool, Array q, Array k, Array v, Array bias, Result result,
                   Result log_totals) {
   const Shape shape = shape_of(q, k);
+  ffi::Error error = check(shape, k, v, bias);
+  if (error.failure()) return error;
   const Parallel parallel(pool);
   const int64_t keys = shape.all_keys(), channels = shape.channels, wide = shape.all_channels();
   const int64_t tasks = shape.batch * shape.heads;
@@ -169,6 +182,8 @@ ffi::Error AttendGradients(ffi::ThreadPool pool, Array q, Array k, Array v, Arra
                            Array log_totals, Array gradient, Result of_q, Result of_k,
                            Result of_v) {
   const Shape shape = shape_of(q, k);
+  ffi::Error error = check(shape, k, v, bias);
+  if (error.failure()) return error;
   const Parallel parallel(pool);
   const int64_t keys = shape.all_keys(), channels = shape.channels, wide = shape.all_channels();
   const float scale = 1.0f / std::sqrt(static_cast<float>(channels));

@@ -22,30 +22,29 @@ constexpr int64_t kGradientGroup = 64;
 // Threads take a group each where there are so many for each thread; else they share every group.
 constexpr int64_t kGroupsOfThread = 3;
 
+// y = transpose(matrix x); with kTransposed, of the transposed matrix.
+template <bool kTransposed, int N, int M, int S, int Rows, int Cols>
+INLINE void transform_columns(const float (&matrix)[Rows][Cols], const Vector (&x)[M][S],
+                              Vector (&y)[S][N]) {
+  static_assert(N == (kTransposed ? Cols : Rows) && M == (kTransposed ? Rows : Cols));
+  UNROLL for (int n = 0; n < N; ++n) {
+    UNROLL for (int s = 0; s < S; ++s) {
+      y[s][n] = Vector{};
+      UNROLL for (int m = 0; m < M; ++m) {
+        const float factor = kTransposed ? matrix[m][n] : matrix[n][m];
+        if (factor != 0) y[s][n] += factor * x[m][s];
+      }
+    }
+  }
+}
+
 // y = matrix x transpose(matrix); with kTransposed, of the transposed matrix.
 template <bool kTransposed, int N, int M, int Rows, int Cols>
 INLINE void transform(const float (&matrix)[Rows][Cols], const Vector (&x)[M][M],
                       Vector (&y)[N][N]) {
-  static_assert(N == (kTransposed ? Cols : Rows) && M == (kTransposed ? Rows : Cols));
-  Vector half[N][M];
-  UNROLL for (int n = 0; n < N; ++n) {
-    UNROLL for (int s = 0; s < M; ++s) {
-      half[n][s] = Vector{};
-      UNROLL for (int m = 0; m < M; ++m) {
-        const float factor = kTransposed ? matrix[m][n] : matrix[n][m];
-        if (factor != 0) half[n][s] += factor * x[m][s];
-      }
-    }
-  }
-  UNROLL for (int n = 0; n < N; ++n) {
-    UNROLL for (int s = 0; s < N; ++s) {
-      y[n][s] = Vector{};
-      UNROLL for (int m = 0; m < M; ++m) {
-        const float factor = kTransposed ? matrix[m][s] : matrix[s][m];
-        if (factor != 0) y[n][s] += factor * half[n][m];
-      }
-    }
-  }
+  Vector half[M][N];
+  transform_columns<kTransposed>(matrix, x, half);
+  transform_columns<kTransposed>(matrix, half, y);
 }
 
 // A batch of pictures [batch, height, width, channels], cut into tiles.
@@ -89,7 +88,11 @@ INLINE void transform_tile(const Pictures& shape, const float* pictures, int64_t
   }
 }
 
-ffi::Error check(const Pictures& in, int64_t outputs) {
+// Whether pictures can be cut into tiles, and `expected` is their number of channels.
+ffi::Error check(const Pictures& in, int64_t expected, int64_t outputs) {
+  if (in.channels != expected) {
+    return ffi::Error::InvalidArgument("pictures must have as many channels as the kernel takes");
+  }
   if (in.tiles() == 0 || in.height % kOutputs || in.width % kOutputs || in.channels % kMultiple ||
       outputs % kMultiple) {
     return ffi::Error::InvalidArgument(
@@ -102,10 +105,11 @@ ffi::Error check(const Pictures& in, int64_t outputs) {
 // its results with the same kernel, whose axes are then [3, 3, out, in] and turned around.
 template <bool kTransposed>
 ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) {
-  const auto size = x.dimensions();
-  const int64_t inputs = size[3], outputs = kernel.dimensions()[kTransposed ? 2 : 3];
+  const auto size = x.dimensions(), window = kernel.dimensions();
+  const int64_t inputs = size[3], outputs = window[kTransposed ? 2 : 3];
   const Pictures in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
-  if (ffi::Error error = check(in, outputs); error.failure()) return error;
+  ffi::Error error = check(in, window[kTransposed ? 3 : 2], outputs);
+  if (error.failure()) return error;
   const int64_t panels = ceil_div(outputs, kColumns), padded = panels * kColumns;
   const Parallel parallel(pool);
 
@@ -182,7 +186,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
   const auto size = x.dimensions();
   const int64_t inputs = size[3], outputs = gradient.dimensions()[3];
   const Pictures in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
-  if (ffi::Error error = check(in, outputs); error.failure()) return error;
+  ffi::Error error = check(in, inputs, outputs);
+  if (error.failure()) return error;
   const int64_t panels = ceil_div(outputs, kColumns), padded = panels * kColumns;
   const Parallel parallel(pool);
 
@@ -190,7 +195,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
   const int64_t tiles = in.tiles(), balanced = inputs * outputs / (inputs + outputs);
   const int64_t group = std::min(tiles, std::max(kGradientGroup, balanced));
   const bool many = tiles >= kGroupsOfThread * parallel.threads() * group;
-  const int64_t shares = many ? parallel.threads() : 1, share = ceil_div(tiles, shares);
+  const int64_t share = ceil_div(tiles, many ? parallel.threads() : 1);
+  const int64_t shares = ceil_div(tiles, share);  // none of them without tiles
 
   Scratch sums_memory(shares * kPoints * inputs * padded);
   float* sums = sums_memory.data();  // [share, point, panel, in, kColumns]
