@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from imagen_jax import run_exported
+from imagen_jax.errors import UserError
 from imagen_jax.pretrained import Pretrained, abstract_params, flat_weights
 from imagen_jax.sampling import StageInputs, picture_keys, whole_sampler
 from imagen_jax.sharding import no_platform
@@ -54,11 +55,11 @@ def export_stage(
       Paths of the written files.
 
     Raises:
-      ValueError: an unknown platform.
+      UserError: an unknown platform.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
-            raise ValueError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
+            raise UserError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
     settings = stage.sample if settings is None else settings
     shapes = flax.traverse_util.flatten_dict(abstract_params(stage), sep="/")
     inputs = _inputs(stage, settings)

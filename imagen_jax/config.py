@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from imagen_jax.errors import UserError
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """The configs of the repository; a name without a folder is looked up here."""
 
@@ -41,17 +43,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
 
     Raises:
       FileNotFoundError: there is no such file; the message lists the configs there are.
-      ValueError: the file has no `get_config`, or an override is malformed, names an unknown key or
+      UserError: the file has no `get_config`, or an override is malformed, names an unknown key or
         a whole section, or has a value of another type than the config's own.
     """
     file = _find(path)
     spec = importlib.util.spec_from_file_location(f"imagen_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"config {file} is no Python file: its name must end in .py")
+        raise UserError(f"config {file} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"config {file} must define get_config() -> ml_collections.ConfigDict")
+        raise UserError(f"config {file} must define get_config() -> ml_collections.ConfigDict")
     # Sections made of one dict would stay one object: an override of the first would change both.
     config = ConfigDict(_separate(module.get_config()))
     for override in overrides:
@@ -67,15 +69,15 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     tuple, and `Literal` fields name their choices.
 
     Args:
-      cls: the dataclass; what its `__post_init__` raises as ValueError gets `where` in front.
+      cls: the dataclass; what its `__post_init__` raises as UserError gets `where` in front.
       values: the section.
       where: the section's path in the config, "stages.base.model", for the messages.
 
     Raises:
-      ValueError: an unknown or missing key, or a value of another type or outside its choices.
+      UserError: an unknown or missing key, or a value of another type or outside its choices.
     """
     if not isinstance(values, Mapping | ConfigDict):
-        raise ValueError(f"{where} must be a section of keys, got {values!r}")
+        raise UserError(f"{where} must be a section of keys, got {values!r}")
     hints = typing.get_type_hints(cls)
     of_linen = {"parent", "name"} if hasattr(cls, "init_with_output") else set()
     fields = {
@@ -85,7 +87,7 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     }
     for key in values:
         if key not in fields:
-            raise ValueError(_unknown_key(f"{where}.{key}", key, fields))
+            raise UserError(_unknown_key(f"{where}.{key}", key, fields))
     missing = [
         name
         for name, f in fields.items()
@@ -94,7 +96,7 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{where} lacks the key{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; "
             f"{cls.__name__} has the keys {', '.join(fields)}"
         )
@@ -102,7 +104,7 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     try:
         return cls(**checked)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def fingerprint(config: Any) -> str:
@@ -158,27 +160,27 @@ def _separate(value: Any) -> Any:
 def _override(config: ConfigDict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"override {override!r} must be of the form key=value, as in seed=1")
+        raise UserError(f"override {override!r} must be of the form key=value, as in seed=1")
     path = key.strip().split(".")
     section: Any = config
     for depth, name in enumerate(path):
         if not isinstance(section, ConfigDict):
-            raise ValueError(f"override {override!r}: {'.'.join(path[:depth])} is no section")
+            raise UserError(f"override {override!r}: {'.'.join(path[:depth])} is no section")
         if name not in section:
-            raise ValueError(f"override {override!r}: " + _unknown_key(key.strip(), name, section))
+            raise UserError(f"override {override!r}: " + _unknown_key(key.strip(), name, section))
         if depth < len(path) - 1:
             section = section[name]
     old = section[path[-1]]
     if isinstance(old, ConfigDict):
         keys = ", ".join(old)
-        raise ValueError(f"override {override!r}: {key} is a section; set one of its keys: {keys}")
+        raise UserError(f"override {override!r}: {key} is a section; set one of its keys: {keys}")
     new = _literal(text.strip())
     if isinstance(old, float) and _is_int(new):
         new = float(new)
     if isinstance(old, tuple | list) and isinstance(new, tuple | list):
         new = type(old)(new)
     if old is not None and new is not None and type(new) is not type(old):
-        raise ValueError(
+        raise UserError(
             f"override {override!r}: {key} is of type {type(old).__name__} ({old!r}), "
             f"got {type(new).__name__} ({new!r})"
         )
@@ -205,7 +207,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _check(value: Any, hint: Any, where: str) -> Any:
-    """Returns the value in the form of the type hint, or raises a ValueError naming the key."""
+    """Returns the value in the form of the type hint, or raises a UserError naming the key."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -213,7 +215,7 @@ def _check(value: Any, hint: Any, where: str) -> Any:
         return value if isinstance(value, hint) else build(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            raise ValueError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")
+            raise UserError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -226,23 +228,23 @@ def _check(value: Any, hint: Any, where: str) -> Any:
                 return _check(value, option, where)
             except ValueError:
                 continue
-        raise ValueError(f"{where} must be of type {hint}, got {value!r}")
+        raise UserError(f"{where} must be of type {hint}, got {value!r}")
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise ValueError(f"{where} must be a tuple, got {value!r}")
+            raise UserError(f"{where} must be a tuple, got {value!r}")
         if len(args) == 2 and args[1] is Ellipsis:
             args = (args[0],) * len(value)
         if len(args) != len(value):
-            raise ValueError(f"{where} must have {len(args)} entries, got {value!r}")
+            raise UserError(f"{where} must have {len(args)} entries, got {value!r}")
         return tuple(
             _check(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, args, strict=True))
         )
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])):
         if not isinstance(value, Mapping | ConfigDict):
-            raise ValueError(f"{where} must be a section of keys, got {value!r}")
+            raise UserError(f"{where} must be a section of keys, got {value!r}")
         return {key: _check(value[key], args[1], f"{where}.{key}") for key in value}
     if hint is float and _is_int(value):
         return float(value)
     if (hint is int and not _is_int(value)) or not isinstance(value, hint):
-        raise ValueError(f"{where} must be of type {hint.__name__}, got {value!r}")
+        raise UserError(f"{where} must be of type {hint.__name__}, got {value!r}")
     return value

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
+from imagen_jax.errors import UserError
 from imagen_jax.sharding import no_platform
 
 
@@ -55,7 +56,7 @@ def jaxpr_flops(jaxpr: Any) -> float:
     Loops count as often as they run, branches as the dearest.
 
     Raises:
-      ValueError: a product within a loop whose length is not known.
+      UserError: a product within a loop whose length is not known.
     """
     total = 0.0
     for eqn in jaxpr.eqns:
@@ -72,7 +73,7 @@ def jaxpr_flops(jaxpr: Any) -> float:
             total += max(jaxpr_flops(branch.jaxpr) for branch in params["branches"])
         elif kind == "while":
             if jaxpr_flops(params["body_jaxpr"].jaxpr):
-                raise ValueError("a loop of unknown length contains products")
+                raise UserError("a loop of unknown length contains products")
         else:
             for value in params.values():
                 for inner in value if isinstance(value, (tuple, list)) else (value,):

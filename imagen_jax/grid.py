@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imagen_jax.errors import UserError
+
 _PAPER = (255, 255, 255)
 _TEXT = (40, 44, 52)
 _FRAME = (214, 217, 222)
@@ -29,17 +31,17 @@ def labelled_grid(
       RGB picture on white paper; rows are as high as their longest label needs.
 
     Raises:
-      ValueError: no pictures, not as many labels as pictures, or columns or scale below 1.
+      UserError: no pictures, not as many labels as pictures, or columns or scale below 1.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"images must be uint8 [n, h, w, 3]; got {images.dtype} {list(images.shape)}"
         )
     count, height, width, _ = images.shape
     if count == 0 or count != len(labels):
-        raise ValueError(f"{count} pictures with {len(labels)} labels; need as many, at least one")
+        raise UserError(f"{count} pictures with {len(labels)} labels; need as many, at least one")
     if columns < 1 or scale < 1:
-        raise ValueError(f"columns={columns} and scale={scale} must be at least 1")
+        raise UserError(f"columns={columns} and scale={scale} must be at least 1")
     font = ImageFont.load_default(_FONT_SIZE)
     columns = min(columns, count)
     width, height = width * scale, height * scale

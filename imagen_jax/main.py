@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from imagen_jax.cache import cache_directory
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import one_line, unindent
+from imagen_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _collect_garbage_rarely()
     try:
         return args.run(args) or 0
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if debug:
             traceback.print_exc()
         print(f"imagen: error: {one_line(error)}", file=sys.stderr)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from imagen_jax.config import fingerprint
 from imagen_jax.data.records import differences
+from imagen_jax.errors import UserError
 from imagen_jax.sharding import make_mesh, state_shardings
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.workdir import ema_digest, read_record, restore_ema, stage_directory
@@ -61,7 +62,7 @@ class Pretrained:
 
         Raises:
           FileNotFoundError: they are not there.
-          ValueError: they do not fit the network or the mesh, or are damaged.
+          UserError: they do not fit the network or the mesh, or are damaged.
         """
         mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
         boxed = jax.eval_shape(stage.init, jax.random.key(0))
@@ -98,13 +99,13 @@ def open_cascade(
 
     Raises:
       FileNotFoundError: nothing there, or a stage that is not trained yet, or not validated.
-      ValueError: stages trained with different encoders, or an exported cascade was asked for
+      UserError: stages trained with different encoders, or an exported cascade was asked for
         another average or checkpoint than the one that it has.
     """
     directory = DEMO if path is None else Path(path)
     if (directory / "cascade.json").is_file():
         if ema_decay is not None or best:
-            raise ValueError(f"the cascade in {directory} was exported with one average alone")
+            raise UserError(f"the cascade in {directory} was exported with one average alone")
         return _open_exported(directory)
     if path is None:
         raise FileNotFoundError(
@@ -136,10 +137,10 @@ def export_cascade(
       Paths of the written files.
 
     Raises:
-      FileNotFoundError, ValueError: as open_cascade, or weights that the dtype cannot hold.
+      FileNotFoundError, UserError: as open_cascade, or weights that the dtype cannot hold.
     """
     if dtype not in EXPORT_DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
+        raise UserError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
     cascade = open_cascade(workdir, ema_decay, best)
     written = {}
     for stage in cascade.stages:
@@ -147,7 +148,7 @@ def export_cascade(
         written[stage.name] = {name: value.astype(dtype) for name, value in flat.items()}
         for name, value in written[stage.name].items():
             if not np.isfinite(value).all():
-                raise ValueError(f"{stage.name}: {name} does not fit {dtype}")
+                raise UserError(f"{stage.name}: {name} does not fit {dtype}")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / "cascade.json"]
@@ -185,7 +186,7 @@ def _open_exported(directory: Path) -> Pretrained:
         params = flax.traverse_util.unflatten_dict(flat, sep="/")
         wanted, found = (jax.tree.map(lambda x: x.shape, tree) for tree in (shapes, params))
         if lines := differences(found, wanted):
-            raise ValueError(
+            raise UserError(
                 f"the weights in {path} do not fit the network of stage {stage.name!r} (there != "
                 f"wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
             )
@@ -213,7 +214,7 @@ def _open_workdir(workdir: Path, ema_decay: float | None, best: bool) -> Pretrai
     records = {name: read_record(workdir, name) for name in names}
     encoders = {name: record["encoder"] for name, record in records.items()}
     if any(encoder != encoders[names[0]] for encoder in encoders.values()):
-        raise ValueError(
+        raise UserError(
             f"the stages under {workdir} were trained with different text encoders: {encoders}"
         )
     sections = {name: record["config"]["stages"][name] for name, record in records.items()}

@@ -34,6 +34,7 @@ from imagen_jax.diffusion.noise import initial_noise
 from imagen_jax.diffusion.parametrization import diffuse
 from imagen_jax.diffusion.samplers import STEP_RULES
 from imagen_jax.diffusion.transitions import State, Transition, move, path_transitions, start_state
+from imagen_jax.errors import UserError
 from imagen_jax.sharding import on_mesh
 from imagen_jax.stage import Stage, upsample_low_res
 from imagen_jax.stage_config import SampleConfig
@@ -82,9 +83,9 @@ class Edit:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.strength <= 1.0:
-            raise ValueError(f"strength is {self.strength}; it must be in (0, 1]")
+            raise UserError(f"strength is {self.strength}; it must be in (0, 1]")
         if min(self.resamples, self.jump) < 1:
-            raise ValueError(f"resamples={self.resamples} and jump={self.jump} must be at least 1")
+            raise UserError(f"resamples={self.resamples} and jump={self.jump} must be at least 1")
 
 
 class Prepared(NamedTuple):
@@ -129,7 +130,7 @@ def sample_stage(
       [b, h, w, 3] in [-1, 1].
 
     Raises:
-      ValueError: inputs that do not fit the stage or the size, or a time grid that cannot be made.
+      UserError: inputs that do not fit the stage or the size, or a time grid that cannot be made.
     """
     size = (stage.resolution, stage.resolution) if size is None else size
     _check(stage, inputs, size, edit)
@@ -163,7 +164,7 @@ def sampler_moves(stage: Stage, settings: SampleConfig, edit: Edit) -> Transitio
 
 def _check(stage: Stage, inputs: StageInputs, size: tuple[int, int], edit: Edit | None) -> None:
     if (inputs.low_res is None) != (stage.low_res is None):
-        raise ValueError(
+        raise UserError(
             f"stage {stage.name!r} starts from "
             + (
                 "noise alone, but a picture was given"
@@ -173,17 +174,17 @@ def _check(stage: Stage, inputs: StageInputs, size: tuple[int, int], edit: Edit 
         )
     multiple = stage.network.size_multiple
     if min(size) < 1 or any(side % multiple for side in size):
-        raise ValueError(
+        raise UserError(
             f"stage {stage.name!r} cannot make pictures of {size[0]} x {size[1]} pixels: height "
             f"and width must be multiples of {multiple}"
         )
     if (inputs.picture is None) != (edit is None):
-        raise ValueError("an edit needs a picture, and a picture an edit; one of them is None")
+        raise UserError("an edit needs a picture, and a picture an edit; one of them is None")
     if inputs.picture is None and inputs.keep is not None:
-        raise ValueError("what is to be kept was given, but no picture to keep it of")
+        raise UserError("what is to be kept was given, but no picture to keep it of")
     for name, given in (("picture", inputs.picture), ("keep", inputs.keep)):
         if given is not None and given.shape[1:3] != size:
-            raise ValueError(f"{name} has shape {given.shape}; its pictures must be of {size}")
+            raise UserError(f"{name} has shape {given.shape}; its pictures must be of {size}")
 
 
 def _of_step(settings: SampleConfig) -> SampleConfig:

@@ -19,6 +19,8 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax.errors import UserError
+
 MESH_AXES = ("slice", "data", "fsdp", "spatial", "tensor")
 """slice: TPU slices joined by the data-centre network, each with a copy of the parameters.
 data: examples are divided, parameters copied. fsdp: examples and parameters are divided; each layer
@@ -51,20 +53,20 @@ def join_hosts(where: str) -> None:
         be reached by all.
 
     Raises:
-      ValueError: another form, or the other processes cannot be found.
+      UserError: another form, or the other processes cannot be found.
     """
     if where == "auto":
         try:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the other hosts cannot be found or joined ({error}); where this is no TPU pod, "
                 "GKE or Slurm job, say which host this is: ID/COUNT@HOST:PORT"
             ) from error
         return
     match = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", where)
     if match is None or not int(match[1]) < int(match[2]):
-        raise ValueError(
+        raise UserError(
             f"multi-host is {where!r}; it must be 'auto', or ID/COUNT@HOST:PORT with ID from 0 to "
             "COUNT - 1, such as 0/2@10.0.0.1:9911"
         )
@@ -79,26 +81,26 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
       devices: that the mesh must use exactly.
 
     Raises:
-      ValueError: an unknown axis, sizes whose product is not the number of devices, or both spatial
+      UserError: an unknown axis, sizes whose product is not the number of devices, or both spatial
         and tensor, which do not work together.
     """
     unknown = set(axes) - set(MESH_AXES)
     if unknown:
-        raise ValueError(f"unknown mesh axes {sorted(unknown)}; choices: {MESH_AXES}")
+        raise UserError(f"unknown mesh axes {sorted(unknown)}; choices: {MESH_AXES}")
     sizes = dict.fromkeys(MESH_AXES, 1) | dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"only one mesh axis may be -1, got {free}")
+        raise UserError(f"only one mesh axis may be -1, got {free}")
     if free:
         sizes[free[0]] = devices // max(1, math.prod(s for s in sizes.values() if s != -1))
     if sizes["spatial"] > 1 and sizes["tensor"] > 1:
-        raise ValueError(
+        raise UserError(
             f"a mesh cannot have both spatial ({sizes['spatial']}) and tensor ({sizes['tensor']}) "
             "longer than 1: XLA's partitioner (jaxlib 0.10.2) computes wrong losses for them"
         )
     if math.prod(sizes.values()) != devices:
         longer = {name: size for name, size in axes.items() if size != 1}
-        raise ValueError(f"mesh {longer} does not use the {devices} devices exactly")
+        raise UserError(f"mesh {longer} does not use the {devices} devices exactly")
     return sizes
 
 
@@ -110,13 +112,13 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
       devices: all devices of all hosts by default; or those of a topology that is compiled for.
 
     Raises:
-      ValueError: axes that do not fit the devices, or a number of slices that is not theirs.
+      UserError: axes that do not fit the devices, or a number of slices that is not theirs.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes({"data": -1} if axes is None else axes, len(devices))
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if slices > 1 and sizes["slice"] != slices:
-        raise ValueError(
+        raise UserError(
             f"the devices are in {slices} slices, but the mesh axis 'slice' has {sizes['slice']}"
         )
     shape = tuple(sizes.values())
@@ -217,7 +219,7 @@ def check_annotated(params: Any) -> None:
       params: pytree with nn.LogicallyPartitioned boxes around the arrays.
 
     Raises:
-      ValueError: a parameter without them, which would be copied to every device; names it.
+      UserError: a parameter without them, which would be copied to every device; names it.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
@@ -228,7 +230,7 @@ def check_annotated(params: Any) -> None:
         if not isinstance(leaf, nn.LogicallyPartitioned)
     ]
     if bare:
-        raise ValueError(
+        raise UserError(
             f"parameters without logical axes: {', '.join(bare)}; make them with layers.partitioned"
         )
 
@@ -245,7 +247,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
       those with fewer axes than their parameter: Adafactor's factored moments, which are small.
 
     Raises:
-      ValueError: a parameter names an axis that LOGICAL_AXIS_RULES does not know, or an axis is
+      UserError: a parameter names an axis that LOGICAL_AXIS_RULES does not know, or an axis is
         not divisible by the mesh axis that it is laid on.
     """
     rules = dict(LOGICAL_AXIS_RULES)
@@ -258,14 +260,14 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
             return replicated(mesh)
         unknown = set(spec) - set(rules)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{jax.tree_util.keystr(path)}: unknown logical axes {sorted(map(str, unknown))}; "
                 f"choices: {[name for name, _ in LOGICAL_AXIS_RULES]}"
             )
         axes = PartitionSpec(*(rules[name] for name in spec))
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(
+                raise UserError(
                     f"{jax.tree_util.keystr(path)}: axis of size {size} is not divisible by the "
                     f"mesh axis {axis!r} of size {mesh.shape[axis]}"
                 )

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from imagen_jax.config import build
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
+from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.layers import TEXT_CACHE
 from imagen_jax.models.unet import UNet
@@ -139,11 +140,11 @@ def upsample_low_res(low_res: jax.Array, size: tuple[int, int]) -> jax.Array:
       size: height and width of the result.
 
     Raises:
-      ValueError: the size is not the same whole multiple of height and width.
+      UserError: the size is not the same whole multiple of height and width.
     """
     b, h, w, c = low_res.shape
     if size[0] % h or size[0] // h * w != size[1]:
-        raise ValueError(
+        raise UserError(
             f"a low-resolution picture of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
             "pixels"
         )
@@ -154,7 +155,7 @@ def _pop_kind(section: dict[str, Any], classes: Mapping[str, type], where: str) 
     """The class that a section's "kind" names; the section keeps the fields of that class."""
     kind = section.pop("kind", None)
     if kind not in classes:
-        raise ValueError(f"{where}.kind is {kind!r}; choices: {', '.join(classes)}")
+        raise UserError(f"{where}.kind is {kind!r}; choices: {', '.join(classes)}")
     return classes[kind]
 
 
@@ -162,15 +163,15 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     """The stage called `name` of a config; None for its only one.
 
     Raises:
-      ValueError: an unknown stage, a misspelt or missing key, or values that do not fit together;
+      UserError: an unknown stage, a misspelt or missing key, or values that do not fit together;
         the message names the key and the choices.
     """
     if name is None:
         if len(config.stages) > 1:
-            raise ValueError(f"which stage? This config has {', '.join(sorted(config.stages))}")
+            raise UserError(f"which stage? This config has {', '.join(sorted(config.stages))}")
         (name,) = config.stages
     if name not in config.stages:
-        raise ValueError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
+        raise UserError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
     where = f"stages.{name}"
     section = build(StageConfig, config.stages[name], where)
     network = dict(section.network)
@@ -178,19 +179,19 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     schedule = dict(section.schedule)
     schedule_class = _pop_kind(schedule, SCHEDULES, f"{where}.schedule")
     if "has_low_res" in network:
-        raise ValueError(f"{where}.network.has_low_res follows from low_res; leave it out")
+        raise UserError(f"{where}.network.has_low_res follows from low_res; leave it out")
     low_res = section.low_res or None
     if low_res is not None and section.resolution % low_res:
-        raise ValueError(
+        raise UserError(
             f"{where}: resolution {section.resolution} is not a multiple of low_res {low_res}"
         )
     if section.crop and low_res and section.crop * low_res % section.resolution:
-        raise ValueError(
+        raise UserError(
             f"{where}: a crop of {section.crop} of {section.resolution} pixels is no whole number "
             f"of the {low_res} pixels of low resolution"
         )
     if schedule.get("image_size", section.resolution) != section.resolution:
-        raise ValueError(
+        raise UserError(
             f"{where}.schedule.image_size is {schedule['image_size']}, but the stage's resolution "
             f"is {section.resolution}; they must be equal"
         )

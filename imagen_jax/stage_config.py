@@ -10,19 +10,20 @@ from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
 from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
 from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from imagen_jax.errors import UserError
 from imagen_jax.quality import BETTER, VALIDATION_LOSS
 
 
 def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
     value = getattr(config, field)
     if value not in choices:
-        raise ValueError(f"{field} is {value!r}; choices: {', '.join(choices)}")
+        raise UserError(f"{field} is {value!r}; choices: {', '.join(choices)}")
 
 
 def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
     value = getattr(config, field)
     if not low <= value <= high:
-        raise ValueError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
+        raise UserError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DiffusionConfig:
     """Prediction and loss; the choices are the keys of imagen_jax.diffusion's tables.
 
     Raises:
-      ValueError: another choice, as the classes below for values out of range.
+      UserError: another choice, as the classes below for values out of range.
     """
 
     parametrization: str
@@ -163,7 +164,7 @@ class TrainConfig:
             _check_range(self, field, 0)
         _check_range(self, "evaluate_pictures", 2)
         if self.evaluate_every % self.checkpoint_every:
-            raise ValueError(
+            raise UserError(
                 f"evaluate_every is {self.evaluate_every}; it must be a multiple of "
                 f"checkpoint_every, {self.checkpoint_every}, so that what was measured is kept"
             )
@@ -172,24 +173,24 @@ class TrainConfig:
         measured = self.validation_batches if by_loss else self.evaluate_every
         if self.keep_best and not measured:
             needed = "validation_batches" if by_loss else "evaluate_every"
-            raise ValueError(
+            raise UserError(
                 f"keep_best is {self.keep_best}, but {needed} is 0: the best checkpoints are those "
                 f"with the best {self.best_metric} (best_metric), which is not measured"
             )
         decays = (self.ema_decay, *self.extra_ema_decays)
         if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):
-            raise ValueError(
+            raise UserError(
                 f"extra_ema_decays is {self.extra_ema_decays}; it must have values in [0, 1] that "
                 f"differ from one another and from ema_decay, {self.ema_decay}"
             )
         _check_range(self, "seed", 0, 2**31 - 2)
         if self.batch_size % self.accumulation:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} cannot be taken in {self.accumulation} parts "
                 "(accumulation)"
             )
         if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
                 f"{self.steps}"
             )

@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 from imagen_jax.config import to_plain
 from imagen_jax.data.records import differences, write_json
+from imagen_jax.errors import UserError
 from imagen_jax.quality import quality
 
 CHECKPOINTS = "checkpoints"
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError):
     """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
@@ -68,7 +69,7 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
     training: new ones replace those in the record.
 
     Raises:
-      ValueError: the stage was started with another config or on other embeddings; lists every
+      UserError: the stage was started with another config or on other embeddings; lists every
         difference.
     """
     path = stage_directory(workdir, stage) / "stage.json"
@@ -84,7 +85,7 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
                     section
                 ]
         if lines := differences(found, record):
-            raise ValueError(
+            raise UserError(
                 f"{path.parent} was started with another config or data; use another --workdir, or "
                 "what it was started with (there != now):\n  " + "\n  ".join(lines)
             )
@@ -105,7 +106,7 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
 
     Raises:
       FileNotFoundError: the other work directory has no such stage, or no checkpoint of it.
-      ValueError: its network or its text encoder differs, or only one of the two starts from a
+      UserError: its network or its text encoder differs, or only one of the two starts from a
         smaller picture; lists how.
     """
     other = read_record(workdir, stage)
@@ -121,7 +122,7 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
         return kept | {"text": of["config"]["text"], "encoder": of["encoder"]}
 
     if lines := differences(interface(other), interface(json.loads(json.dumps(record)))):
-        raise ValueError(
+        raise UserError(
             f"the weights in {workdir} are of another network, or for other text (there != "
             "now):\n  " + "\n  ".join(lines)
         )
@@ -195,7 +196,7 @@ def restore_ema(
 
     Raises:
       FileNotFoundError: no finished checkpoint is there, or none that was measured.
-      ValueError: there is no average of this decay.
+      UserError: there is no average of this decay.
       DamagedCheckpoint: the weights cannot be read, or are not those that were saved.
     """
     # Imported here: reading the record of a stage should not cost a second.
@@ -205,7 +206,7 @@ def restore_ema(
     item = ema_item(None if decay is None else str(decay))
     if decay is not None and not (path / item).is_dir():
         extra = [p.name.removeprefix("ema_") for p in sorted(path.glob("ema_*"))]
-        raise ValueError(
+        raise UserError(
             f"{path} has no average of decay {decay}; beside the main one there are: "
             f"{', '.join(extra) or 'none'}"
         )

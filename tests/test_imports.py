@@ -17,6 +17,7 @@ ROOT = Path(imagen_jax.__file__).parent
 FLOORS = {
     "ground": (
         "typing",
+        "errors",
         "sharding",
         "config",
         "cache",

@@ -29,6 +29,7 @@ from imagen_jax.cascade.request import (
 )
 from imagen_jax.cascade.run import StageRows, Step, run_stage
 from imagen_jax.cascade.samples import CascadeSamples, Finished, make_recipe
+from imagen_jax.errors import UserError
 from imagen_jax.pretrained import Pretrained, open_cascade
 from imagen_jax.sharding import make_mesh
 from imagen_jax.stage import with_dtype
@@ -64,12 +65,12 @@ class Cascade:
         stages, dtype, keep, mesh: as for load.
 
         Raises:
-          ValueError: stages that are not there, do not follow one another or read different text.
+          UserError: stages that are not there, do not follow one another or read different text.
         """
         if keep not in ("all", "one"):
-            raise ValueError(f"keep is {keep!r}; choices: all, one")
+            raise UserError(f"keep is {keep!r}; choices: all, one")
         if dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"dtype is {dtype!r}; choices: float32, bfloat16, or None")
+            raise UserError(f"dtype is {dtype!r}; choices: float32, bfloat16, or None")
         self.stages = [
             stage if dtype is None else with_dtype(stage, dtype)
             for stage in choose_stages(pretrained.stages, stages)
@@ -114,7 +115,7 @@ class Cascade:
 
         Raises:
           FileNotFoundError: no cascade is there, or a stage has no checkpoint yet.
-          ValueError: stages that do not belong together, or another text encoder than they were
+          UserError: stages that do not belong together, or another text encoder than they were
             trained with.
         """
         pretrained = open_cascade(path)
@@ -123,7 +124,7 @@ class Cascade:
         def load_text_encoder() -> TextEncoder:
             encoder = load_encoder(recorded["name"], encoder_weights, vocabulary)
             if encoder.fingerprint != recorded["fingerprint"]:
-                raise ValueError(
+                raise UserError(
                     f"the cascade was trained with embeddings of encoder {recorded['name']!r} with "
                     f"fingerprint {recorded['fingerprint']}, but the one here has "
                     f"{encoder.fingerprint}; use the weights and vocabulary that it was trained "
@@ -177,7 +178,7 @@ class Cascade:
             names to values for those stages.
 
         Raises:
-          ValueError: an unknown field or stage, or a value of another type or out of range.
+          UserError: an unknown field or stage, or a value of another type or out of range.
         """
         return stage_settings(self.stages, **overrides)
 
@@ -185,7 +186,7 @@ class Cascade:
         """The prompts, stripped, as `sample` would take them; encodes nothing.
 
         Raises:
-          ValueError: none were given, or one is empty, too long or no text.
+          UserError: none were given, or one is empty, too long or no text.
         """
         checked = check_prompts(prompts)
         tokenize(self.encoder, checked, self.stages[0].text.max_length)
@@ -195,7 +196,7 @@ class Cascade:
         """Token states of prompts, as `sample` takes them for its text; see prompts.encode.
 
         Raises:
-          ValueError: a prompt is too long, or the two of a blend do not have equally many tokens.
+          UserError: a prompt is too long, or the two of a blend do not have equally many tokens.
         """
         config = self.stages[0].text
         if not any(prompts):  # precomputed text needs no encoder
@@ -230,12 +231,12 @@ class Cascade:
           **options: of sample_each.
 
         Raises:
-          ValueError: as sample_each, or per_prompt below 1.
+          UserError: as sample_each, or per_prompt below 1.
         """
         prompts = check_prompts(prompts)
         check_seeds([seed], 1)
         if per_prompt < 1:
-            raise ValueError(f"per_prompt must be at least 1, got {per_prompt}")
+            raise UserError(f"per_prompt must be at least 1, got {per_prompt}")
         negative = check_negative_prompts(negative_prompts, len(prompts))
 
         def repeated(x: np.ndarray | None, axes: int) -> np.ndarray | None:
@@ -304,7 +305,7 @@ class Cascade:
           **overrides: see `settings`.
 
         Raises:
-          ValueError: no prompts, an empty or too long prompt, a size that the stages cannot make,
+          UserError: no prompts, an empty or too long prompt, a size that the stages cannot make,
             settings out of range, or arguments that do not fit one another.
         """
         prompts = check_prompts(prompts)
@@ -317,11 +318,9 @@ class Cascade:
             resamples=resamples, jump=jump, start_stage=start_stage,
         )  # fmt: skip
         if any(negative) and all(run.settings.guidance == 1 for run in runs):
-            raise ValueError(
-                "a negative prompt changes nothing: guidance is 1 everywhere; raise it"
-            )
+            raise UserError("a negative prompt changes nothing: guidance is 1 everywhere; raise it")
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         if text is None:
             both = self.encode([*prompts, *negative])
             states, away = (TextEmbedding(*(x[rows] for x in both))

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax.cascade.prompts import Blend
 from imagen_jax.cascade.samples import VERSION, CascadeSamples, Finished, hash_of
+from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def save_picture(image: np.ndarray, record: dict[str, Any], path: str | Path) ->
       path: its ending is one of FORMATS.
 
     Raises:
-      ValueError: another ending.
+      UserError: another ending.
     """
     path = Path(path)
     said = json.dumps(record)  # ASCII, as EXIF needs it
@@ -46,7 +47,7 @@ def save_picture(image: np.ndarray, record: dict[str, Any], path: str | Path) ->
         exif[_DESCRIPTION] = said
         options = {"format": "webp", "lossless": True, "exif": exif}
     else:
-        raise ValueError(f"{path} must end in one of {', '.join('.' + name for name in FORMATS)}")
+        raise UserError(f"{path} must end in one of {', '.join('.' + name for name in FORMATS)}")
     # Under another name first, so that an interruption leaves no half of a picture.
     part = path.with_name(path.name + ".part")
     Image.fromarray(image).save(part, **options)
@@ -147,22 +148,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises:
       OSError: there is no such file.
-      ValueError: it is no picture, or says nothing that can be read.
+      UserError: it is no picture, or says nothing that can be read.
     """
     try:
         with Image.open(path) as picture:
             said = picture.info.get(KEY) or picture.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture of a kind that can be read") from error
+        raise UserError(f"{path} is no picture of a kind that can be read") from error
     try:
         record = json.loads(said or "")
         version = record["version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} does not say how it was made; only PNG and WebP files written by imagen-jax do"
         ) from error
     if version != VERSION:
-        raise ValueError(f"{path} has a record of version {version!r}; this code reads {VERSION}")
+        raise UserError(f"{path} has a record of version {version!r}; this code reads {VERSION}")
     return record
 
 
@@ -185,7 +186,7 @@ def repeat(
       **options: of Cascade.sample_each that do not change the picture, such as show_progress.
 
     Raises:
-      ValueError: another cascade, picture or mask than the record tells of, or one that was made of
+      UserError: another cascade, picture or mask than the record tells of, or one that was made of
         token states, which it does not hold; or a record that is damaged.
     """
     try:
@@ -198,20 +199,20 @@ def repeat(
         seed, dtype = record["seed"], record["dtype"]
         prompt = Blend(**prompt) if isinstance(prompt, dict) else prompt
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"the record is damaged: {type(error).__name__}: {error}") from error
+        raise UserError(f"the record is damaged: {type(error).__name__}: {error}") from error
     _check_cascade(cascade, {name: said for name, (said, _, _) in sections.items()}, dtype)
     if "text" in given:
-        raise ValueError(
+        raise UserError(
             "the picture was made of token states that were given; its record does not hold them"
         )
     for name, array in (("image", image), ("mask", mask)):
         if (array is None) != (name not in given):
-            raise ValueError(
+            raise UserError(
                 f"the picture was made with{'out' * (name not in given)} {name}; give "
                 + ("none" if name not in given else f"the same {name} again")
             )
         if array is not None and hash_of(np.asarray(array)) != given[name]:
-            raise ValueError(
+            raise UserError(
                 f"the {name} is not the one that the picture was made with: its hash is "
                 f"{hash_of(np.asarray(array))}, not {given[name]}"
             )
@@ -240,15 +241,15 @@ def repeat(
 def _check_cascade(cascade: Cascade, recorded: dict[str, str], dtype: str | None) -> None:
     names = [stage.name for stage in cascade.stages]
     if list(recorded) != names[len(names) - len(recorded) :]:
-        raise ValueError(
+        raise UserError(
             f"the picture was made by stages {', '.join(recorded)}, but the cascade has "
             f"{', '.join(names)}"
         )
     for name, fingerprint in recorded.items():
         if cascade.fingerprints[name] != fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"the picture was made by another cascade: its stage {name!r} has the fingerprint "
                 f"{fingerprint}, the one here {cascade.fingerprints[name]}"
             )
     if cascade.dtype != dtype:
-        raise ValueError(f"the picture was made with dtype {dtype}, not with {cascade.dtype}")
+        raise UserError(f"the picture was made with dtype {dtype}, not with {cascade.dtype}")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from imagen_jax.errors import UserError
+
 MAX_PIXELS = 64 * 2**20
 """Of a file that is read: what says that it holds more is not decoded."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -25,7 +27,7 @@ def read_picture(file: str | Path | bytes) -> np.ndarray:
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      ValueError: it is no picture, a damaged one, or has more than MAX_PIXELS pixels.
+      UserError: it is no picture, a damaged one, or has more than MAX_PIXELS pixels.
     """
     picture = _open(file).convert("RGBA")
     paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -51,22 +53,22 @@ def _open(file: str | Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise ValueError(
+                raise UserError(
                     f"{name} has {width} x {height} pixels; at most {MAX_PIXELS} are read"
                 )
             if picture.mode not in MODES:
-                raise ValueError(
+                raise UserError(
                     f"{name} has pixels of mode {picture.mode!r}; readable are {', '.join(MODES)}"
                 )
             return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture of a kind that can be read") from error
+        raise UserError(f"{name} is no picture of a kind that can be read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large: {error}") from error
+        raise UserError(f"{name} is too large: {error}") from error
     except ValueError:
         raise
     except Exception as error:  # of whatever kind a decoder raises on damage
-        raise ValueError(f"{name} is damaged: {type(error).__name__}: {error}") from error
+        raise UserError(f"{name} is damaged: {type(error).__name__}: {error}") from error
 
 
 def crop_to(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -85,18 +87,16 @@ def check_pictures(image: np.ndarray, count: int) -> np.ndarray:
       image: uint8 [h, w, 3] for all, or [count, h, w, 3].
 
     Raises:
-      ValueError: another shape, type or number.
+      UserError: another shape, type or number.
     """
     image = np.asarray(image)
     stack = image[None] if image.ndim == 3 else image
     if image.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != 3 or 0 in stack.shape:
-        raise ValueError(
+        raise UserError(
             f"image must be uint8 [h, w, 3] or [n, h, w, 3]; got {image.dtype} {list(image.shape)}"
         )
     if len(stack) not in (1, count):
-        raise ValueError(
-            f"{len(stack)} pictures for {count} prompts; give one for all, or one each"
-        )
+        raise UserError(f"{len(stack)} pictures for {count} prompts; give one for all, or one each")
     return stack
 
 
@@ -107,21 +107,21 @@ def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
       mask: bool [h, w] for all, or [n, h, w]: True where a picture is to be painted anew.
 
     Raises:
-      ValueError: another shape, type or number, or nothing is to be painted.
+      UserError: another shape, type or number, or nothing is to be painted.
     """
     mask = np.asarray(mask)
     stack = mask[None] if mask.ndim == 2 else mask
     if mask.dtype != bool or stack.ndim != 3:
-        raise ValueError(f"mask must be bool [h, w] or [n, h, w]; got {mask.dtype} {mask.shape}")
+        raise UserError(f"mask must be bool [h, w] or [n, h, w]; got {mask.dtype} {mask.shape}")
     if stack.shape[1:] != image.shape[1:3]:
-        raise ValueError(
+        raise UserError(
             f"the mask has {stack.shape[1]} x {stack.shape[2]} pixels, the picture "
             f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
         )
     if len(stack) != 1 and len(image) not in (1, len(stack)):
-        raise ValueError(f"{len(stack)} masks for {len(image)} pictures; give one for all, or each")
+        raise UserError(f"{len(stack)} masks for {len(image)} pictures; give one for all, or each")
     if not stack.any(axis=(1, 2)).all():
-        raise ValueError("a mask has nothing to paint: it is False everywhere")
+        raise UserError("a mask has nothing to paint: it is False everywhere")
     return stack
 
 
@@ -150,10 +150,10 @@ def _cells(old: int, new: int) -> list[tuple[int, int]]:
 
 
 def check_aspect(given: tuple[int, ...], wanted: tuple[int, int]) -> None:
-    """Raises ValueError if two sizes differ in shape by more than a pixel of the smaller."""
+    """Raises UserError if two sizes differ in shape by more than a pixel of the smaller."""
     (h, w), (height, width) = given, wanted
     if abs(h * width - w * height) > min(max(h, w), max(height, width)):
-        raise ValueError(
+        raise UserError(
             f"a picture of {h} x {w} pixels has another aspect ratio than {height} x {width}; crop "
             "it first (crop_to, or --crop), or ask for a size of its shape"
         )

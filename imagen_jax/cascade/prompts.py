@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.stage_config import TextConfig
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
@@ -39,9 +40,9 @@ class Blend:
 
     def __post_init__(self) -> None:
         if self.how not in HOW:
-            raise ValueError(f"a blend's how is {self.how!r}; choices: {', '.join(HOW)}")
+            raise UserError(f"a blend's how is {self.how!r}; choices: {', '.join(HOW)}")
         if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"a blend's weight is {self.weight}; it must be in [0, 1]")
+            raise UserError(f"a blend's weight is {self.weight}; it must be in [0, 1]")
 
     def __str__(self) -> str:
         return f"{1 - self.weight:.0%} {self.first} + {self.weight:.0%} {self.second}"
@@ -54,16 +55,16 @@ def check_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """The prompts, stripped.
 
     Raises:
-      ValueError: none were given, or one is empty or no text.
+      UserError: none were given, or one is empty or no text.
     """
     if isinstance(prompts, str | Blend):
         prompts = [prompts]
     checked = [_checked(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
     if not checked:
-        raise ValueError("no prompts were given; pass at least one")
+        raise UserError("no prompts were given; pass at least one")
     for i, prompt in enumerate(checked):
         if not (prompt if isinstance(prompt, str) else prompt.first and prompt.second):
-            raise ValueError(f"prompt {i} is empty")
+            raise UserError(f"prompt {i} is empty")
     return checked
 
 
@@ -71,12 +72,12 @@ def check_negative_prompts(negative: str | Sequence[str] | None, count: int) -> 
     """One negative prompt for each of `count` prompts, stripped; "" is none.
 
     Raises:
-      ValueError: another number of them, or one is no text.
+      UserError: another number of them, or one is no text.
     """
     if negative is None or isinstance(negative, str):
         negative = [negative or ""] * count
     if len(negative) != count:
-        raise ValueError(
+        raise UserError(
             f"{len(negative)} negative prompts for {count} prompts; give one for all, or one each"
         )
     return [str(_checked(text, f"negative prompt {i}")) for i, text in enumerate(negative)]
@@ -87,11 +88,11 @@ def _checked(prompt: Prompt, which: str) -> Prompt:
         first, second = (str(_checked(p, which)) for p in (prompt.first, prompt.second))
         return dataclasses.replace(prompt, first=first, second=second)
     if not isinstance(prompt, str):
-        raise ValueError(f"{which} must be a text, got {prompt!r}")
+        raise UserError(f"{which} must be a text, got {prompt!r}")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{which} is not valid Unicode: {error}") from error
+        raise UserError(f"{which} is not valid Unicode: {error}") from error
     return prompt.strip()
 
 
@@ -99,7 +100,7 @@ def tokenize(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> di
     """Token ids [l_i] of every distinct text in the prompts; "" has none.
 
     Raises:
-      ValueError: a text has more than `length` tokens.
+      UserError: a text has more than `length` tokens.
     """
     texts = dict.fromkeys(
         text
@@ -110,10 +111,10 @@ def tokenize(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> di
     try:
         tokens = dict(zip(texts, encoder.tokenize(list(texts)), strict=True))
     except CaptionTooLongError as error:
-        raise ValueError(f"a prompt is too long: {error}") from error
+        raise UserError(f"a prompt is too long: {error}") from error
     for text, row in tokens.items():
         if len(row) > length:
-            raise ValueError(
+            raise UserError(
                 f"prompt {_shown(text)} has {len(row)} tokens; this cascade was trained with at "
                 f"most {length}. Shorten the prompt."
             )
@@ -132,7 +133,7 @@ def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Any:
       TextEmbedding, in NumPy: states [n, length, d], 0 where masked, and mask [n, length].
 
     Raises:
-      ValueError: a prompt has more tokens than that, or the two of a blend not equally many.
+      UserError: a prompt has more tokens than that, or the two of a blend not equally many.
     """
     tokens = tokenize(encoder, prompts, length)
     states = dict(zip(tokens, encoder.encode_tokens(list(tokens.values())), strict=True))
@@ -162,13 +163,13 @@ def check_text(text: TextEmbedding, count: int, config: TextConfig) -> Any:
     """Given token states of `count` prompts, padded as `encode` does.
 
     Raises:
-      ValueError: states or a mask of another shape.
+      UserError: states or a mask of another shape.
     """
     states, mask = (np.asarray(x) for x in text)
     length, width = config.max_length, config.width
     fits = states.ndim == 3 and states.shape[0] == count and states.shape[2] == width
     if not fits or mask.shape != states.shape[:2] or mask.shape[1] > length:
-        raise ValueError(
+        raise UserError(
             f"text must have states [{count}, l, {width}] and a mask [{count}, l] with l at most "
             f"{length}; got {list(states.shape)} and {list(mask.shape)}"
         )
@@ -182,10 +183,10 @@ def blend(what: Blend, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Token states [l, d] between those of two prompts.
 
     Raises:
-      ValueError: they do not have equally many tokens.
+      UserError: they do not have equally many tokens.
     """
     if len(first) != len(second):
-        raise ValueError(
+        raise UserError(
             f"only prompts with equally many tokens can be blended; {_shown(what.first)} has "
             f"{len(first)} and {_shown(what.second)} has {len(second)}"
         )

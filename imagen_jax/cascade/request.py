@@ -17,6 +17,7 @@ from imagen_jax.cascade.pictures import (
     resize,
     resize_mask,
 )
+from imagen_jax.errors import UserError
 from imagen_jax.sampling import Edit
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
@@ -50,19 +51,19 @@ def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[
     there = [stage.name for stage in stages]
     names = there if names is None else list(names)
     if not names:
-        raise ValueError(f"no stage was chosen; choices: {', '.join(there)}")
+        raise UserError(f"no stage was chosen; choices: {', '.join(there)}")
     for name in names:
         if name not in there:
-            raise ValueError(f"unknown stage {name!r}; choices: {', '.join(there)}")
+            raise UserError(f"unknown stage {name!r}; choices: {', '.join(there)}")
     chosen = [stages[there.index(name)] for name in names]
     for before, stage in zip(chosen, chosen[1:], strict=False):
         if stage.text != before.text:
-            raise ValueError(
+            raise UserError(
                 f"the stages read different text: {stage.name!r} {stage.text}, {before.name!r} "
                 f"{before.text}"
             )
         if stage.low_res != before.resolution:
-            raise ValueError(
+            raise UserError(
                 f"stage {stage.name!r} starts from {stage.low_res} pixels, but what comes before "
                 f"it, {before.name!r}, makes {before.resolution}"
             )
@@ -70,13 +71,13 @@ def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[
 
 
 def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """The seeds as integers; ValueError unless there are `count`, in [0, 2**32)."""
+    """The seeds as integers; UserError unless there are `count`, in [0, 2**32)."""
     if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} prompts; need as many")
+        raise UserError(f"{len(seeds)} seeds for {count} prompts; need as many")
     for seed in seeds:
         whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
         if not whole or not 0 <= seed < 2**32:
-            raise ValueError(f"seeds must be whole numbers in [0, 2**32), got {seed!r}")
+            raise UserError(f"seeds must be whole numbers in [0, 2**32), got {seed!r}")
     return [int(seed) for seed in seeds]
 
 
@@ -88,7 +89,7 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
         names to values for those stages.
 
     Raises:
-      ValueError: an unknown field or stage, or a value of another type or out of range.
+      UserError: an unknown field or stage, or a value of another type or out of range.
 
     Warns:
       UserWarning: an aug_level that a stage was not trained with, or a time grid that the sampler
@@ -99,7 +100,7 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
     result = {stage.name: stage.sample for stage in stages}
     for field, value in overrides.items():
         if field not in fields:
-            raise ValueError(f"unknown setting {field!r}; choices: {', '.join(fields)}")
+            raise UserError(f"unknown setting {field!r}; choices: {', '.join(fields)}")
         for name, setting in per_stage(field, value, list(result)).items():
             if setting is None:
                 continue
@@ -108,7 +109,7 @@ def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, Sampl
             if fields[field] is float and number:
                 setting = float(setting)
             if type(setting) is not fields[field]:
-                raise ValueError(
+                raise UserError(
                     f"{field} must be of type {fields[field].__name__}, got {setting!r}"
                 )
             result[name] = dataclasses.replace(result[name], **{field: setting})
@@ -134,13 +135,13 @@ def per_stage(what: str, value: Any, names: Sequence[str]) -> Mapping[str, Any]:
     """A value for every stage, or a mapping from names of stages to theirs.
 
     Raises:
-      ValueError: a name that no stage has.
+      UserError: a name that no stage has.
     """
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, value)
     for name in value:
         if name not in names:
-            raise ValueError(f"{what}: unknown stage {name!r}; choices: {', '.join(names)}")
+            raise UserError(f"{what}: unknown stage {name!r}; choices: {', '.join(names)}")
     return value
 
 
@@ -162,18 +163,18 @@ def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[in
     """Height and width of the last stage's pictures.
 
     Raises:
-      ValueError: a size that the stages cannot make, or none; says the nearest that they can.
+      UserError: a size that the stages cannot make, or none; says the nearest that they can.
     """
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     whole = [isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides]
     if len(sides) != 2 or not all(whole):
-        raise ValueError(f"size must be a whole number, or height and width; got {size!r}")
+        raise UserError(f"size must be a whole number, or height and width; got {size!r}")
     height, width = (int(side) for side in sides)
     step = size_step(stages)
     if min(height, width) < 1 or height % step or width % step:
         near = [max(step, round(side / step) * step) for side in (height, width)]
         made = " -> ".join(str(stage.resolution) for stage in stages)
-        raise ValueError(
+        raise UserError(
             f"this cascade ({made} pixels) cannot make pictures of {height} x {width}: height and "
             f"width must be multiples of {step}; the nearest is {near[0]} x {near[1]}"
         )
@@ -199,15 +200,15 @@ def plan_stages(
       count: of the pictures that are made.
 
     Raises:
-      ValueError: arguments that do not fit one another or the stages; says which.
+      UserError: arguments that do not fit one another or the stages; says which.
     """
     names = [stage.name for stage in stages]
     if image is None:
         for name, value in (("mask", mask), ("strength", strength)):
             if value is not None:
-                raise ValueError(f"{name} was given without an image to edit")
+                raise UserError(f"{name} was given without an image to edit")
     if mask is None and (resamples, jump) != (1, 1):
-        raise ValueError("resamples and jump are of inpainting; they need a mask")
+        raise UserError("resamples and jump are of inpainting; they need a mask")
     enlarges = image is not None and mask is None and strength is None
     first = _first_stage(stages, start_stage, image is not None, enlarges)
     run = stages[first:]
@@ -240,7 +241,7 @@ def plan_stages(
 
     masks = None if mask is None else check_masks(mask, pictures)
     if masks is not None and len(masks) not in (1, count):
-        raise ValueError(f"{len(masks)} masks for {count} pictures; give one for all, or one each")
+        raise UserError(f"{len(masks)} masks for {count} pictures; give one for all, or one each")
     strengths = {run[0].name: strength} if not isinstance(strength, Mapping) else strength
     per_stage("strength", strengths, names)
     runs = []
@@ -269,7 +270,7 @@ def plan_stages(
 
 def _number(what: str, value: Any) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"{what} must be a number, got {value!r}")
+        raise UserError(f"{what} must be a number, got {value!r}")
     return value
 
 
@@ -278,7 +279,7 @@ def _first_stage(
 ) -> int:
     names = [stage.name for stage in stages]
     if start_stage is not None and start_stage not in names:
-        raise ValueError(f"unknown start_stage {start_stage!r}; choices: {', '.join(names)}")
+        raise UserError(f"unknown start_stage {start_stage!r}; choices: {', '.join(names)}")
     if start_stage is not None:
         first = names.index(start_stage)
     else:
@@ -286,12 +287,12 @@ def _first_stage(
         able = [i for i, stage in enumerate(stages) if stage.low_res is not None or not enlarges]
         first = able[0] if able else 0
     if enlarges and stages[first].low_res is None:
-        raise ValueError(
+        raise UserError(
             f"an image alone is enlarged, which stage {names[first]!r} cannot, as it starts from "
             "noise; give strength or mask to edit the image instead"
         )
     if not given and stages[first].low_res is not None:
-        raise ValueError(
+        raise UserError(
             f"stage {names[first]!r} starts from a picture of {stages[first].low_res} pixels; give "
             "it as image"
         )

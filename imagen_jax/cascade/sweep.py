@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.cascade.prompts import Prompt
+from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
 from imagen_jax.stage_config import SampleConfig
 
@@ -36,11 +37,11 @@ class Axis:
 
     def __post_init__(self) -> None:
         if self.field not in FIELDS:
-            raise ValueError(f"cannot sweep over {self.field!r}; choices: {', '.join(FIELDS)}")
+            raise UserError(f"cannot sweep over {self.field!r}; choices: {', '.join(FIELDS)}")
         if not self.values:
-            raise ValueError(f"a sweep over {self.field} needs values, got none")
+            raise UserError(f"a sweep over {self.field} needs values, got none")
         if self.field == "seed" and self.stage is not None:
-            raise ValueError("a seed is of all stages, not of one")
+            raise UserError("a seed is of all stages, not of one")
 
     def setting(self, value: Any) -> dict[str, Any]:
         """The argument of Cascade.sample that it stands for."""
@@ -91,15 +92,15 @@ def sweep(cascade: Cascade, prompt: Prompt, axes: Sequence[Axis], **options: Any
       **options: of Cascade.sample.
 
     Raises:
-      ValueError: another number of axes, two over the same setting, or what Cascade.sample raises.
+      UserError: another number of axes, two over the same setting, or what Cascade.sample raises.
     """
     if len(axes) not in (1, 2):
-        raise ValueError(f"a sweep has 1 or 2 axes, got {len(axes)}")
+        raise UserError(f"a sweep has 1 or 2 axes, got {len(axes)}")
     if len({axis.field for axis in axes}) < len(axes):
-        raise ValueError(f"both axes of the sweep are over {axes[0].field!r}")
+        raise UserError(f"both axes of the sweep are over {axes[0].field!r}")
     for axis in axes:
         if axis.field in options:
-            raise ValueError(f"{axis.field} is swept over and was given, too")
+            raise UserError(f"{axis.field} is swept over and was given, too")
     rows = [({}, "")] if len(axes) == 1 else [
         (axes[0].setting(value), axes[0].label(value) + ", ") for value in axes[0].values
     ]  # fmt: skip

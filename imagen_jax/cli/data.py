@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, add_scenes, add_seed, command, positive
+from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -98,7 +99,7 @@ def _fetch(args: argparse.Namespace) -> None:
     try:
         counts = fetch_full_set(args.output)
     except RuntimeError as error:  # npm is missing or has failed: for the user to mend
-        raise ValueError(error) from error
+        raise UserError(error) from error
     drawn = ", ".join(f"{count} of {style}" for style, count in counts.items())
     print(f"emoji in {args.output}: {drawn}")
 

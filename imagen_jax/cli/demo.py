@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, add_workdir, command
+from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name != "nicegui":
             raise
-        raise ValueError(
+        raise UserError(
             "the page needs NiceGUI, which is not installed: pip install 'imagen-jax[page]'"
         ) from error
     from imagen_jax.cascade import Cascade

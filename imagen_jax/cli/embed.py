@@ -17,6 +17,7 @@ from imagen_jax.cli.command import (
     positive,
 )
 from imagen_jax.data.choices import DAMAGED_FILES, FITS, LONG_CAPTIONS, STATES
+from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -219,7 +220,7 @@ def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
     process, processes = args.process
     if args.output is None and not args.estimate:
-        raise ValueError("--output is missing: where the shards go")
+        raise UserError("--output is missing: where the shards go")
     source, shards = _source(args)
     from imagen_jax.embed import embed
     from imagen_jax.text.encoder import load_encoder
@@ -275,12 +276,12 @@ def training_arguments(
       workdir: embeddings go to <workdir>/embeddings.
 
     Raises:
-      ValueError: an option that is not one of those.
+      UserError: an option that is not one of those.
     """
     for option in options:
         key, equals, _ = option.partition("=")
         if not equals or key not in TRAIN_OPTIONS:
-            raise ValueError(
+            raise UserError(
                 f"--embed {option!r} must be KEY=VALUE with KEY one of: {', '.join(TRAIN_OPTIONS)}"
             )
     kind, _, where = data.partition(":")
@@ -306,12 +307,12 @@ def _source(args: argparse.Namespace) -> tuple[Source, int]:
     for option in sorted({option for options in CORPORA.values() for option in options}):
         if getattr(args, option) is not None and option not in CORPORA[kind]:
             having = ", ".join(f"--{k}" for k, options in CORPORA.items() if option in options)
-            raise ValueError(f"--{option.replace('_', '-')} belongs to {having}, not to --{kind}")
+            raise UserError(f"--{option.replace('_', '-')} belongs to {having}, not to --{kind}")
     if args.scenes is not None:
         from imagen_jax.data.sources import SceneSource
 
         if args.count is None:
-            raise ValueError("--scenes needs --count, the number of scenes")
+            raise UserError("--scenes needs --count, the number of scenes")
         compositions = "train" if args.split == "train" else "heldout"
         scenes = SceneSource(
             args.scenes, compositions, args.seed or 0, args.count, args.image_size, args.emoji
@@ -327,7 +328,7 @@ def _source(args: argparse.Namespace) -> tuple[Source, int]:
     if args.tfds is not None:
         name, colon, split = args.tfds.rpartition(":")
         if not colon:
-            raise ValueError(f"--tfds is {args.tfds!r}; it must be NAME:SPLIT, such as coco:train")
+            raise UserError(f"--tfds is {args.tfds!r}; it must be NAME:SPLIT, such as coco:train")
         dataset = corpora.TensorFlowDataset(
             name, split, args.image_key or "image", args.caption_key or "caption", args.data_dir
         )

@@ -17,6 +17,7 @@ from imagen_jax.cli.command import (
     settings,
 )
 from imagen_jax.cli.evaluate_features import add_network, load_network
+from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from imagen_jax.cascade import Cascade
@@ -263,7 +264,7 @@ def _captions_work(args: argparse.Namespace, side: int) -> Work:
 
     if args.annotations is not None:
         if args.pictures is None:
-            raise ValueError("--annotations needs --pictures, the folder of the files it names")
+            raise UserError("--annotations needs --pictures, the folder of the files it names")
         captions = coco.read_annotations(args.annotations, args.pictures, args.count, args.seed)
     else:
         captions = coco.read_tfds(args.tfds, args.data_dir, args.count, args.seed)
@@ -299,7 +300,7 @@ def _sweep(args: argparse.Namespace) -> None:
     several = [name for name in given if len(grid[name]) > 1] or given
     along = args.along.replace("-", "_") if args.along else next(iter(several), "")
     if given and along not in given:
-        raise ValueError(f"--along {args.along}: no values of it were given; {given} were")
+        raise UserError(f"--along {args.along}: no values of it were given; {given} were")
     rows = sweep(
         cascade, work, instruments, args.output, grid,
         stage=args.stage, seed=args.seed, process=args.process,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, add_settings, command, settings
+from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -72,14 +73,14 @@ def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
     if args.format == "safetensors":
         if args.platforms or settings(args):
-            raise ValueError("weights know no platforms and settings; give --format compiled")
+            raise UserError("weights know no platforms and settings; give --format compiled")
         from imagen_jax.pretrained import export_cascade
 
         dtype = args.dtype or "float16"
         paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best)
     else:
         if args.dtype:
-            raise ValueError("compiled programs have float32 weights; leave out --dtype")
+            raise UserError("compiled programs have float32 weights; leave out --dtype")
         from imagen_jax.cascade.request import stage_settings
         from imagen_jax.compiled import export_stage
         from imagen_jax.pretrained import open_cascade

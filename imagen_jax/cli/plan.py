@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from imagen_jax.cli.command import Commands, add_config, command, positive
+from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from imagen_jax.config import load_config
 
     if args.search and args.job != "train":
-        raise ValueError(f"--search ranks train steps; it is not for --job {args.job}")
+        raise UserError(f"--search ranks train steps; it is not for --job {args.job}")
     config = load_config(args.config, args.overrides)
     if args.topology is not None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is compiled for is elsewhere
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         )
         print(format_ranking(plans, failed))
         if not plans:
-            raise ValueError("nothing could be compiled")
+            raise UserError("nothing could be compiled")
         plan = plans[0]
     else:
         plan = make_plan(job.compile(), target.chip, target.slice_devices)

@@ -19,6 +19,7 @@ from imagen_jax.cli.command import (
     positive,
     settings,
 )
+from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -242,7 +243,7 @@ def _sweep(
     from imagen_jax.cascade import Axis, sweep
 
     if args.blend_with or args.per_prompt:
-        raise ValueError("--sweep makes one picture of each prompt and setting; leave out "
+        raise UserError("--sweep makes one picture of each prompt and setting; leave out "
                          "--blend-with and --per-prompt")  # fmt: skip
     axes = [Axis(name, values, stage) for stage, name, values in args.sweep]
     asked = _asked(args) | given
@@ -257,25 +258,25 @@ def blended(prompts: Sequence[str], other: str | None, count: int | None) -> lis
     """The prompts, or for each of them `count` blends from it to the other one.
 
     Raises:
-      ValueError: a count without another prompt, or below 2.
+      UserError: a count without another prompt, or below 2.
     """
     if other is None:
         if count is not None:
-            raise ValueError("--blends needs --blend-with")
+            raise UserError("--blends needs --blend-with")
         return list(prompts)
     from imagen_jax.cascade import Blend
 
     count = 5 if count is None else count
     if count < 2:
-        raise ValueError(f"--blends must be at least 2, from one prompt to the other; got {count}")
+        raise UserError(f"--blends must be at least 2, from one prompt to the other; got {count}")
     return [Blend(p, other, i / (count - 1)) for p in prompts for i in range(count)]
 
 
 def _read_pictures(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
     if args.mask and not args.image:
-        raise ValueError("--mask says where --image is painted anew, but there is no --image")
+        raise UserError("--mask says where --image is painted anew, but there is no --image")
     if args.crop and not args.image:
-        raise ValueError("--crop is of --image, but there is no --image")
+        raise UserError("--crop is of --image, but there is no --image")
     if not args.image:
         return None, None
     from imagen_jax.cascade import crop_to, read_mask, read_picture
@@ -283,7 +284,7 @@ def _read_pictures(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndar
     image = read_picture(args.image)
     mask = read_mask(args.mask) if args.mask else None
     if mask is not None and mask.shape != image.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {image.shape[0]} x "
             f"{image.shape[1]}; they must be of one size"
         )
@@ -304,25 +305,25 @@ def _check_nothing_else(args: argparse.Namespace) -> None:
     if given:
         flags = ["--" + name.replace("_", "-") if name != "prompt" else "prompts" for name in given]
         shown = ", ".join(flags)
-        raise ValueError(f"--from repeats a picture as it was made; leave out {shown}")
+        raise UserError(f"--from repeats a picture as it was made; leave out {shown}")
 
 
 def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     """Prompts of the command line, then those of a file: one a line; blank lines do not count.
 
     Raises:
-      ValueError: a prompt without a word, no prompt at all, or a file that is no text.
+      UserError: a prompt without a word, no prompt at all, or a file that is no text.
       FileNotFoundError: there is no such file.
     """
     prompts = [prompt.strip() for prompt in prompts]
     if "" in prompts:
-        raise ValueError(f"prompt {prompts.index('') + 1} is empty: say what the picture shows")
+        raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the picture shows")
     if file is not None:
         try:
             text = Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+            raise UserError(f"{file} is not UTF-8 text: {error}") from error
         prompts += [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise ValueError('no prompt: give one or more, as in imagen sample "a red apple"')
+        raise UserError('no prompt: give one or more, as in imagen sample "a red apple"')
     return prompts

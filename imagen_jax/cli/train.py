@@ -18,6 +18,7 @@ from imagen_jax.cli.embed import (
     is_corpus,
     training_arguments,
 )
+from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -138,14 +139,14 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
     """The embeddings to train on; of a corpus, they are made first."""
     if not is_corpus(args.data):
         if args.embed:
-            raise ValueError(
+            raise UserError(
                 f"--embed belongs to a corpus, and --data is {args.data!r}; a corpus is KIND:WHERE "
                 f"with KIND one of: {', '.join(CORPORA)}"
             )
         return args.data
     arguments = training_arguments(args.data, args.embed, config, args.workdir)
     if args.multi_host is not None:
-        raise ValueError(
+        raise UserError(
             f"--data {args.data} is a corpus, which training embeds on one host only; before "
             f"training on several, run: imagen {shlex.join(arguments)} (on several hosts, each "
             f"with its --process ID/COUNT), then train with --data "
@@ -171,7 +172,7 @@ def _leave(error: Exception) -> None:
             "command on all hosts goes on from the last checkpoint"
         )
         status = 1
-    elif isinstance(error, ValueError | OSError):
+    elif isinstance(error, UserError | OSError):
         message, status = f"{one_line(error)} ({here})", 2
     else:
         traceback.print_exception(error)

@@ -21,6 +21,7 @@ import numpy as np
 from imagen_jax.data import records
 from imagen_jax.data.choices import DAMAGED_FILES
 from imagen_jax.data.sources import DamagedFile
+from imagen_jax.errors import UserError
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
 CAPTION_KEYS = ("txt", "caption", "text")
@@ -42,7 +43,7 @@ class CorpusExample(NamedTuple):
     image: bytes | None
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UserError):
     """A file that cannot be read to its end.
 
     Attributes:
@@ -68,7 +69,7 @@ class Files:
 
     Raises:
       FileNotFoundError: no file matches.
-      ValueError: `damaged` is none of the choices.
+      UserError: `damaged` is none of the choices.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Files:
         damaged: str = DAMAGED_FILES[0],
     ):
         if damaged not in DAMAGED_FILES:
-            raise ValueError(f"damaged is {damaged!r}; choices: {', '.join(DAMAGED_FILES)}")
+            raise UserError(f"damaged is {damaged!r}; choices: {', '.join(DAMAGED_FILES)}")
         self.files = [Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
         if not self.files:
             raise FileNotFoundError(f"no file matches {pattern!r}")
@@ -103,10 +104,10 @@ class Files:
         Their ids begin with the file's path from the folder of all files, without its extension.
 
         Raises:
-          ValueError: at once: more shards than files; on iteration: a damaged file; names it.
+          UserError: at once: more shards than files; on iteration: a damaged file; names it.
         """
         if num_shards > len(self.files):
-            raise ValueError(
+            raise UserError(
                 f"{num_shards} shards of {len(self.files)} files: files are not divided; choose at "
                 f"most {len(self.files)} shards"
             )
@@ -120,7 +121,7 @@ class Files:
                     yield example._replace(id=f"{self._prefixes[i]}/{example.id}")
             except DamagedFileError as error:
                 if self._damaged != "drop":
-                    raise ValueError(
+                    raise UserError(
                         f"{error}; to leave out what cannot be read of such files, counted and "
                         "listed: --damaged-files drop"
                     ) from error
@@ -246,7 +247,7 @@ class TensorFlowDataset:
       data_dir: where it was prepared; None for TFDS's own default.
 
     Raises:
-      ValueError: no such dataset, split or feature, or it is not prepared; names the choices.
+      UserError: no such dataset, split or feature, or it is not prepared; names the choices.
     """
 
     def __init__(
@@ -258,10 +259,10 @@ class TensorFlowDataset:
         try:
             self._builder = tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
-            raise ValueError(f"no dataset {name!r} in tensorflow_datasets") from error
+            raise UserError(f"no dataset {name!r} in tensorflow_datasets") from error
         splits = self._builder.info.splits
         if split not in splits:
-            raise ValueError(
+            raise UserError(
                 f"{self._builder.info.full_name} has no split {split!r}; it has {sorted(splits)}. "
                 "If it has none, prepare it first: tfds build, or builder.download_and_prepare()"
             )
@@ -269,7 +270,7 @@ class TensorFlowDataset:
             features: Any = self._builder.info.features
             for part in key.split("/"):
                 if part not in features:
-                    raise ValueError(
+                    raise UserError(
                         f"{self._builder.info.full_name} has no feature {key!r}; there are "
                         f"{sorted(features)}"
                     )
@@ -290,7 +291,7 @@ class TensorFlowDataset:
             captions = np.ravel(_at(example, self._caption_key))
             caption = captions[0] if len(captions) else b""
             if not isinstance(caption, bytes):
-                raise ValueError(
+                raise UserError(
                     f"{self._builder.info.full_name}: feature {self._caption_key!r} holds no "
                     f"strings, but {caption!r}"
                 )

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from imagen_jax.data.reading import ShardTable
+from imagen_jax.errors import UserError
 
 _ERRORS = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
 
@@ -41,7 +42,7 @@ class Damage:
         hosts: int,
     ):
         if not 0 <= tolerated < 1:
-            raise ValueError(f"max_damaged must be in [0, 1), got {tolerated}")
+            raise UserError(f"max_damaged must be in [0, 1), got {tolerated}")
         self.replaced: dict[int, int] = {}
         self.by_file: Counter[str] = Counter()
         self._table = table
@@ -61,7 +62,7 @@ class Damage:
           The number of damaged ones that were not known.
 
         Raises:
-          ValueError: more are damaged than is tolerated; names file, record and fault.
+          UserError: more are damaged than is tolerated; names file, record and fault.
         """
         records = int(self._table.first[-1])
         read = min(records, max(-(-records // self._hosts), given))
@@ -77,7 +78,7 @@ class Damage:
             total = self.by_file.total()
             message = f"{path}: record {place} is damaged or unsuitable: {fault}"
             if total > limit:
-                raise ValueError(
+                raise UserError(
                     f"{message}; that makes {total}, and {limit} of the {read} that this host "
                     "reads are tolerated (max_damaged)"
                 )
@@ -93,7 +94,7 @@ class Damage:
             candidate = first + (place + step) % count
             if self._fault(candidate) is None:
                 return candidate
-        raise ValueError(f"{path} has no sound record")
+        raise UserError(f"{path} has no sound record")
 
     def _fault(self, record: int) -> str | None:
         try:

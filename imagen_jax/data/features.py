@@ -23,6 +23,8 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from imagen_jax.errors import UserError
+
 # The accelerators belong to JAX. TensorFlow only feeds it, and must not reserve their memory.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
@@ -99,7 +101,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
       seed: of the squares.
 
     Raises:
-      ValueError: sizes that do not divide, or a length below 1. While iterating, an
+      UserError: sizes that do not divide, or a length below 1. While iterating, an
         `InvalidArgumentError` that names the record: wrong picture size or channels, an embedding
         that is empty, longer than `text_length` or of another width.
     """
@@ -128,13 +130,13 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         seed: int = 0,
     ):
         if image_size < 1 or record_size % image_size:
-            raise ValueError(
+            raise UserError(
                 f"image_size {image_size} does not divide the recorded picture size {record_size}; "
                 f"choose one of {_divisors(record_size)}"
             )
         if low_res_size is not None:
             if low_res_size < 1 or image_size % low_res_size:
-                raise ValueError(
+                raise UserError(
                     f"low_res_size {low_res_size} does not divide image_size {image_size}; "
                     f"choose one of {_divisors(image_size)}"
                 )
@@ -144,12 +146,12 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
             }
         step = 1 if low_res_size is None else image_size // low_res_size
         if crop is not None and not (0 < crop <= image_size and crop % step == 0):
-            raise ValueError(
+            raise UserError(
                 f"crop {crop} must be a multiple of {step} (image_size / low_res_size) and at most "
                 f"image_size {image_size}"
             )
         if text_length < 1:
-            raise ValueError(f"text_length must be at least 1, got {text_length}")
+            raise UserError(f"text_length must be at least 1, got {text_length}")
         self._record_size = record_size
         self._image_size = image_size
         self._low_res_size = low_res_size

@@ -29,6 +29,7 @@ from imagen_jax.data.features import (
 )
 from imagen_jax.data.order import GlobalOrder
 from imagen_jax.data.reading import ShardTable, ordered_records
+from imagen_jax.errors import UserError
 
 _PREFETCHED_BATCHES = 2
 POSITION = "position.json"
@@ -90,7 +91,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
         Raises:
           StopIteration: after one epoch, if the data is not repeated.
-          ValueError: more damaged or unsuitable records than are tolerated; names file and record.
+          UserError: more damaged or unsuitable records than are tolerated; names file and record.
         """
         while True:
             if self._batches is None:
@@ -99,7 +100,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 batch = next(self._batches)
             except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
                 if not self.damage.examine(self._near(self.step), self._given):
-                    raise ValueError(
+                    raise UserError(
                         f"cannot read the embeddings in {self._data}: {first_line(error)}"
                     ) from error
                 self.seek(self.step)  # others are read in place of those found
@@ -115,7 +116,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         In the place of damaged ones others are read, as in batches.
 
         Raises:
-          ValueError: more damaged or unsuitable records than are tolerated; names file and record.
+          UserError: more damaged or unsuitable records than are tolerated; names file and record.
         """
         return self._records(np.arange(min(count, int(self._table.first[-1]))))
 
@@ -125,11 +126,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         In the place of damaged ones others are read, as in batches.
 
         Raises:
-          ValueError: there are fewer, or more damaged or unsuitable ones than are tolerated.
+          UserError: there are fewer, or more damaged or unsuitable ones than are tolerated.
         """
         total = int(self._table.first[-1])
         if count > total:
-            raise ValueError(f"{count} examples are wanted, and {self._data} has {total} of them")
+            raise UserError(f"{count} examples are wanted, and {self._data} has {total} of them")
         return self._records(np.arange(count) * total // count)
 
     def _records(self, wanted: np.ndarray) -> list[records.Record]:
@@ -154,7 +155,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
         Raises:
           FileNotFoundError: nothing was saved there.
-          ValueError: saved with other records, another seed, batch or size; names what differs.
+          UserError: saved with other records, another seed, batch or size; names what differs.
         """
         path = os.path.join(directory, POSITION)
         if not tf.io.gfile.exists(path):
@@ -171,7 +172,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             if saved.get(key) != self.fingerprint.get(key)
         ]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"the data position in {directory} belongs to other data or arguments, so going on "
                 f"from it would not reproduce the run: {'; '.join(differing)}"
             )
@@ -241,7 +242,7 @@ def train_batches(
 
     Raises:
       FileNotFoundError: missing or unfinished directory, or a missing shard.
-      ValueError: a damaged manifest, unknown split, sizes that do not divide, another embedding
+      UserError: a damaged manifest, unknown split, sizes that do not divide, another embedding
         width, a batch that the hosts cannot share, a shard index out of range, or a mixture that
         does not fit together or is not repeated.
     """
@@ -249,14 +250,14 @@ def train_batches(
     manifest = sources[0][0].manifest
     records.check_encoder(manifest, width=text_width)
     if not 0 <= shard_index < num_shards:
-        raise ValueError(f"shard_index {shard_index} is not in 0 .. {num_shards - 1}")
+        raise UserError(f"shard_index {shard_index} is not in 0 .. {num_shards - 1}")
     if batch_size < 1 or batch_size % num_shards:
-        raise ValueError(
+        raise UserError(
             f"batch_size must be at least 1 and a multiple of the {num_shards} hosts, got "
             f"{batch_size}"
         )
     if len(sources) > 1 and not repeat:
-        raise ValueError(f"{os.fspath(data)!r} mixes sources, which have no common epoch: repeat")
+        raise UserError(f"{os.fspath(data)!r} mixes sources, which have no common epoch: repeat")
     converter = ImagenFeatureConverter(
         manifest["image_size"],
         image_size,

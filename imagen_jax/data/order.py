@@ -32,6 +32,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from imagen_jax.errors import UserError
+
 BLOCK = 16
 """Consecutive records that are read together."""
 LANES = 64
@@ -50,12 +52,12 @@ class ShuffledSource:
       seed: in [0, 2**64).
 
     Raises:
-      ValueError: a size below 1.
+      UserError: a size below 1.
     """
 
     def __init__(self, examples: int, batch: int, window_steps: int, seed: int):
         if min(examples, batch, window_steps) < 1:
-            raise ValueError(
+            raise UserError(
                 f"examples, batch and window_steps must be at least 1, got {examples}, {batch} and "
                 f"{window_steps}"
             )
@@ -138,7 +140,7 @@ class GlobalOrder:
       seed: in [0, 2**64).
 
     Raises:
-      ValueError: sources and rates of different number, or a rate so small that a batch would
+      UserError: sources and rates of different number, or a rate so small that a batch would
         hold less than one example of its source; names it.
     """
 
@@ -151,15 +153,15 @@ class GlobalOrder:
         seed: int,
     ):
         if len(examples) != len(rates) or not examples:
-            raise ValueError(f"{len(examples)} sources have {len(rates)} rates")
+            raise UserError(f"{len(examples)} sources have {len(rates)} rates")
         if min(rates) <= 0:
-            raise ValueError(f"rates must be above 0, got {list(rates)}")
+            raise UserError(f"rates must be above 0, got {list(rates)}")
         edges = np.round(np.cumsum([0, *rates]) / sum(rates) * _RATE_UNIT)
         self._edges = [int(edge) for edge in edges]
         self.batch = batch
         shares = np.diff(self._edges) * batch / _RATE_UNIT
         if min(shares) < 1:
-            raise ValueError(
+            raise UserError(
                 f"rates {list(rates)} of batches of {batch} give {shares.min():.3g} examples of "
                 f"source {int(shares.argmin())} to a batch; it must be at least one: raise the "
                 "rate or the batch size"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from imagen_jax.errors import UserError
+
 JPEG_QUALITY = 95
 _LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112  # of EXIF
@@ -124,7 +126,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):  # Pillow itself would clip 0..65535 to 0..255
         picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {picture.mode} have no known range")
+        raise UserError(f"pixels of mode {picture.mode} have no known range")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(

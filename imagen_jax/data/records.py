@@ -33,6 +33,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 FORMAT = 2
 MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
@@ -206,7 +208,7 @@ def load_manifest(directory: str | Path) -> Manifest:
 
     Raises:
       FileNotFoundError: no such directory, embedding has not finished, or a shard is missing.
-      ValueError: not a manifest of this format, altered after it was written, or a shard of another
+      UserError: not a manifest of this format, altered after it was written, or a shard of another
         size than the manifest says.
     """
     directory = Path(directory)
@@ -221,15 +223,15 @@ def load_manifest(directory: str | Path) -> Manifest:
     try:
         manifest = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{path} has format {found!r}, this version reads format {FORMAT}; embed the data "
             "again into a new directory"
         )
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
-        raise ValueError(f"{path} was changed after it was written: its fingerprint does not match")
+        raise UserError(f"{path} was changed after it was written: its fingerprint does not match")
     for split in manifest["splits"].values():
         for name, size, examples in zip(
             split["shards"], split["shard_bytes"], split["shard_examples"], strict=True
@@ -244,7 +246,7 @@ def _check_size(path: Path, size: int) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing, though {MANIFEST} beside it lists it")
     if path.stat().st_size != size:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; by {MANIFEST} it has {size}")
+        raise UserError(f"{path} has {path.stat().st_size} bytes; by {MANIFEST} it has {size}")
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -267,13 +269,13 @@ def check_encoder(
       fingerprint: sha256 over the encoder's weights and tokenizer.
 
     Raises:
-      ValueError: they differ; the message shows what is recorded and what was expected.
+      UserError: they differ; the message shows what is recorded and what was expected.
     """
     expected = {"name": name, "width": width, "fingerprint": fingerprint}
     expected = {key: value for key, value in expected.items() if value is not None}
     recorded = {key: manifest["encoder"].get(key) for key in expected}
     if lines := differences(recorded, expected):
-        raise ValueError(
+        raise UserError(
             "the embeddings were made by another text encoder (recorded != expected):\n  "
             + "\n  ".join(lines)
         )

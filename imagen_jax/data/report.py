@@ -45,7 +45,7 @@ def write_report(
       The number of records that were read.
 
     Raises:
-      FileNotFoundError, ValueError: see records.load_manifest.
+      FileNotFoundError, UserError: see records.load_manifest.
     """
     manifest = records.load_manifest(directory)
     facts = {

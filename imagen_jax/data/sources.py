@@ -17,6 +17,7 @@ from imagen_jax.data.scenes.art import fingerprint
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.scenes.source import scene_examples
+from imagen_jax.errors import UserError
 
 
 class Example(Protocol):
@@ -59,7 +60,7 @@ class Source(Protocol):
         """The examples of one shard: the same ones whenever it is called.
 
         Raises:
-          ValueError: at once, not on iteration, if there cannot be so many shards.
+          UserError: at once, not on iteration, if there cannot be so many shards.
         """
         ...
 
@@ -115,14 +116,14 @@ def described_level(description: Mapping[str, Any]) -> Level:
 
     Raises:
       FileNotFoundError: the fetched emoji are no longer where they were.
-      ValueError: they are other emoji now.
+      UserError: they are other emoji now.
     """
     emoji = description.get("emoji")
     if emoji is None:
         return get_level(description["level"])
     level = get_level(description["level"], emoji["directory"])
     if (found := fingerprint(emoji["directory"])) != emoji["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"the emoji in {emoji['directory']} are not those of the described scenes: their "
             f"sha256 is {found}, not {emoji['sha256']}; imagen data fetch gets the pinned versions"
         )
@@ -137,12 +138,12 @@ def check_rendering(description: Mapping[str, Any] | None, where: str) -> None:
       where: the embedding directory, for the message.
 
     Raises:
-      ValueError: they were drawn by another version, so that new ones would not be like them.
+      UserError: they were drawn by another version, so that new ones would not be like them.
     """
     if description is None or description.get("name") != "scenes":
         return
     if (found := description.get("rendering")) != RENDERING:
-        raise ValueError(
+        raise UserError(
             f"the scenes in {where} were drawn by version {found} of the renderer, and this is "
             f"version {RENDERING}: pictures or captions have changed since; embed them again into "
             "a new directory"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data.corpora import CorpusExample
+from imagen_jax.errors import UserError
 
 
 class Table:
@@ -23,7 +24,7 @@ class Table:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: another kind of file, a damaged one, a column that is missing (names those there
+      UserError: another kind of file, a damaged one, a column that is missing (names those there
         are), or one that holds no captions or no pictures.
     """
 
@@ -33,14 +34,14 @@ class Table:
         if not self._path.is_file():
             raise FileNotFoundError(f"no table {self._path}")
         if self._path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"{self._path} must be a .csv or .parquet file")
+            raise UserError(f"{self._path} must be a .csv or .parquet file")
         self._count = self._csv_count() if self._is_csv else self._parquet_count()
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[CorpusExample]:
         """A part of the rows, in their order; ids are the table's name and numbers of rows.
 
         Raises:
-          ValueError: the file is damaged; names it.
+          UserError: the file is damaged; names it.
         """
         start, end = (self._count * edge // num_shards for edge in (shard, shard + 1))
         rows = self._csv_rows(start, end) if self._is_csv else self._parquet_rows(start, end)
@@ -69,7 +70,7 @@ class Table:
 
     def _check_columns(self, names: list[str]) -> None:
         if missing := [column for column in self._columns if column not in names]:
-            raise ValueError(f"{self._path} has no columns {missing}; it has {names}")
+            raise UserError(f"{self._path} has no columns {missing}; it has {names}")
 
     # CSV
 
@@ -79,7 +80,7 @@ class Table:
             try:
                 yield from filter(None, csv.reader(file))
             except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self._path} is no CSV in UTF-8: {error}") from error
+                raise UserError(f"{self._path} is no CSV in UTF-8: {error}") from error
 
     def _csv_count(self) -> int:
         lines = self._csv_lines()
@@ -103,19 +104,19 @@ class Table:
         try:
             metadata = pyarrow.parquet.read_metadata(self._path)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{self._path} is no parquet file: {error}") from error
+            raise UserError(f"{self._path} is no parquet file: {error}") from error
         schema = metadata.schema.to_arrow_schema()
         self._check_columns(schema.names)
         image, caption = (schema.field(column).type for column in self._columns)
         if pyarrow.types.is_struct(image) and image.get_field_index("bytes") >= 0:
             image = image.field("bytes").type
         if not (_is_text(image) or _is_binary(image)):
-            raise ValueError(
+            raise UserError(
                 f"{self._path}: column {self._columns[0]!r} holds {image}; it must hold pictures: "
                 "binary, paths as string, or struct<bytes: binary, path: string>"
             )
         if not _is_text(caption):
-            raise ValueError(
+            raise UserError(
                 f"{self._path}: column {self._columns[1]!r} holds {caption}; captions must be "
                 "string"
             )
@@ -133,7 +134,7 @@ class Table:
                 try:
                     table = file.read_row_group(group, columns=list(self._columns))
                 except (pyarrow.ArrowException, OSError) as error:
-                    raise ValueError(f"{self._path} is damaged: {error}") from error
+                    raise UserError(f"{self._path} is damaged: {error}") from error
                 skip = max(0, start - first)
                 part = table.slice(skip, min(end - first, rows) - skip)
                 images, captions = (part.column(name) for name in self._columns)

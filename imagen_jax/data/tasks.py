@@ -22,6 +22,7 @@ import tensorflow as tf
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURES, parse_example
 from imagen_jax.data.sources import check_rendering
+from imagen_jax.errors import UserError
 
 SHUFFLE_RECORDS = 4096
 """Compressed records that are shuffled at once: by `iterator.train_batches` in windows over all
@@ -64,10 +65,10 @@ class EmbeddingShards(seqio.FileDataSource):
         """Paths of the shards of `split`, taken literally (no wildcards).
 
         Raises:
-          ValueError: the manifest has no such split.
+          UserError: the manifest has no such split.
         """
         if split not in self._shards:
-            raise ValueError(f"unknown split {split!r}; the manifest has {sorted(self._shards)}")
+            raise UserError(f"unknown split {split!r}; the manifest has {sorted(self._shards)}")
         return self._shards[split]
 
     def get_dataset(
@@ -98,7 +99,7 @@ def embeddings_task(
       shuffle_records: capacity of the shuffle buffer, in compressed records.
 
     Raises:
-      FileNotFoundError, ValueError: see `records.load_manifest`.
+      FileNotFoundError, UserError: see `records.load_manifest`.
     """
     return seqio.Task(
         name,
@@ -113,8 +114,8 @@ def register_embeddings_task(name: str, directory: str) -> seqio.Task:
     """Registers `embeddings_task(name, directory)` with seqio, for use by name and in mixtures.
 
     Raises:
-      ValueError: the name is taken by a task or mixture.
-      FileNotFoundError, ValueError: see `records.load_manifest`.
+      UserError: the name is taken by a task or mixture.
+      FileNotFoundError, UserError: see `records.load_manifest`.
     """
     task = embeddings_task(name, directory)
     seqio.TaskRegistry.add_provider(name, task)
@@ -129,7 +130,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
         registered task or mixture over such directories.
 
     Raises:
-      FileNotFoundError, ValueError: see `records.load_manifest`; a rate that is no number above 0;
+      FileNotFoundError, UserError: see `records.load_manifest`; a rate that is no number above 0;
         a task that does not read an embedding directory; or directories whose encoder or size of
         pictures differ, which one stage cannot be trained on.
     """
@@ -146,7 +147,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
         found = [(embeddings_task("embeddings", name), 1.0)]
     for task, _ in found:
         if not isinstance(task.source, EmbeddingShards):
-            raise ValueError(f"task {task.name!r} of {name!r} does not read an embedding directory")
+            raise UserError(f"task {task.name!r} of {name!r} does not read an embedding directory")
         for description in task.source.manifest["source"].values():
             check_rendering(description, task.source.directory)
     first = found[0][0].source
@@ -154,7 +155,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
         kept = ("encoder", "image_size", "states")
         there, here = ({key: s.manifest[key] for key in kept} for s in (first, task.source))
         if lines := records.differences(there, here):
-            raise ValueError(
+            raise UserError(
                 f"{first.directory} and {task.source.directory} cannot be mixed:\n  "
                 + "\n  ".join(lines)
             )
@@ -168,7 +169,7 @@ def _directory_and_rate(part: str, whole: str) -> tuple[str, float]:
     except ValueError:
         rate = 0.0
     if not directory or not 0 < rate < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"data {whole!r}: {part!r} must be of the form DIR=RATE with a rate above 0"
         )
     return directory, rate

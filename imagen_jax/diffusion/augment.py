@@ -37,7 +37,7 @@ def augment_low_res(
       [b, h, w, c] noised pictures, not clipped to [-1, 1].
 
     Raises:
-      ValueError: aug_level is neither a scalar nor [b].
+      UserError: aug_level is neither a scalar nor [b].
     """
     keys = per_example_keys(key, low_res_upsampled.shape[0])
     shape, dtype = low_res_upsampled.shape[1:], low_res_upsampled.dtype

@@ -22,6 +22,7 @@ from imagen_jax.diffusion.transitions import (
     path_transitions,
     run_transitions,
 )
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Denoiser, Image, LogSNR, PRNGKey
 
 
@@ -53,7 +54,7 @@ def img2img(
       **options: of the sampler.
 
     Raises:
-      ValueError: what sample raises.
+      UserError: what sample raises.
     """
     x_t = diffuse(picture, noise, jnp.asarray(grid[0], picture.dtype))
     return sample(
@@ -83,10 +84,10 @@ def resampling_path(steps: int, resamples: int, jump: int) -> np.ndarray:
       [n + 1] positions from 0 to steps.
 
     Raises:
-      ValueError: an argument below 1.
+      UserError: an argument below 1.
     """
     if min(steps, resamples, jump) < 1:
-        raise ValueError(
+        raise UserError(
             "steps, resamples and jump must be at least 1, got "
             f"steps={steps}, resamples={resamples}, jump={jump}"
         )
@@ -137,7 +138,7 @@ def inpaint(
       **options: of the sampler.
 
     Raises:
-      ValueError: unknown sampler, keep of another shape, resamples or jump below 1, or what the
+      UserError: unknown sampler, keep of another shape, resamples or jump below 1, or what the
         sampler raises.
     """
     check_sampler(name)
@@ -163,12 +164,12 @@ def keep_known(denoise: Denoiser, picture: Image, keep: Float[Array, "b h w 1"])
       picture, keep: as for inpaint.
 
     Raises:
-      ValueError: keep of another shape.
+      UserError: keep of another shape.
     """
     batch, height, width, channels = picture.shape
     fits = keep.ndim == 4 and keep.shape[1:3] == (height, width)
     if not (fits and keep.shape[0] in (1, batch) and keep.shape[3] in (1, channels)):
-        raise ValueError(
+        raise UserError(
             f"keep must have shape {(batch, height, width, 1)} (or 1 in place of {batch}) for "
             f"pictures of shape {picture.shape}, got {keep.shape}"
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.schedule import NoiseSchedule
+from imagen_jax.errors import UserError
 
 
 def _uniform_t(schedule: NoiseSchedule, steps: int, t_start: float) -> jax.Array:
@@ -30,7 +31,7 @@ def _karras(
     sigma_max: float = 80.0,
 ) -> jax.Array:
     if not 0.0 < sigma_min < sigma_max or not rho > 0.0:
-        raise ValueError(
+        raise UserError(
             "0 < sigma_min < sigma_max and rho > 0 must hold, got "
             f"sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}"
         )
@@ -95,19 +96,19 @@ def time_grid(
       [steps + 1] increasing logsnr.
 
     Raises:
-      ValueError: unknown kind, steps, t_start or an option out of range, or a grid that they make
+      UserError: unknown kind, steps, t_start or an option out of range, or a grid that they make
         too fine for the schedule or for float32.
     """
     if kind not in TIME_GRIDS:
-        raise ValueError(f"unknown time grid {kind!r}; choose from {sorted(TIME_GRIDS)}")
+        raise UserError(f"unknown time grid {kind!r}; choose from {sorted(TIME_GRIDS)}")
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise UserError(f"steps must be at least 1, got {steps}")
     if not 0.0 < t_start <= 1.0:
-        raise ValueError(f"t_start must be in (0, 1], got {t_start}")
+        raise UserError(f"t_start must be in (0, 1], got {t_start}")
     if kind in ("trailing", "leading"):
         train_steps = options.get("train_steps", 1000)
         if steps > t_start * train_steps:
-            raise ValueError(
+            raise UserError(
                 f"steps={steps} exceeds the {t_start * train_steps:g} times of a {kind} grid"
             )
     # Known values also inside a jitted function, so that they can be checked there.
@@ -115,7 +116,7 @@ def time_grid(
         noisy = TIME_GRIDS[kind](schedule, steps, t_start, **options)
         grid = jnp.append(noisy, schedule.logsnr(0.0))
         if not bool(jnp.all(jnp.diff(grid) > 0.0)):
-            raise ValueError(
+            raise UserError(
                 f"a {kind} grid of {steps} steps from t_start={t_start} with options {options} is "
                 f"not increasing in logsnr on {schedule}: {grid}"
             )

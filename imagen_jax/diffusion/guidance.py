@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.parametrization import check_parametrization, expand_to, to_x0
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Conditioning, Denoiser, Image, LogSNR, Network, TextEmbedding
 
 Guidance = float | jax.Array | Callable[[jax.Array], jax.Array]
@@ -37,7 +38,7 @@ class IntervalGuidance:
 
     def __post_init__(self) -> None:
         if not self.logsnr_low < self.logsnr_high:
-            raise ValueError(
+            raise UserError(
                 "logsnr_low must be below logsnr_high, got "
                 f"logsnr_low={self.logsnr_low}, logsnr_high={self.logsnr_high}"
             )
@@ -54,9 +55,9 @@ def static_threshold(x0: Image) -> Image:
 
 def _check_threshold(percentile: float, cap: float | None) -> None:
     if not 0.0 < percentile <= 100.0:
-        raise ValueError(f"percentile must be in (0, 100], got {percentile}")
+        raise UserError(f"percentile must be in (0, 100], got {percentile}")
     if cap is not None and not cap >= 1.0:
-        raise ValueError(f"cap must be at least 1 or None, got {cap}")
+        raise UserError(f"cap must be at least 1 or None, got {cap}")
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -91,7 +92,7 @@ def absolute_percentile(x0: jax.Array, percentile: float) -> Float[Array, "b"]:
       percentile: in (0, 100].
 
     Raises:
-      ValueError: percentile out of range.
+      UserError: percentile out of range.
     """
     _check_threshold(percentile, None)
     axes, size = tuple(range(1, x0.ndim)), math.prod(x0.shape[1:])
@@ -121,7 +122,7 @@ def dynamic_threshold(x0: Image, percentile: float, cap: float | None = None) ->
       cap: upper bound of s, at least 1; None for no bound.
 
     Raises:
-      ValueError: percentile or cap out of range.
+      UserError: percentile or cap out of range.
     """
     _check_threshold(percentile, cap)
     scale = jnp.maximum(absolute_percentile(x0, percentile), 1.0)
@@ -182,7 +183,7 @@ def stack_conditioning(
       negative: text of b or 1 examples, of any length, to be guided away from.
 
     Raises:
-      ValueError: negative has another batch size or width than conditional.
+      UserError: negative has another batch size or width than conditional.
     """
     text = conditional.text
     if negative is None:
@@ -190,7 +191,7 @@ def stack_conditioning(
     else:
         batch, _, width = text.states.shape
         if negative.states.shape[0] not in (1, batch) or negative.states.shape[2] != width:
-            raise ValueError(
+            raise UserError(
                 f"negative text has states of shape {negative.states.shape}, conditional text "
                 f"{text.states.shape}: batch must be 1 or {batch} and width {width}"
             )
@@ -237,7 +238,7 @@ def guided_denoiser(
       (x_t [b, h, w, c], logsnr [] or [b]) -> x0 [b, h, w, c] in x_t's dtype.
 
     Raises:
-      ValueError: unknown parametrization or threshold, or negative text that does not fit.
+      UserError: unknown parametrization or threshold, or negative text that does not fit.
     """
     conditioning = conditional if is_off(guidance) else stack_conditioning(conditional, negative)
     if prepare is not None:
@@ -267,7 +268,7 @@ def stacked_denoiser(
     check_parametrization(parametrization)
     if isinstance(threshold, str):
         if threshold not in THRESHOLDS:
-            raise ValueError(f"unknown threshold {threshold!r}; choose from {sorted(THRESHOLDS)}")
+            raise UserError(f"unknown threshold {threshold!r}; choose from {sorted(THRESHOLDS)}")
         threshold = THRESHOLDS[threshold]
     limit = threshold
     unguided = is_off(guidance)

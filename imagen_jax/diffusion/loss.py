@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.parametrization import check_parametrization, diffuse, target
 from imagen_jax.diffusion.schedule import NoiseSchedule
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Conditioning, Image, LogSNR, Network, PRNGKey
 
 
@@ -71,10 +72,10 @@ def sample_times(
       **options: options of the method.
 
     Raises:
-      ValueError: unknown method.
+      UserError: unknown method.
     """
     if method not in TIME_SAMPLING:
-        raise ValueError(f"unknown time sampling {method!r}; choose from {sorted(TIME_SAMPLING)}")
+        raise UserError(f"unknown time sampling {method!r}; choose from {sorted(TIME_SAMPLING)}")
     return TIME_SAMPLING[method](key, batch_size, **options)
 
 
@@ -135,11 +136,11 @@ def loss_weight(name: str, logsnr: LogSNR, kind: str, **options: float) -> jax.A
       Weights of logsnr's shape, positive and finite in float32 for logsnr in [-20, 20].
 
     Raises:
-      ValueError: unknown name or kind.
+      UserError: unknown name or kind.
     """
     check_parametrization(kind)
     if name not in WEIGHTINGS:
-        raise ValueError(f"unknown loss weighting {name!r}; choose from {sorted(WEIGHTINGS)}")
+        raise UserError(f"unknown loss weighting {name!r}; choose from {sorted(WEIGHTINGS)}")
     logsnr = jnp.asarray(logsnr)
     log_weight = WEIGHTINGS[name](logsnr, **options)
     if kind == "eps":
@@ -180,11 +181,11 @@ def diffusion_loss(
         (Kingma and Gao 2023, section 2).
 
     Raises:
-      ValueError: an unknown choice, or over_logsnr with times that are not uniform.
+      UserError: an unknown choice, or over_logsnr with times that are not uniform.
         NaN in x0 is not caught: it shows in the loss.
     """
     if over_logsnr and time_sampling not in ("uniform", "stratified"):
-        raise ValueError(
+        raise UserError(
             f"over_logsnr needs time_sampling 'uniform' or 'stratified', got {time_sampling!r}"
         )
     time_key, noise_key = jax.random.split(key)

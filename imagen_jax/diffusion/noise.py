@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.errors import UserError
 from imagen_jax.typing import PRNGKey
 
 # Indices above any number of sampling steps: one key serves a whole sampling run, and its starting
@@ -27,14 +28,14 @@ def per_example_keys(key: PRNGKey, batch_size: int) -> PRNGKey:
       [batch_size] new-style keys.
 
     Raises:
-      ValueError: key holds another number of keys.
+      UserError: key holds another number of keys.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch_size))
     if key.shape != (batch_size,):
-        raise ValueError(f"expected one key or {batch_size} keys, got keys of shape {key.shape}")
+        raise UserError(f"expected one key or {batch_size} keys, got keys of shape {key.shape}")
     return key
 
 

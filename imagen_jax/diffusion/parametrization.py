@@ -13,28 +13,29 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.schedule import alpha_sigma
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Image, LogSNR
 
 PARAMETRIZATIONS = ("eps", "v", "x0")
 
 
 def check_parametrization(kind: str) -> None:
-    """Raises ValueError unless kind is one of PARAMETRIZATIONS."""
+    """Raises UserError unless kind is one of PARAMETRIZATIONS."""
     if kind not in PARAMETRIZATIONS:
-        raise ValueError(f"unknown parametrization {kind!r}; choose from {PARAMETRIZATIONS}")
+        raise UserError(f"unknown parametrization {kind!r}; choose from {PARAMETRIZATIONS}")
 
 
 def expand_to(values: jax.Array, like: jax.Array) -> jax.Array:
     """Values [] or [b] with trailing axes of length 1, so that they broadcast over like [b, ...].
 
     Raises:
-      ValueError: values is neither a scalar nor one value per example of like.
+      UserError: values is neither a scalar nor one value per example of like.
     """
     values = jnp.asarray(values)
     if values.ndim == 0:
         return values
     if values.ndim != 1 or values.shape[0] != like.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"expected a scalar or one value per example of a batch of shape {like.shape}, "
             f"got shape {values.shape}"
         )
@@ -68,7 +69,7 @@ def target(kind: str, x0: Image, eps: Image, logsnr: LogSNR) -> Image:
       logsnr: [] or [b].
 
     Raises:
-      ValueError: unknown kind.
+      UserError: unknown kind.
     """
     check_parametrization(kind)
     if kind == "eps":
@@ -89,7 +90,7 @@ def to_x0(kind: str, prediction: Image, x_t: Image, logsnr: LogSNR) -> Image:
       logsnr: [] or [b].
 
     Raises:
-      ValueError: unknown kind.
+      UserError: unknown kind.
     """
     check_parametrization(kind)
     if kind == "x0":

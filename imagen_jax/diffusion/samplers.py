@@ -9,7 +9,7 @@ All share their arguments:
     the batch nor on the number of devices. None for a deterministic sampler.
   progress: called with the index of each step, unordered, from the running computation.
   intermediates: also return the estimates of x0 of all steps.
-All raise ValueError for options out of range, for a grid that is not increasing, and for noise
+All raise UserError for options out of range, for a grid that is not increasing, and for noise
 without a key. NaN is not caught: it spreads within its own example only.
 """
 
@@ -38,6 +38,7 @@ from imagen_jax.diffusion.transitions import (
     run_transitions,
     transfer,
 )
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Denoiser, Image, PRNGKey
 
 __all__ = [
@@ -59,7 +60,7 @@ __all__ = [
 def ddim_rule(steps: int, eta: float = 0.0) -> Step:
     """Equation (17) as it is."""
     if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
+        raise UserError(f"eta must be in [0, 1], got {eta}")
 
     def step(denoise: Denoiser, state: State, tr: Transition, draw: Draw) -> State:
         x0 = denoise(state.x, tr.t)
@@ -72,7 +73,7 @@ def ddim_rule(steps: int, eta: float = 0.0) -> Step:
 def ddpm_rule(steps: int, variance: str = "small") -> Step:
     """Equation (17) with eta = 1, and with either variance of the noise."""
     if variance not in ("small", "large"):
-        raise ValueError(f"unknown variance {variance!r}; choose from ('small', 'large')")
+        raise UserError(f"unknown variance {variance!r}; choose from ('small', 'large')")
 
     def step(denoise: Denoiser, state: State, tr: Transition, draw: Draw) -> State:
         x0 = denoise(state.x, tr.t)
@@ -115,7 +116,7 @@ def heun_rule(
 ) -> Step:
     """Equation (17) with the corrected estimate of equation (19), after churn."""
     if not (churn >= 0.0 and noise_scale >= 0.0):
-        raise ValueError(
+        raise UserError(
             "churn and noise_scale must not be negative, got "
             f"churn={churn}, noise_scale={noise_scale}"
         )
@@ -280,9 +281,9 @@ SAMPLERS: dict[str, Callable[..., Samples]] = {
 
 
 def check_sampler(name: str) -> None:
-    """Raises ValueError unless name is one of SAMPLERS."""
+    """Raises UserError unless name is one of SAMPLERS."""
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; choose from {sorted(SAMPLERS)}")
+        raise UserError(f"unknown sampler {name!r}; choose from {sorted(SAMPLERS)}")
 
 
 def sample(
@@ -299,7 +300,7 @@ def sample(
     """Samples with the sampler of a name in SAMPLERS; options are that sampler's own.
 
     Raises:
-      ValueError: unknown name, or what the sampler itself raises.
+      UserError: unknown name, or what the sampler itself raises.
     """
     check_sampler(name)
     return SAMPLERS[name](

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.errors import UserError
 from imagen_jax.typing import LogSNR
 
 
@@ -62,7 +63,7 @@ class NoiseSchedule(ABC):
             and math.isfinite(self.logsnr_max)
             and self.logsnr_min < self.logsnr_max
         ):
-            raise ValueError(
+            raise UserError(
                 "logsnr_min must be finite and below logsnr_max, got "
                 f"logsnr_min={self.logsnr_min}, logsnr_max={self.logsnr_max}"
             )
@@ -150,7 +151,7 @@ class ShiftedCosineSchedule(CosineSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size < 1 or self.reference_size < 1:
-            raise ValueError(
+            raise UserError(
                 "image_size and reference_size must be at least 1 pixel, got "
                 f"image_size={self.image_size}, reference_size={self.reference_size}"
             )
@@ -182,12 +183,12 @@ class LinearBetaSchedule(NoiseSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0.0 < self.beta_min < self.beta_max < 1.0 and self.beta_steps >= 1):
-            raise ValueError(
+            raise UserError(
                 "0 < beta_min < beta_max < 1 and beta_steps >= 1 must hold, got "
                 f"beta_min={self.beta_min}, beta_max={self.beta_max}, beta_steps={self.beta_steps}"
             )
         if self.logsnr_max <= -math.log(math.expm1(self._rates()[0] + 0.5 * self._rates()[1])):
-            raise ValueError(
+            raise UserError(
                 f"logsnr_max={self.logsnr_max} is not above the logsnr at t = 1 of this schedule"
             )
 
@@ -231,15 +232,15 @@ def make_schedule(name: str, **kwargs: Any) -> NoiseSchedule:
     """The schedule of a name in SCHEDULES, with its fields set from kwargs.
 
     Raises:
-      ValueError: unknown name, unknown or missing field, or a field out of range.
+      UserError: unknown name, unknown or missing field, or a field out of range.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"unknown noise schedule {name!r}; choose from {sorted(SCHEDULES)}")
+        raise UserError(f"unknown noise schedule {name!r}; choose from {sorted(SCHEDULES)}")
     fields = [field.name for field in dataclasses.fields(SCHEDULES[name])]
     unknown = sorted(set(kwargs) - set(fields))
     if unknown:
-        raise ValueError(f"noise schedule {name!r} has no field {unknown}; its fields are {fields}")
+        raise UserError(f"noise schedule {name!r} has no field {unknown}; its fields are {fields}")
     try:
         return SCHEDULES[name](**kwargs)
     except TypeError as error:
-        raise ValueError(f"noise schedule {name!r}: {error}; its fields are {fields}") from error
+        raise UserError(f"noise schedule {name!r}: {error}; its fields are {fields}") from error

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.noise import example_noise, per_example_keys
 from imagen_jax.diffusion.schedule import alpha_sigma
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Denoiser, Image, PRNGKey
 
 
@@ -110,18 +111,18 @@ def renoise(x_s: Image, s: jax.Array, t: jax.Array, noise: Image) -> Image:
 
 
 def check_grid(grid: jax.Array) -> None:
-    """Raises ValueError for a grid that no sampler can follow.
+    """Raises UserError for a grid that no sampler can follow.
 
     The shape is always checked; that values are finite and increasing only where they are known,
     not inside a jitted function.
     """
     if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"a time grid is a vector of at least 2 entries, got shape {grid.shape}")
+        raise UserError(f"a time grid is a vector of at least 2 entries, got shape {grid.shape}")
     if isinstance(grid, jax.core.Tracer):
         return
     values = np.asarray(grid)
     if not (np.all(np.isfinite(values)) and np.all(np.diff(values) > 0)):
-        raise ValueError(f"a time grid must be finite and increasing in logsnr, got {values}")
+        raise UserError(f"a time grid must be finite and increasing in logsnr, got {values}")
 
 
 def path_transitions(grid: Float[Array, "steps+1"], path: np.ndarray) -> Transition:
@@ -158,7 +159,7 @@ def run_transitions(
       goes_back: whether moves to a noisier level occur; these are made by renoise.
 
     Raises:
-      ValueError: a move draws noise and key is None.
+      UserError: a move draws noise and key is None.
     """
     keys = None if key is None else per_example_keys(key, x.shape[0])
 
@@ -195,12 +196,12 @@ def move(
       keys: [b], or None if no move draws noise.
 
     Raises:
-      ValueError: the move draws noise and keys is None.
+      UserError: the move draws noise and keys is None.
     """
 
     def draw() -> Image:
         if keys is None:
-            raise ValueError("this sampler draws noise: it needs a key, got None")
+            raise UserError("this sampler draws noise: it needs a key, got None")
         return example_noise(keys, state.x.shape[1:], tr.number, state.x.dtype)
 
     def forward() -> State:

@@ -14,6 +14,7 @@ from imagen_jax.data.choices import STATES
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.shard import Handling, prepare
+from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 
 FLOAT32_PASSES = 6
@@ -87,7 +88,7 @@ def estimate(
       sample: examples to take.
 
     Raises:
-      ValueError: no example of the sample can be used.
+      UserError: no example of the sample can be used.
     """
     started = time.perf_counter()
     first = islice(source.examples_of_shard(0, 1), sample)
@@ -100,7 +101,7 @@ def estimate(
         for _, reason, _ in chunk.dropped:
             dropped[reason] = dropped.get(reason, 0) + 1
     if not examples:
-        raise ValueError(f"none of the first {sampled} examples can be used: {dropped}")
+        raise UserError(f"none of the first {sampled} examples can be used: {dropped}")
     tokens_of = {caption: ids for chunk in chunks for caption, ids in chunk.new.items()}
     tokens = list(tokens_of.values())
     encoder.encode_tokens(tokens)  # compiles

@@ -26,6 +26,7 @@ from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.shard import Counts, Handling, write_shard
+from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 
 Job = dict[str, Any]
@@ -70,12 +71,12 @@ def embed(
       The manifest, or None if other processes have shards of this split to finish.
 
     Raises:
-      ValueError: the directory holds embeddings of another encoder, source or layout (the message
+      UserError: the directory holds embeddings of another encoder, source or layout (the message
         shows the differences), a shard is out of range, the source cannot be divided into so many,
         or no example could be used.
     """
     if num_shards < 1 or image_size < 1:
-        raise ValueError(
+        raise UserError(
             f"num_shards and image_size must be at least 1, got {num_shards} and {image_size}"
         )
     for name, value, choices in (
@@ -84,17 +85,17 @@ def embed(
         ("long_captions", long_captions, LONG_CAPTIONS),
     ):
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}; choices: {', '.join(choices)}")
+            raise UserError(f"{name} is {value!r}; choices: {', '.join(choices)}")
     if not re.fullmatch(r"\w+", split):
-        raise ValueError(
+        raise UserError(
             f"split is {split!r}; it must be of letters, digits and _, such as train or validation"
         )
     known = operator.length_hint(source)
     if 0 < known < num_shards:
-        raise ValueError(f"count must be at least num_shards = {num_shards}, got {known}")
+        raise UserError(f"count must be at least num_shards = {num_shards}, got {known}")
     mine = list(range(num_shards) if shards is None else shards)
     if outside := [shard for shard in mine if not 0 <= shard < num_shards]:
-        raise ValueError(f"shards {outside} are not in 0..{num_shards - 1}")
+        raise UserError(f"shards {outside} are not in 0..{num_shards - 1}")
     source.examples_of_shard(0, num_shards)  # an error now, if they cannot be so many
     directory = Path(output_dir)
     job: Job = {
@@ -144,7 +145,7 @@ def _claim(directory: Path, job: Job) -> None:
     progress = directory / "progress"
     progress.mkdir(parents=True, exist_ok=True)
     if not any(progress.glob("*.job.json")) and (directory / records.MANIFEST).exists():
-        raise ValueError(f"{directory} holds finished embeddings, to which nothing can be added")
+        raise UserError(f"{directory} holds finished embeddings, to which nothing can be added")
     for path in sorted(progress.glob("*.job.json")):
         other = json.loads(path.read_text())
         # Splits of one directory differ in source and shards, but not in what a reader relies on.
@@ -153,7 +154,7 @@ def _claim(directory: Path, job: Job) -> None:
         )
         if lines := records.differences({key: other[key] for key in shared},
                                         {key: job[key] for key in shared}):  # fmt: skip
-            raise ValueError(
+            raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
                 "(there != requested):\n  " + "\n  ".join(lines)
             )
@@ -199,7 +200,7 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         for key in ("dropped", "changed", "sides")
     )
     if not examples:
-        raise ValueError(f"no example of split {split!r} could be used; dropped: {dropped}")
+        raise UserError(f"no example of split {split!r} could be used; dropped: {dropped}")
     path = directory / records.MANIFEST
     old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
     entry = {

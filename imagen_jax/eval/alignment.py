@@ -20,6 +20,7 @@ import numpy as np
 from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.render import render
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.intervals import wilson_interval
 from imagen_jax.eval.template_matching import (
     SIDE,
@@ -57,10 +58,10 @@ def score_all(
     """`score` of many, much faster than one by one.
 
     Raises:
-      ValueError: not as many pictures as scenes, or a picture that is not square uint8 RGB.
+      UserError: not as many pictures as scenes, or a picture that is not square uint8 RGB.
     """
     if len(scenes) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
+        raise UserError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
     return [_compare(s, d) for s, d in zip(scenes, decode_all(pictures, level), strict=True)]
 
 
@@ -146,10 +147,10 @@ def alignment_report(
       each against the scene of another. Attributes that no scene has are left out.
 
     Raises:
-      ValueError: no scenes, or not as many pictures as scenes.
+      UserError: no scenes, or not as many pictures as scenes.
     """
     if len(scenes) == 0 or len(scenes) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
+        raise UserError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
     real = [render(scene, SIDE) for scene in scenes]
     # Half way round: neighbours may stem from one prompt, sampled several times.
     others = np.roll(np.arange(len(scenes)), max(1, len(scenes) // 2))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
 """Of the base stage in zero-shot FID-30K; Saharia et al. 2022, table 1."""
@@ -47,7 +49,7 @@ def read_annotations(path: str | Path, pictures: str | Path, count: int, seed: i
 
     Raises:
       FileNotFoundError: the file or one of the pictures is missing.
-      ValueError: another form, or fewer pictures with captions.
+      UserError: another form, or fewer pictures with captions.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
@@ -62,7 +64,7 @@ def read_annotations(path: str | Path, pictures: str | Path, count: int, seed: i
             for image, (_, text) in sorted(first.items())
         ]
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not of the form of COCO's captions_val2014.json: {error!r}"
         ) from error
     missing = [c.picture for c in captioned if isinstance(c.picture, Path)
@@ -81,13 +83,13 @@ def read_tfds(name_and_split: str, data_dir: str | None, count: int, seed: int) 
       count, seed: as read_annotations.
 
     Raises:
-      ValueError: no such dataset, or fewer examples.
+      UserError: no such dataset, or fewer examples.
     """
     from imagen_jax.data.corpora import TensorFlowDataset
 
     name, _, split = name_and_split.rpartition(":")
     if not name:
-        raise ValueError(f"{name_and_split!r} is not of the form NAME:SPLIT")
+        raise UserError(f"{name_and_split!r} is not of the form NAME:SPLIT")
     source = TensorFlowDataset(name, split, "image", "captions/text", data_dir)
     examples = source.examples_of_shard(0, 1)
     captioned = [
@@ -100,12 +102,12 @@ def choose(captioned: Sequence[Captioned], count: int, seed: int) -> Captions:
     """The first `count` in random order, and the pictures of the others.
 
     Raises:
-      ValueError: there are not so many, or a chosen caption is empty.
+      UserError: there are not so many, or a chosen caption is empty.
     """
     if not 2 <= count <= len(captioned):
-        raise ValueError(f"{count} captions of {len(captioned)}; choose 2 to {len(captioned)}")
+        raise UserError(f"{count} captions of {len(captioned)}; choose 2 to {len(captioned)}")
     order = np.random.default_rng(seed).permutation(len(captioned))
     chosen = [captioned[int(i)] for i in order[:count]]
     if empty := sum(not example.caption for example in chosen):
-        raise ValueError(f"{empty} of the chosen captions are empty")
+        raise UserError(f"{empty} of the chosen captions are empty")
     return Captions(chosen, [captioned[int(i)].picture for i in order[count:]])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.records import atomic_path, differences
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.metrics.frechet import frechet_distance, frechet_of_features
 from imagen_jax.eval.metrics.intervals import frechet_interval
@@ -63,10 +64,10 @@ class FeatureSet:
         """The first pictures of the set.
 
         Raises:
-          ValueError: there are not so many.
+          UserError: there are not so many.
         """
         if not 1 <= count <= len(self):
-            raise ValueError(f"the first {count} of {len(self)} pictures")
+            raise UserError(f"the first {count} of {len(self)} pictures")
         if count == len(self):
             return self
         logits = None if self.logits is None else self.logits[:count]
@@ -89,7 +90,7 @@ class FeatureSet:
 
         Raises:
           FileNotFoundError: no such file.
-          ValueError: another file, or a damaged one.
+          UserError: another file, or a damaged one.
         """
         try:
             with np.load(path) as file:
@@ -100,7 +101,7 @@ class FeatureSet:
         except FileNotFoundError:
             raise
         except Exception as error:  # of whatever kind NumPy's and zip's parts raise on damage
-            raise ValueError(
+            raise UserError(
                 f"{path} is no file of `imagen evaluate features`, or damaged: {error}"
             ) from error
 
@@ -142,19 +143,19 @@ def check_comparable(a: FeatureSet, b: FeatureSet) -> None:
     """That a distance between two sets says something.
 
     Raises:
-      ValueError: different networks, preprocessing or sizes of pictures; different numbers of
+      UserError: different networks, preprocessing or sizes of pictures; different numbers of
         pictures, on which every distance depends; or the same pictures on both sides.
     """
     names = f"{a.data['name']!r} and {b.data['name']!r}"
     if lines := differences(a.identity, b.identity):
-        raise ValueError(f"features of {names} cannot be compared: " + "; ".join(lines))
+        raise UserError(f"features of {names} cannot be compared: " + "; ".join(lines))
     if len(a) != len(b):
-        raise ValueError(
+        raise UserError(
             f"{names} have {len(a)} and {len(b)} pictures; distances depend on the number, so take "
             f"as many of both, such as the first {min(len(a), len(b))}"
         )
     if a.data["sha256"] == b.data["sha256"]:
-        raise ValueError(f"{names} are the same pictures")
+        raise UserError(f"{names} are the same pictures")
 
 
 def compare(
@@ -174,7 +175,7 @@ def compare(
       pictures, "inception_score": {"value", "deviation", "real", "real_deviation"}.
 
     Raises:
-      ValueError: as check_comparable.
+      UserError: as check_comparable.
     """
     check_comparable(generated, real)
     result: dict[str, Any] = {"count": len(real), "resamples": resamples} | _identity(real)

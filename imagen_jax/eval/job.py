@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.records import atomic_path, differences, json_fingerprint, write_json
+from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.metrics.moments import Moments, merge_all
@@ -89,7 +90,7 @@ class PictureStore:
         """Samples what is not there yet of this process's parts, and computes their features.
 
         Raises:
-          ValueError: the directory holds pictures of another job; a prompt is too long.
+          UserError: the directory holds pictures of another job; a prompt is too long.
           Unfinished: parts of other processes are not there yet.
         """
         self._claim(cascade, **overrides)
@@ -164,7 +165,7 @@ class PictureStore:
         path = self.directory / "job.json"
         if path.is_file():
             if lines := differences(self._job(), json.loads(json.dumps(job))):
-                raise ValueError(
+                raise UserError(
                     f"{self.directory} holds pictures of another job (there != now): "
                     + "; ".join(lines)
                     + ". Choose another --output, or remove it"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.scenes.levels import Level
+from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import RESAMPLES, compare
 from imagen_jax.eval.features.clip_weights import Clip
@@ -99,7 +100,7 @@ def _alignment(store: PictureStore, suite: Suite, level: Level) -> dict[str, Any
     scenes = [suite.prompts[i % len(suite.prompts)].scene for i in range(len(store))]
     known = [scene for scene in scenes if scene is not None]
     if len(known) < len(scenes):
-        raise ValueError(f"{len(scenes) - len(known)} prompts have no scene to be compared with")
+        raise UserError(f"{len(scenes) - len(known)} prompts have no scene to be compared with")
     pictures = store.read(0, len(store))
     whole = alignment_report(known, pictures, level)
     result: dict[str, Any] = {

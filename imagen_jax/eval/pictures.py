@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from imagen_jax.data.records import json_fingerprint
 from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.data.scenes.render import render
+from imagen_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
@@ -57,12 +58,12 @@ class Files:
         resizes it with PIL's bicubic filter, which does not alias.
 
     Raises:
-      ValueError: an unknown fit.
+      UserError: an unknown fit.
     """
 
     def __init__(self, name: str, paths: Sequence[Path | bytes], side: int, fit: str = "exact"):
         if fit not in FITS:
-            raise ValueError(f"unknown fit {fit!r}; choices: {', '.join(FITS)}")
+            raise UserError(f"unknown fit {fit!r}; choices: {', '.join(FITS)}")
         self.name, self.side, self._paths, self._fit = name, side, list(paths), fit
         self.made = "as they are" if fit == "exact" else f"middle square, bicubic to {side}"
 
@@ -142,7 +143,7 @@ def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
     """One picture as uint8 [side, side, 3], upright, on white where it is transparent.
 
     Raises:
-      ValueError: it cannot be read, or is of another size and fit is "exact".
+      UserError: it cannot be read, or is of another size and fit is "exact".
     """
     name = source if isinstance(source, Path) else f"encoded picture of {len(source)} bytes"
     try:
@@ -151,7 +152,7 @@ def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
         )
         picture = ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise UserError(f"{name} cannot be read: {error}") from error
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -159,7 +160,7 @@ def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
     picture = picture.convert("RGB")
     if picture.size != (side, side):
         if fit == "exact":
-            raise ValueError(
+            raise UserError(
                 f"{name} has {picture.width} x {picture.height} pixels, not {side} x {side}"
             )
         square = min(picture.size)

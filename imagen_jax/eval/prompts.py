@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from imagen_jax.data.records import json_fingerprint
 from imagen_jax.data.scenes.grammar import Scene
+from imagen_jax.errors import UserError
 
 DRAWBENCH_CATEGORIES = (
     "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.",
@@ -54,12 +55,12 @@ def read_drawbench(path: str | Path) -> Suite:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: other columns, a category that DrawBench does not have, or an empty prompt.
+      UserError: other columns, a category that DrawBench does not have, or an empty prompt.
     """
     prompts = _read_table(path, ",", ("Prompts", "Prompt"))
     unknown = {prompt.category for prompt in prompts} - set(DRAWBENCH_CATEGORIES)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{path} has categories that DrawBench does not have: {sorted(unknown)}; its own are "
             f"{', '.join(DRAWBENCH_CATEGORIES)}"
         )
@@ -71,7 +72,7 @@ def read_parti(path: str | Path) -> Suite:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: other columns, or an empty prompt.
+      UserError: other columns, or an empty prompt.
     """
     return Suite("PartiPrompts", _read_table(path, "\t", ("Prompt",)))
 
@@ -85,15 +86,15 @@ def _read_table(path: str | Path, delimiter: str, columns: Sequence[str]) -> lis
         names = reader.fieldnames or []
         column = next((name for name in columns if name in names), None)
         if column is None or "Category" not in names:
-            raise ValueError(
+            raise UserError(
                 f"{path} has the columns {list(names)}; wanted {' or '.join(columns)}, and Category"
             )
         prompts = [
             Prompt((row[column] or "").strip(), (row["Category"] or "").strip()) for row in reader
         ]
     if not prompts:
-        raise ValueError(f"{path} has no prompts")
+        raise UserError(f"{path} has no prompts")
     for number, prompt in enumerate(prompts):
         if not prompt.text or not prompt.category:
-            raise ValueError(f"{path}: row {number + 1} has an empty prompt or category")
+            raise UserError(f"{path}: row {number + 1} has an empty prompt or category")
     return prompts

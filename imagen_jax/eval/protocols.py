@@ -12,6 +12,7 @@ from imagen_jax.data.records import write_json
 from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.errors import UserError
 from imagen_jax.eval.coco import Captions
 from imagen_jax.eval.job import PictureStore
 from imagen_jax.eval.measure import Instruments, measure
@@ -52,11 +53,11 @@ def level_of(cascade: Cascade) -> Level:
     """The level of scenes that a cascade was trained on.
 
     Raises:
-      ValueError: it was trained on other pictures.
+      UserError: it was trained on other pictures.
     """
     source = cascade.source.get("train", {})
     if "level" not in source:
-        raise ValueError(
+        raise UserError(
             f"this cascade was trained on {source or 'an unknown source'}; alignment is measured "
             "on the built-in scenes, whose layouts are known"
         )
@@ -142,7 +143,7 @@ def run(
       What scores.json holds.
 
     Raises:
-      ValueError: as PictureStore.sample.
+      UserError: as PictureStore.sample.
       Unfinished: other processes have not finished.
     """
     output, suite = Path(output), work.suite

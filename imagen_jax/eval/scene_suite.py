@@ -30,6 +30,7 @@ from imagen_jax.data.scenes.grammar import Group, Scene, caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.data.scenes.vocabulary import NOUNS, STYLES, article
+from imagen_jax.errors import UserError
 from imagen_jax.eval.prompts import DRAWBENCH_CATEGORIES, Prompt, Suite
 
 DESCRIPTIONS = {
@@ -78,10 +79,10 @@ def scene_suite(level: Level, per_category: int, seed: int) -> Suite:
       seed: of the scenes.
 
     Raises:
-      ValueError: per_category below 1.
+      UserError: per_category below 1.
     """
     if per_category < 1:
-        raise ValueError(f"per_category must be at least 1, got {per_category}")
+        raise UserError(f"per_category must be at least 1, got {per_category}")
     prompts = []
     for number, category in enumerate(DRAWBENCH_CATEGORIES):
         make = _MAKERS[category]

@@ -11,6 +11,7 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
+from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.eval.job import PictureStore
 from imagen_jax.eval.protocols import level_of
@@ -49,15 +50,15 @@ def evaluate_scenes(
       What scores.json holds: for each measured set the report of alignment_report.
 
     Raises:
-      ValueError: an unknown split, count below 1, a cascade that was not trained on scenes, or
+      UserError: an unknown split, count below 1, a cascade that was not trained on scenes, or
         output_dir holds pictures of another job.
       FileNotFoundError: no cascade.
     """
     unknown = set(splits) - set(SPLITS)
     if unknown:
-        raise ValueError(f"unknown splits {sorted(unknown)}; choices: {', '.join(SPLITS)}")
+        raise UserError(f"unknown splits {sorted(unknown)}; choices: {', '.join(SPLITS)}")
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+        raise UserError(f"count must be at least 1, got {count}")
     cascade = Cascade.load(workdir, encoder_weights, vocabulary)
     level = level_of(cascade)
     output = Path(output_dir)

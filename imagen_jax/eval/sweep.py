@@ -19,6 +19,7 @@ import numpy as np
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.records import atomic_path
+from imagen_jax.errors import UserError
 from imagen_jax.eval.measure import ALL, Instruments
 from imagen_jax.eval.protocols import Work, run
 
@@ -30,14 +31,14 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
     """Every choice of one value for each setting, the last setting changing fastest.
 
     Raises:
-      ValueError: nothing is varied, or a setting has a value twice.
+      UserError: nothing is varied, or a setting has a value twice.
     """
     given = {name: list(values) for name, values in grid.items() if values}
     if not given:
-        raise ValueError("nothing to sweep: give several values of a setting")
+        raise UserError("nothing to sweep: give several values of a setting")
     for name, values in given.items():
         if len(set(map(str, values))) < len(values):
-            raise ValueError(f"{name} has a value twice: {values}")
+            raise UserError(f"{name} has a value twice: {values}")
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
@@ -80,12 +81,12 @@ def sweep(
       The lines of sweep.csv of all combinations that are done.
 
     Raises:
-      ValueError: as run; work without real pictures, or nothing to measure alignment with.
+      UserError: as run; work without real pictures, or nothing to measure alignment with.
     """
     if work.real is None:
-        raise ValueError(f"{work.suite.name} has no real pictures to measure a distance from")
+        raise UserError(f"{work.suite.name} has no real pictures to measure a distance from")
     if work.level is None and instruments.clip is None:
-        raise ValueError("alignment of prompts that are no scenes needs CLIP: give its weights")
+        raise UserError("alignment of prompts that are no scenes needs CLIP: give its weights")
     output = Path(output)
     chosen = combinations(grid)
     for settings in chosen:  # what is wrong with one should not show after hours

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.sweep import name_of
 
 FOREGROUND, SOFT = "#1d2430", "#667085"
@@ -18,10 +19,10 @@ def check_installed() -> None:
     """That charts can be drawn; to be asked before hours of sampling.
 
     Raises:
-      ValueError: matplotlib is not installed.
+      UserError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("charts need matplotlib; install it with: pip install matplotlib")
+        raise UserError("charts need matplotlib; install it with: pip install matplotlib")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], path: Path) -> None:
@@ -34,7 +35,7 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
       path: the PNG.
 
     Raises:
-      ValueError: as check_installed.
+      UserError: as check_installed.
     """
     check_installed()
     from matplotlib.figure import Figure

@@ -19,6 +19,7 @@ from scipy import ndimage
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, NOUNS
+from imagen_jax.errors import UserError
 
 SIDE = 64
 """Pictures are brought to this side before they are read."""
@@ -89,7 +90,7 @@ def decode_all(pictures: Sequence[np.ndarray] | np.ndarray, level: Level) -> lis
       level: whose nouns, colours, styles and backgrounds may occur.
 
     Raises:
-      ValueError: a picture is not square uint8 RGB.
+      UserError: a picture is not square uint8 RGB.
     """
     cuts: dict[str, list[_Cut]] = defaultdict(list)
     backgrounds: list[str | None] = []
@@ -114,7 +115,7 @@ def decode_all(pictures: Sequence[np.ndarray] | np.ndarray, level: Level) -> lis
 def _at_side(picture: np.ndarray) -> np.ndarray:
     side = picture.shape[0]
     if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"picture must be uint8 [h, h, 3]; got {picture.dtype} {list(picture.shape)}"
         )
     if side == SIDE:

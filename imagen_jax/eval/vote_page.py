@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.records import json_fingerprint, write_json
+from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.pictures import list_pictures, read_picture, side_of
 from imagen_jax.eval.votes import QUESTIONS
@@ -35,7 +36,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
 
     Raises:
       FileNotFoundError: a directory has no finished job.
-      ValueError: jobs of different prompts, numbers of pictures or sizes.
+      UserError: jobs of different prompts, numbers of pictures or sizes.
     """
     prompts, records = _read_jobs(Path(a), Path(b))
     count = records[0]["scores"]["count"]
@@ -43,12 +44,12 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
     files = [list_pictures(folder) for folder in folders]
     sides = [side_of(of[0]) for of in files]
     if sides[0] != sides[1] or not len(files[0]) == len(files[1]) == count:
-        raise ValueError(
+        raise UserError(
             f"{a} has {len(files[0])} pictures of {sides[0]} pixels, {b} {len(files[1])} of "
             f"{sides[1]}; a fair comparison needs as many of the same size"
         )
     if records[0]["job"] == records[1]["job"]:
-        raise ValueError(f"{a} and {b} hold the same pictures")
+        raise UserError(f"{a} and {b} hold the same pictures")
     rng = np.random.default_rng(seed)
     order, flipped = rng.permutation(count), rng.random(count) < 0.5
     pairs, key = [], {}
@@ -88,7 +89,7 @@ def _read_jobs(a: Path, b: Path) -> tuple[list[list[str]], list[dict[str, Any]]]
         records.append(json.loads((run / "scores.json").read_text()))
     for field in ("prompts", "per_prompt"):
         if records[0][field] != records[1][field]:
-            raise ValueError(f"{a} and {b} are of different prompts ({field} differs)")
+            raise UserError(f"{a} and {b} are of different prompts ({field} differs)")
     return json.loads((a / "prompts.json").read_text()), records
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.intervals import clopper_pearson_interval, wilson_interval
 
 QUESTIONS = {
@@ -30,7 +31,7 @@ def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, A
       (prompts with a majority), "a_prompts", "prompts_low", "prompts_high" (Clopper-Pearson)}.
 
     Raises:
-      ValueError: votes of another page, or damaged ones.
+      UserError: votes of another page, or damaged ones.
     """
     key = json.loads(Path(key_file).read_text())
     votes: dict[str, dict[str, Counter[str]]] = {question: {} for question in QUESTIONS}
@@ -38,23 +39,23 @@ def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, A
     for path in vote_files:
         content = json.loads(Path(path).read_text())
         if content.get("id") != key["id"]:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds votes on page {content.get('id')!r}, but {key_file} is of "
                 f"{key['id']!r}"
             )
         if content["person"] in people:
-            raise ValueError(f"{path}: votes of {content['person']!r} are given twice")
+            raise UserError(f"{path}: votes of {content['person']!r} are given twice")
         people.add(content["person"])
         for pair, answers in content["votes"].items():
             for question, answer in answers.items():
                 if question not in QUESTIONS or answer not in ANSWERS or pair not in key["pairs"]:
-                    raise ValueError(f"{path}: no such vote: pair {pair}, {question}: {answer!r}")
+                    raise UserError(f"{path}: no such vote: pair {pair}, {question}: {answer!r}")
                 choice = "none" if answer == "none" else key["pairs"][pair]["left"]
                 if answer == "right":
                     choice = "a" if choice == "b" else "b"
                 votes[question].setdefault(pair, Counter())[choice] += 1
     if not people:
-        raise ValueError("no votes were given")
+        raise UserError("no votes were given")
     result: dict[str, Any] = {"models": key["models"], "people": len(people)}
     for question, by_pair in votes.items():
         groups: dict[str, list[Counter[str]]] = {"all": list(by_pair.values())}

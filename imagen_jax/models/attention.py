@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax import native, sharding
+from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 
 
@@ -18,10 +19,10 @@ def num_heads(channels: int, head_channels: int, of_what: str) -> int:
     """Number of attention heads that `channels` are divided into.
 
     Raises:
-      ValueError: they cannot be divided into heads of `head_channels`.
+      UserError: they cannot be divided into heads of `head_channels`.
     """
     if channels % head_channels:
-        raise ValueError(
+        raise UserError(
             f"{of_what} of {channels} channels cannot be divided into attention heads of "
             f"{head_channels}; head_channels must divide all channels that attend"
         )
@@ -214,11 +215,11 @@ def rotate_by_position(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
       x: queries or keys; an even number of channels a head.
 
     Raises:
-      ValueError: an odd number of channels.
+      UserError: an odd number of channels.
     """
     length, channels = x.shape[1], x.shape[3]
     if channels % 2:
-        raise ValueError(
+        raise UserError(
             f"heads of {channels} channels cannot be rotated by position; with text layers, "
             "head_channels must be even"
         )

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import AttentionPool, MeanPool, TextBlock, TextPool
 from imagen_jax.typing import Conditioning
@@ -69,13 +70,13 @@ class ConditioningEncoder(nn.Module):
         vector += layers.cached(self, "pooled", lambda: pool(tokens, mask))
         if self.has_low_res:
             if conditioning.low_res is None or conditioning.aug_level is None:
-                raise ValueError(
+                raise UserError(
                     "a super-resolution network needs conditioning.low_res and "
                     "conditioning.aug_level, got None"
                 )
             vector += self.embed_scalar(conditioning.aug_level * 1000.0, "aug_level")
         elif conditioning.low_res is not None:
-            raise ValueError("a base network takes no low_res picture, but one was given")
+            raise UserError("a base network takes no low_res picture, but one was given")
         vector = layers.Dense(self.features, self.dtype, name="out")(nn.silu(vector))
         return nn.silu(vector), tokens, mask
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
+from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention, TextPool
 from imagen_jax.models.blocks import CombineEmbedding, EfficientBlock
@@ -80,7 +81,7 @@ class EfficientUNet(nn.Module):
         levels = len(self.channels)
         per_level = (self.blocks, self.self_attention, self.cross_attention)
         if any(len(values) != levels for values in per_level):
-            raise ValueError(
+            raise UserError(
                 "channels, blocks, self_attention and cross_attention need one entry per DBlock, "
                 f"got {self.channels}, {', '.join(map(str, per_level))}"
             )

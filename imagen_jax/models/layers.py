@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from imagen_jax import sharding
+from imagen_jax.errors import UserError
 from imagen_jax.models import winograd
 from imagen_jax.sharding import constrain
 
@@ -223,11 +224,11 @@ def downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h
     """Area (box) downsampling.
 
     Raises:
-      ValueError: height or width is not divisible by `factor`.
+      UserError: height or width is not divisible by `factor`.
     """
     b, h, w, c = x.shape
     if h % factor or w % factor:
-        raise ValueError(f"a picture of {h} x {w} cannot be downsampled by {factor}")
+        raise UserError(f"a picture of {h} x {w} cannot be downsampled by {factor}")
     return constrain(x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4)))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
+from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention, TextPool
 from imagen_jax.models.blocks import ResBlock, UNetBlock
@@ -19,9 +20,9 @@ from imagen_jax.typing import Conditioning
 
 
 def check_divisible(shape: tuple[int, ...], factor: int) -> None:
-    """Raises ValueError unless height and width are multiples of a power of two."""
+    """Raises UserError unless height and width are multiples of a power of two."""
     if shape[1] % factor or shape[2] % factor:
-        raise ValueError(
+        raise UserError(
             f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved "
             f"{factor.bit_length() - 1} times; height and width must be multiples of {factor}"
         )
@@ -85,7 +86,7 @@ class UNet(nn.Module):
     ) -> Float[Array, "b h w c"]:
         levels = len(self.multipliers)
         if len(self.blocks) != levels or len(self.attention) != levels:
-            raise ValueError(
+            raise UserError(
                 "multipliers, blocks and attention need one entry per resolution, got "
                 f"{self.multipliers}, {self.blocks}, {self.attention}"
             )

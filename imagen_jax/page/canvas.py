@@ -9,6 +9,7 @@ import numpy as np
 from nicegui import events, run, ui
 
 from imagen_jax.cascade import crop_to, read_picture
+from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, data_url, mask_of, preview, strokes_as_svg
 from imagen_jax.page.limits import MAX_UPLOAD
 
@@ -105,7 +106,7 @@ class Canvas:
         self._upload.reset()
         try:
             if len(content) > MAX_UPLOAD:
-                raise ValueError(f"the file is larger than {MAX_UPLOAD // 2**20} MB")
+                raise UserError(f"the file is larger than {MAX_UPLOAD // 2**20} MB")
             image = await run.io_bound(read_picture, content)
         except (ValueError, OSError) as error:
             self._on_error(f"{event.file.name}: {error}")

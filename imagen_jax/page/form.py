@@ -9,6 +9,7 @@ import numpy as np
 
 from imagen_jax.cascade import Cascade, check_prompts, crop_to
 from imagen_jax.cascade.request import size_step
+from imagen_jax.errors import UserError
 from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
 
 MODES = {
@@ -62,13 +63,13 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
     """Arguments of Cascade.sample_each, but for its callbacks.
 
     Raises:
-      ValueError: something is missing, too much or out of range; says what.
+      UserError: something is missing, too much or out of range; says what.
     """
     if form.mode not in MODES:
-        raise ValueError(f"unknown mode {form.mode!r}; choices: {', '.join(MODES)}")
+        raise UserError(f"unknown mode {form.mode!r}; choices: {', '.join(MODES)}")
     prompt = _text("prompt", form.prompt)
     if not prompt:
-        raise ValueError("say in the prompt what the picture shows")
+        raise UserError("say in the prompt what the picture shows")
     negative = _text("negative prompt", form.negative)
     count = _whole("number of pictures", form.pictures, 1, MAX_PICTURES)
     seed = _whole("seed", form.seed, 0, 2**32 - count)
@@ -78,25 +79,25 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
     for field, values in settings.items():
         for name, value in values.items():
             if value is None:
-                raise ValueError(f"{field} of {name} is empty")
+                raise UserError(f"{field} of {name} is empty")
     options: dict[str, Any] = {"size": tuple(form.size), **settings}
     if form.mode != "create":
         if form.image is None:
-            raise ValueError("choose a picture to start from")
+            raise UserError("choose a picture to start from")
         options["image"] = crop_to(form.image, options["size"])
     if form.mode == "change":
         options["strength"] = form.strength
     if form.mode == "paint":
         if form.mask is None or not form.mask.any():
-            raise ValueError("brush over the part of the picture that is to be painted anew")
+            raise UserError("brush over the part of the picture that is to be painted anew")
         options["mask"] = form.mask
         options["resamples"] = _whole("number of passes", form.resamples, 1, 20)
     ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]
     if not ran:
-        raise ValueError("this cascade has no stage that enlarges pictures")
+        raise UserError("this cascade has no stage that enlarges pictures")
     checked = cascade.settings(**settings)
     if negative and all(checked[stage.name].guidance == 1 for stage in ran):
-        raise ValueError(
+        raise UserError(
             "a negative prompt changes nothing where guidance is 1; raise it in one of "
             + ", ".join(stage.name for stage in ran)
         )
@@ -112,7 +113,7 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
 def _text(what: str, text: str | None) -> str:
     text = text or ""
     if len(text) > MAX_PROMPT:
-        raise ValueError(
+        raise UserError(
             f"the {what} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken"
         )
     return str(check_prompts([text])[0]) if text.strip() else ""
@@ -120,7 +121,7 @@ def _text(what: str, text: str | None) -> str:
 
 def _whole(what: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise ValueError(f"the {what} must be a whole number, got {value}")
+        raise UserError(f"the {what} must be a whole number, got {value}")
     if not low <= value <= high:
-        raise ValueError(f"the {what} is {int(value):,}; it must be from {low:,} to {high:,}")
+        raise UserError(f"the {what} is {int(value):,}; it must be from {low:,} to {high:,}")
     return int(value)

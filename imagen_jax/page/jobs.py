@@ -14,6 +14,7 @@ import numpy as np
 
 from imagen_jax.cascade import Cascade, Finished, Step
 from imagen_jax.cascade.samples import Recipe
+from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import data_url, preview
 from imagen_jax.page.form import Form, arguments
 from imagen_jax.page.limits import MAX_FRAMES, MAX_WAITING
@@ -116,13 +117,13 @@ class Worker:
         """Puts a job at the end of the queue.
 
         Raises:
-          ValueError: something is missing in the form, too much or out of range, or MAX_WAITING
+          UserError: something is missing in the form, too much or out of range, or MAX_WAITING
             jobs wait already.
         """
         job = Job(form, arguments(form, self.cascade))
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
-                raise ValueError(f"{MAX_WAITING} jobs are waiting; try again when some are done")
+                raise UserError(f"{MAX_WAITING} jobs are waiting; try again when some are done")
             self._waiting.append(job)
             self._changed.notify_all()
         return job

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagen_jax.chips import GIB
+from imagen_jax.errors import UserError
 from imagen_jax.plan.report import Plan
 
 
@@ -12,12 +13,12 @@ def draw(plan: Plan, path: str | Path) -> None:
     """Writes a picture: memory by kind against what there is, and the terms of the least time.
 
     Raises:
-      ValueError: matplotlib is not installed.
+      UserError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "charts need matplotlib; install it with: pip install matplotlib"
         ) from error
     figure = Figure(figsize=(9, 3.6), layout="constrained")

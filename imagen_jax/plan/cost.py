@@ -19,6 +19,7 @@ import functools
 import math
 import re
 
+from imagen_jax.errors import UserError
 from imagen_jax.plan.collectives import COLLECTIVES, bytes_sent, replica_group
 from imagen_jax.plan.hlo import Computation, Instruction, Module, Shape
 from imagen_jax.plan.products import PRODUCTS, instruction_flops
@@ -225,7 +226,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     """How often the body of a loop runs.
 
     Raises:
-      ValueError: its condition does not compare a counter with a constant.
+      UserError: its condition does not compare a counter with a constant.
     """
     known = re.search(r'known_trip_count[^0-9]*?"?n"?[^0-9]*(\d+)', loop.attributes)
     if known:
@@ -236,7 +237,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     limit = next((s for s in sides if s.opcode == "constant"), None)
     counter = next((s for s in sides if s.opcode == "get-tuple-element"), None)
     if root.opcode != "compare" or limit is None or counter is None:
-        raise ValueError(f"loop {loop.name} runs for a number of times that is not known")
+        raise UserError(f"loop {loop.name} runs for a number of times that is not known")
     start = 0
     index = re.search(r"index=(\d+)", counter.attributes)
     state = computation.instructions[loop.operands[0]]

@@ -6,6 +6,8 @@ import dataclasses
 import math
 import re
 
+from imagen_jax.errors import UserError
+
 DTYPE_BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
     "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "token": 0,
@@ -106,12 +108,12 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     """All arrays of a result type: one, or those of a tuple.
 
     Raises:
-      ValueError: an element type that is not known here.
+      UserError: an element type that is not known here.
     """
     shapes = []
     for dtype, dims, order, layout in _SHAPE.findall(text):
         if dtype not in DTYPE_BITS:
-            raise ValueError(f"unknown element type {dtype!r} in {text!r}")
+            raise UserError(f"unknown element type {dtype!r} in {text!r}")
         sizes = tuple(int(d) for d in dims.split(",") if d)
         tile = re.search(r"T\(([\d,*]+)\)", layout)
         space = re.search(r"S\((\d+)\)", layout)
@@ -134,7 +136,7 @@ def _closing(text: str, start: int) -> int:
         depth += (text[i] == "(") - (text[i] == ")")
         if depth == 0:
             return i
-    raise ValueError(f"unbalanced parentheses in {text!r}")
+    raise UserError(f"unbalanced parentheses in {text!r}")
 
 
 def _parse_instruction(name: str, text: str) -> Instruction:
@@ -157,7 +159,7 @@ def parse(text: str) -> Module:
     """Reads `compiled.as_text()`.
 
     Raises:
-      ValueError: it has no entry computation.
+      UserError: it has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry = name = root = ""
@@ -173,5 +175,5 @@ def parse(text: str) -> Module:
             instructions[found[2]] = _parse_instruction(found[2], found[3])
             root = found[2] if found[1] else root
     if not entry:
-        raise ValueError("this is no HLO text: it has no ENTRY computation")
+        raise UserError("this is no HLO text: it has no ENTRY computation")
     return Module(computations, entry)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from imagen_jax import sharding
 from imagen_jax.chips import CHIPS, Chip, local_chip
+from imagen_jax.errors import UserError
 from imagen_jax.models.stack import REMAT
 from imagen_jax.plan.programs import Program, embed_program, sample_program, train_program
 from imagen_jax.plan.topology import topology_devices
@@ -53,11 +54,11 @@ def where_to(topology: str | None, slices: int = 1) -> Target:
     """The devices of a topology, or of this machine.
 
     Raises:
-      ValueError: a topology that does not exist, or slices without one.
+      UserError: a topology that does not exist, or slices without one.
     """
     if topology is None:
         if slices > 1:
-            raise ValueError("slices need a topology, such as --topology v5e:16x16")
+            raise UserError("slices need a topology, such as --topology v5e:16x16")
         return Target(jax.devices()[0].device_kind, jax.devices(), local_chip(), None)
     devices = topology_devices(topology, slices)
     name = topology if slices == 1 else f"{slices} slices of {topology}"
@@ -91,12 +92,12 @@ def make_job(
       effort: key of programs.EFFORT; of compiling for a TPU.
 
     Raises:
-      ValueError: an unknown stage, axis or policy, or sizes that do not divide.
+      UserError: an unknown stage, axis or policy, or sizes that do not divide.
     """
     stage = make_stage(config, stage_name)
     if remat is not None:
         if remat not in REMAT:
-            raise ValueError(f"remat is {remat!r}; choices: {', '.join(REMAT)}")
+            raise UserError(f"remat is {remat!r}; choices: {', '.join(REMAT)}")
         stage = dataclasses.replace(stage, network=stage.network.clone(remat=remat))
     changes: dict[str, Any] = {
         name: value
@@ -129,7 +130,7 @@ def _axes(mesh: Sequence[str]) -> dict[str, int]:
     for part in mesh:
         name, _, size = part.partition("=")
         if name not in sharding.MESH_AXES or not size.lstrip("-").isdigit():
-            raise ValueError(
+            raise UserError(
                 f"mesh axis {part!r} must be NAME=SIZE with a name of "
                 f"{', '.join(sharding.MESH_AXES)}"
             )
@@ -142,7 +143,7 @@ def t5_of_width(width: int) -> T5Config:
     published v1.1 configs of T5X).
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     sizes = {  # heads, MLP, layers
         512: (6, 1024, 8),
@@ -152,6 +153,6 @@ def t5_of_width(width: int) -> T5Config:
         4096: (64, 10240, 24),
     }
     if width not in sizes:
-        raise ValueError(f"no T5 v1.1 encoder is {width} wide; widths: {sorted(sizes)}")
+        raise UserError(f"no T5 v1.1 encoder is {width} wide; widths: {sorted(sizes)}")
     heads, mlp, layers = sizes[width]
     return T5Config(32128, width, heads, 64, mlp, layers, dtype="bfloat16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from imagen_jax.errors import UserError
 from imagen_jax.flops import window_pairs
 from imagen_jax.models.winograd import INPUTS, OUTPUTS
 from imagen_jax.plan.hlo import Computation, Instruction, Shape
@@ -22,7 +23,7 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     else.
 
     Raises:
-      ValueError: a convolution that does not say which axes are which.
+      UserError: a convolution that does not say which axes are which.
     """
     left, right = _operands(computation, instruction)
     out = instruction.shapes[0].dims if instruction.shapes else ()
@@ -84,7 +85,7 @@ def _convolution_flops(
     text = instruction.attributes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if labels is None:
-        raise ValueError(f"convolution {instruction.name} has no dim_labels")
+        raise UserError(f"convolution {instruction.name} has no dim_labels")
     of_lhs, of_rhs, of_out = labels.groups()
     inside = re.search(r"window=\{([^}]*)\}", text)
     window = dict(re.findall(r"(\w+)=(\S+)", inside[1] if inside else ""))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
 from imagen_jax.diffusion.guidance import stack_conditioning
+from imagen_jax.errors import UserError
 from imagen_jax.flops import flops_of
 from imagen_jax.sampling import StageInputs, stage_denoiser, whole_sampler
 from imagen_jax.stage import Stage
@@ -88,7 +89,7 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
       effort: key of EFFORT; for TPUs.
 
     Raises:
-      ValueError: the batch does not divide over the mesh.
+      UserError: the batch does not divide over the mesh.
     """
     _check_divides(stage.train.batch_size, mesh, stage.train.accumulation)
     state, _ = abstract_state(stage, mesh)
@@ -139,7 +140,7 @@ def bytes_on_one_device(tree: Any) -> int:
 def _check_divides(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     divisor = sharding.batch_divisor(mesh) * parts
     if batch_size % divisor:
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch_size} cannot be divided over {sharding.batch_divisor(mesh)} "
             f"devices in {parts} part{'s' * (parts > 1)}"
         )

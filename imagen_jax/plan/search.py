@@ -44,7 +44,7 @@ def choices(
       (axes of the mesh, policy, accumulations from the fewest parts on) each.
 
     Raises:
-      ValueError: the stage's own mesh does not fit the devices.
+      UserError: the stage's own mesh does not fit the devices.
     """
     tried = [_longer(sharding.mesh_sizes(stage.mesh.axes(), devices))]
     if "mesh" not in fixed:
@@ -75,7 +75,7 @@ def search(
       (plans: those that fit first, the fastest of them first; what could not be compiled, and why)
 
     Raises:
-      ValueError: the stage's own mesh does not fit the devices.
+      UserError: the stage's own mesh does not fit the devices.
     """
     plans: list[Plan] = []
     failed: list[str] = []

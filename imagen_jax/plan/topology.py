@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from imagen_jax.chips import CHIPS
+from imagen_jax.errors import UserError
 from imagen_jax.plan.gpus import GPUS, target_config
 
 _ALONE = {
@@ -28,13 +29,13 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
       slices: how many of them, joined by the data-centre network.
 
     Raises:
-      ValueError: an unknown name, a shape that it does not come in, or no compiler.
+      UserError: an unknown name, a shape that it does not come in, or no compiler.
     """
     name, _, shape = topology.partition(":")
     shapes = r"[1-9]\d*" if name in GPUS else r"\d+x\d+(x\d+)?"
     if name not in CHIPS or not re.fullmatch(shapes, shape):
         tpus = ", ".join(chip for chip in CHIPS if chip not in GPUS)
-        raise ValueError(
+        raise UserError(
             f"topology is {topology!r}; it must be a TPU generation ({tpus}) and its shape in "
             f"chips, such as v4:8x8x4 or v5e:4x4, or a GPU ({', '.join(GPUS)}) and how many of "
             "them a host has, such as h100:8"
@@ -44,7 +45,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
 
 def _tpus(topology: str, slices: int) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
+        raise UserError(
             "the TPU compiler is missing; install it with: pip install libtpu (its version is in "
             "launch/pins-tpu.txt)"
         )
@@ -62,7 +63,7 @@ def _tpus(topology: str, slices: int) -> list[Any]:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:
-        raise ValueError(f"topology {topology!r} does not exist: {error}") from error
+        raise UserError(f"topology {topology!r} does not exist: {error}") from error
     return list(described.devices)
 
 
@@ -76,7 +77,7 @@ def _gpus(name: str, count: int, hosts: int) -> list[Any]:
             topology=f"{hosts}x1x{count}",
         )
     except NotImplementedError as error:  # no plugin has registered
-        raise ValueError(
+        raise UserError(
             "the GPU compiler is missing; install JAX's plugin for CUDA with: pip install "
             "'jax[cuda13]'; neither a GPU nor its driver is needed"
         ) from error

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from imagen_jax.errors import UserError
 from imagen_jax.text import minilm, t5
 from imagen_jax.text.tokenizer import Bytes, SentencePiece, WordPiece
 from imagen_jax.typing import TextEmbedding
@@ -44,7 +45,7 @@ class TextEncoder:
       max_length: most tokens a caption may have, special tokens included.
       fingerprint: sha256 over the weights and the tokenizer; two encoders with the same
         fingerprint give the same states.
-      tokenize: n captions -> n int32 arrays [l_i]; raises ValueError for more than max_length.
+      tokenize: n captions -> n int32 arrays [l_i]; raises UserError for more than max_length.
       network: (params, ids [b, l] int32, mask [b, l] bool) -> states [b, l, d].
       params: weights of the network.
       dtype: of the network's activations; not part of the fingerprint, since states differ by
@@ -71,11 +72,11 @@ class TextEncoder:
           that holds the longest caption. States are 0 where masked.
 
         Raises:
-          ValueError: no captions, or one is too long (named with its token count).
+          UserError: no captions, or one is too long (named with its token count).
         """
         rows = self.encode_tokens(self.tokenize(captions))
         if not rows:
-            raise ValueError("no captions to encode: the list is empty")
+            raise UserError("no captions to encode: the list is empty")
         length = _bucket(max(len(row) for row in rows), RESULT_LENGTHS)
         states = np.zeros((len(rows), length, self.width), np.float32)
         mask = np.zeros((len(rows), length), bool)
@@ -149,14 +150,14 @@ def load_encoder(
         faster on accelerators.
 
     Raises:
-      ValueError: unknown name or dtype, T5 without weights, MiniLM with a vocabulary, a vocabulary
+      UserError: unknown name or dtype, T5 without weights, MiniLM with a vocabulary, a vocabulary
         with more tokens than the weights embed, or files that are damaged.
       FileNotFoundError: the weights or the vocabulary are not there; says what to do.
     """
     if name not in ENCODERS:
-        raise ValueError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
+        raise UserError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r} of a text encoder; choices: {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {dtype!r} of a text encoder; choices: {', '.join(DTYPES)}")
     return ENCODERS[name](weights, vocabulary, dtype)
 
 
@@ -181,9 +182,9 @@ def _minilm(
     dtype: str,
 ) -> TextEncoder:
     if vocabulary is not None:
-        raise ValueError(f"encoder {name!r} brings its own vocabulary; give none")
+        raise UserError(f"encoder {name!r} brings its own vocabulary; give none")
     if dtype != "float32":
-        raise ValueError(f"encoder {name!r} computes in float32 only, not in {dtype}")
+        raise UserError(f"encoder {name!r} computes in float32 only, not in {dtype}")
     directory = minilm.find_weights() if weights is None else Path(weights)
     for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
         if not (directory / file).is_file():
@@ -210,7 +211,7 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
     from imagen_jax.text.t5_checkpoint import load_t5_encoder
 
     if weights is None:
-        raise ValueError(
+        raise UserError(
             "encoder 't5' needs its weights: the directory of a T5X checkpoint "
             "(.../checkpoint_1000000) or of Hugging Face safetensors"
         )
@@ -229,7 +230,7 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
         tokenize = SentencePiece(files[0], MAX_LENGTH)
     config, params = load_t5_encoder(weights, t5.shardings(jax.local_devices()))
     if tokenize.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the vocabulary has {tokenize.vocab_size} tokens, but the weights in {weights} embed "
             f"only {config.vocab_size}; they do not belong together"
         )

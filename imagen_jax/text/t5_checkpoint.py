@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from imagen_jax.errors import UserError
 from imagen_jax.text.t5 import Params, T5Config, config_of
 
 PLACEHOLDER = "PLACEHOLDER://"
@@ -68,7 +69,7 @@ def load_t5_encoder(
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is damaged, or holds something else than a T5 encoder; the message names the
+      UserError: it is damaged, or holds something else than a T5 encoder; the message names the
         file or the parameter.
     """
     leaves = _leaves(str(path))
@@ -85,7 +86,7 @@ def _materialise(name: str, leaf: Leaf, sharding: jax.sharding.Sharding | None) 
     try:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf.read(index))  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(f"parameter {name} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"parameter {name} cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -120,7 +121,7 @@ def _kvstore(path: str) -> dict[str, Any]:
         bucket, _, prefix = path.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": prefix.rstrip("/") + "/"}
     if "://" in path:
-        raise ValueError(f"{path}: only local paths and gs:// are read")
+        raise UserError(f"{path}: only local paths and gs:// are read")
     return {"driver": "file", "path": str(Path(path).absolute()) + "/"}
 
 
@@ -132,11 +133,11 @@ def _within(name: str, relative: str) -> str:
     """A path that a checkpoint names, which must not lead out of its directory.
 
     Raises:
-      ValueError: it would.
+      UserError: it would.
     """
     parts = relative.rstrip("/").split("/")
     if relative.startswith("/") or "\\" in relative or any(p in ("", ".", "..") for p in parts):
-        raise ValueError(f"parameter {name}: the checkpoint names the path {relative!r}, which is "
+        raise UserError(f"parameter {name}: the checkpoint names the path {relative!r}, which is "
                          "not a plain path inside it")  # fmt: skip
     return "/".join(parts)
 
@@ -146,11 +147,11 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
     try:
         tree = flax.serialization.msgpack_restore(content)
     except Exception as error:  # of msgpack, many kinds
-        raise ValueError(f"{path}/checkpoint is damaged: {_first_line(error)}") from error
+        raise UserError(f"{path}/checkpoint is damaged: {_first_line(error)}") from error
     tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
     target = tree.get("target") if isinstance(tree, dict) else None
     if not isinstance(target, dict):
-        raise ValueError(f"{path}/checkpoint holds no optimizer/target: it is no T5X checkpoint")
+        raise UserError(f"{path}/checkpoint holds no optimizer/target: it is no T5X checkpoint")
 
     def is_leaf(_: Any, value: Any) -> bool:
         return not isinstance(value, dict) or "driver" in value
@@ -161,7 +162,7 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
             continue
         if isinstance(value, dict):
             if value.get("driver") != "zarr":
-                raise ValueError(f"parameter {name}: driver {value.get('driver')!r} is not zarr")
+                raise UserError(f"parameter {name}: driver {value.get('driver')!r} is not zarr")
             relative = _within(name, str(value.get("kvstore", {}).get("path", "")))
             shape = value.get("metadata", {}).get("shape")
             yield name, _zarr(name, path, relative, shape)
@@ -171,7 +172,7 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
         elif isinstance(value, np.ndarray | jax.Array):
             yield name, _in_memory(np.asarray(value))
         else:
-            raise ValueError(f"parameter {name} is neither an array nor a path: {value!r}")
+            raise UserError(f"parameter {name} is neither an array nor a path: {value!r}")
 
 
 def _in_memory(array: np.ndarray) -> Leaf:
@@ -201,14 +202,14 @@ def _tensorstore(name: str, spec: dict[str, Any], shape: list[int] | None) -> Le
     """A stored array; a chunk that is missing is an error, not zeros.
 
     Raises:
-      ValueError: it cannot be opened, or has another shape than the checkpoint says.
+      UserError: it cannot be opened, or has another shape than the checkpoint says.
     """
     try:
         store = ts.open({**spec, "fill_missing_data_reads": False}, open=True).result()
     except ValueError as error:
-        raise ValueError(f"parameter {name} cannot be opened: {_first_line(error)}") from error
+        raise UserError(f"parameter {name} cannot be opened: {_first_line(error)}") from error
     if shape is not None and tuple(shape) != store.shape:
-        raise ValueError(
+        raise UserError(
             f"parameter {name}: the checkpoint says {tuple(shape)}, the stored array has the shape "
             f"{store.shape}"
         )
@@ -223,7 +224,7 @@ def _unscan(leaves: dict[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
             continue
         rest = name.removeprefix(SCANNED)
         if len(leaf.shape) < 2:
-            raise ValueError(f"parameter {name} of shape {leaf.shape} has no axis of layers")
+            raise UserError(f"parameter {name} of shape {leaf.shape} has no axis of layers")
         for layer in range(leaf.shape[1]):
             yield f"encoder/layers_{layer}/{rest}", _layer(name, leaf, layer)
 
@@ -307,7 +308,7 @@ def _safetensors(path: Path) -> dict[str, Leaf]:
         try:
             content = safe_open(str(file), framework="numpy")
         except Exception as error:  # SafetensorError is no ValueError
-            raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
+            raise UserError(f"{file} is damaged: {_first_line(error)}") from error
         for key in content.keys():  # noqa: SIM118
             name = _t5x_name(key)
             if name is None:
@@ -315,5 +316,5 @@ def _safetensors(path: Path) -> dict[str, Leaf]:
             turned = name.endswith(("/kernel", "/rel_embedding"))
             leaves[name] = _tensor(content.get_slice(key), turned)
     if "token_embedder/embedding" not in leaves:
-        raise ValueError(f"{path} holds no T5 encoder: there is no tensor `shared.weight`")
+        raise UserError(f"{path} holds no T5 encoder: there is no tensor `shared.weight`")
     return leaves

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 
 class WordPiece:
     """The tokenizer of BERT, read from a `tokenizer.json` of Hugging Face's `tokenizers`.
@@ -40,7 +42,7 @@ class WordPiece:
 
         Raises:
           TypeError: captions is a single string.
-          ValueError: a caption is too long; the message names it and its token count.
+          UserError: a caption is too long; the message names it and its token count.
         """
         captions = _list_of(captions)
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(captions)]
@@ -62,7 +64,7 @@ class SentencePiece:
           max_length: most tokens a caption may have, the end of the sentence included.
 
         Raises:
-          ValueError: the file is no SentencePiece model, or one without an end of sentence.
+          UserError: the file is no SentencePiece model, or one without an end of sentence.
         """
         from sentencepiece import SentencePieceProcessor
 
@@ -70,11 +72,11 @@ class SentencePiece:
         try:
             self._processor = SentencePieceProcessor(model_proto=Path(path).read_bytes())
         except RuntimeError as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+            raise UserError(f"{path} is not a SentencePiece model: {error}") from error
         self.vocab_size = self._processor.vocab_size()
         self._end = self._processor.eos_id()
         if self._end < 0:
-            raise ValueError(f"{path} has no end-of-sentence token; it is not a vocabulary of T5")
+            raise UserError(f"{path} has no end-of-sentence token; it is not a vocabulary of T5")
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Tokenises captions: n int32 arrays [l_i], 1 <= l_i <= max_length; see WordPiece."""
@@ -118,7 +120,7 @@ def _arrays(captions: list[str], ids: list[list[int]], max_length: int) -> list[
     return [np.asarray(tokens, np.int32) for tokens in ids]
 
 
-class CaptionTooLongError(ValueError):
+class CaptionTooLongError(UserError):
     """A caption has more tokens than the encoder takes.
 
     Attributes:

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from imagen_jax.checksums import checksums
 from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.errors import UserError
 from imagen_jax.quality import quality
 from imagen_jax.train.state import TrainState
 from imagen_jax.workdir import (
@@ -45,7 +46,7 @@ class DataPositionHandler(ocp.CheckpointHandler):
 
     def restore(self, directory: Any, args: DataPosition | None = None) -> BatchIterator:
         if args is None:
-            raise ValueError("restoring a data position needs the iterator that is to take it")
+            raise UserError("restoring a data position needs the iterator that is to take it")
         args.item.restore(str(directory))
         return args.item
 
@@ -154,7 +155,7 @@ class Checkpointer:
         Raises:
           DamagedCheckpoint: the newest is damaged, and not to be replaced by an older one; or all
             are.
-          ValueError: the position belongs to other data; see BatchIterator.restore.
+          UserError: the position belongs to other data; see BatchIterator.restore.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:

@@ -20,6 +20,7 @@ from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.source import scene_of
 from imagen_jax.data.sources import described_level
+from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import score_all
 from imagen_jax.eval.features.network import load_network
 from imagen_jax.eval.metrics.frechet import frechet_of_features
@@ -43,7 +44,7 @@ class Evaluation:
 
         Raises:
           FileNotFoundError: no weights of MobileNetV2.
-          ValueError: the data has no such split, too few examples in it, or is no built-in scenes
+          UserError: the data has no such split, too few examples in it, or is no built-in scenes
             where all_correct is what decides.
         """
         batches = open_validation(stage, data_dir, mesh, "evaluate_every")
@@ -51,14 +52,14 @@ class Evaluation:
         try:
             records = batches.spread_records(2 * count)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"stages.{stage.name}.train.evaluate_pictures is {count}, and as many others of "
                 f"the split {SPLIT!r} are compared with: {error}"
             ) from error
         captioned, others = records[::2], records[1::2]
         self._scenes = _scenes(batches.manifest["source"].get(SPLIT), captioned)
         if stage.train.best_metric == ALL_CORRECT and self._scenes is None:
-            raise ValueError(
+            raise UserError(
                 f"stages.{stage.name}.train.best_metric is {ALL_CORRECT!r}, which is measured on "
                 f"built-in scenes, whose layouts are known; the split {SPLIT!r} of {data_dir} has "
                 f"other pictures, of which {FRECHET!r} is"

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 SPIKE = 6.0
 """Standard deviations of log loss above its mean, from which on a loss is reported."""
 MEMORY = 100
@@ -68,7 +70,7 @@ class StepGuard:
           Whether the loss was finite and jumped.
 
         Raises:
-          ValueError: too many steps in a row were not finite; names examples of the last one.
+          UserError: too many steps in a row were not finite; names examples of the last one.
         """
         loss = float(metrics["loss"])
         if metrics["finite"]:
@@ -86,7 +88,7 @@ class StepGuard:
             f"update's {float(metrics['update_norm']):g}; examples: {_some(suspects or ids)}"
         )
         if self.in_a_row >= self._max_bad_steps:
-            raise ValueError(
+            raise UserError(
                 f"{self._stage}: {self.in_a_row} steps in a row were not finite and were skipped. "
                 f"At step {step} {what}; their ids are in {path.parent}. If these examples are "
                 "sound, start again with a lower train.learning_rate, or train.clip_norm"

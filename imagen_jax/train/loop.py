@@ -65,7 +65,7 @@ def train(
       The final state.
 
     Raises:
-      ValueError: a config that does not hold together, embeddings of another encoder or width, or
+      UserError: a config that does not hold together, embeddings of another encoder or width, or
         without the validation split that the config asks for, a work directory that was started
         with another config, weights to start from that were trained with another network or text
         encoder, a damaged checkpoint, or too many steps in a row that were not finite.

@@ -16,6 +16,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from imagen_jax.errors import UserError
 from imagen_jax.stage_config import TrainConfig
 
 
@@ -79,11 +80,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     Parameters that the config freezes get no updates, and their gradients do not count in the norm.
 
     Raises:
-      ValueError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze that
+      UserError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze that
         no parameter's name matches, or nothing left to train.
     """
     if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}")
+        raise UserError(f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}")
     trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[config.optimizer](learning_rate_schedule(config)),
@@ -104,18 +105,18 @@ def frozen_parameters(params: Any, patterns: tuple[str, ...]) -> Any:
       patterns: of names such as "conv_in/kernel"; * stands for any characters, slashes too.
 
     Raises:
-      ValueError: a pattern that matches no name, or patterns that match all.
+      UserError: a pattern that matches no name, or patterns that match all.
     """
     unboxed = nn.unbox(params)
     paths, tree = jax.tree_util.tree_flatten_with_path(unboxed)
     names = ["/".join(key.key for key in path) for path, _ in paths]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(
+            raise UserError(
                 f"train.freeze: no parameter's name matches {pattern!r}; names begin with "
                 f"{', '.join(sorted({name.split('/')[0] for name in names}))}"
             )
     frozen = [any(fnmatch.fnmatchcase(name, p) for p in patterns) for name in names]
     if all(frozen):
-        raise ValueError(f"train.freeze: {patterns} leave nothing to train")
+        raise UserError(f"train.freeze: {patterns} leave nothing to train")
     return jax.tree_util.tree_unflatten(tree, ["frozen" if f else "trained" for f in frozen])

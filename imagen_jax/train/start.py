@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator, train_batches
+from imagen_jax.errors import UserError
 from imagen_jax.stage import Stage
 from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.state import TrainState, create_state
@@ -32,12 +33,12 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") 
 
     Raises:
       FileNotFoundError: missing embeddings.
-      ValueError: embeddings of another encoder or width, or a batch that cannot be divided.
+      UserError: embeddings of another encoder or width, or a batch that cannot be divided.
     """
     devices = sharding.batch_divisor(mesh)
     divisor = devices * stage.train.accumulation
     if stage.train.batch_size % divisor or stage.train.batch_size % jax.process_count():
-        raise ValueError(
+        raise UserError(
             f"stages.{stage.name}.train.batch_size is {stage.train.batch_size}; it must be a "
             f"multiple of the {devices} devices and the {jax.process_count()} hosts that share it, "
             f"and of the devices times accumulation ({stage.train.accumulation})"
@@ -58,7 +59,7 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") 
     )
     recorded = batches.manifest["encoder"]["name"]
     if recorded != stage.text.encoder:
-        raise ValueError(
+        raise UserError(
             f"the config wants text embeddings of encoder {stage.text.encoder!r}, but those in "
             f"{data_dir} were made by {recorded!r}; embed the data again with "
             f"--encoder {stage.text.encoder}, or change text.encoder"
@@ -80,7 +81,7 @@ def claim(
 
     Raises:
       FileNotFoundError: no weights to start from.
-      ValueError: weights of another network or for other text, or the stage was started with
+      UserError: weights of another network or for other text, or the stage was started with
         another config, on other data, or from other weights.
     """
     record = make_record(config, stage_name, manifest)

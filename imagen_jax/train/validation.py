@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.errors import UserError
 from imagen_jax.quality import VALIDATION_LOSS
 from imagen_jax.stage import Stage
 from imagen_jax.train.start import open_batches
@@ -28,12 +29,12 @@ def open_validation(stage: Stage, data_dir: str, mesh: Mesh, key: str) -> BatchI
       key: of the stage's train section, that asks for it where it is not 0.
 
     Raises:
-      ValueError: the data has no such split.
+      UserError: the data has no such split.
     """
     try:
         return open_batches(stage, data_dir, mesh, SPLIT)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"stages.{stage.name}.train.{key} is {getattr(stage.train, key)}: {error}. It needs a "
             f"split {SPLIT!r} in {data_dir}; embed one with imagen embed --split {SPLIT}, or do "
             "without it (0)"
@@ -55,7 +56,7 @@ class Validation:
         params_shardings: how they lie there.
 
         Raises:
-          ValueError: the data has no such split.
+          UserError: the data has no such split.
         """
         self._count = stage.train.validation_batches
         self._batches = open_validation(stage, data_dir, mesh, "validation_batches")

@@ -22,6 +22,7 @@ from imagen_jax.data.scenes.vocabulary import (
     Noun,
     plural,
 )
+from imagen_jax.errors import UserError
 
 VENDORED = Path(__file__).parent / "assets"
 
@@ -167,14 +168,14 @@ def add_icons(directory: Path) -> tuple[str, ...]:
 
     Raises:
       FileNotFoundError: the directory holds no fetched set.
-      ValueError: a file of the set is damaged.
+      UserError: a file of the set is damaged.
     """
     packs = {}
     for style, path in _fetched_files(directory).items():
         try:
             packs[style] = _read_icons(path)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a set of emoji; fetch it again: imagen data fetch"
             ) from error
     known = {noun.icon for noun in NOUNS.values()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imagen_jax.data.scenes import art
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, STYLES
+from imagen_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ def get_level(name: str, fetched: str | Path | None = None) -> Level:
       fetched: only with "full": the directory that `imagen data fetch` filled; its emoji join.
 
     Raises:
-      ValueError: unknown name, or a directory with another level than "full",
+      UserError: unknown name, or a directory with another level than "full",
         or its files are damaged.
       FileNotFoundError: the directory holds no fetched set.
     """
     if name not in LEVELS:
-        raise ValueError(f"unknown level {name!r}; choices: {', '.join(LEVELS)}")
+        raise UserError(f"unknown level {name!r}; choices: {', '.join(LEVELS)}")
     if fetched is None:
         return LEVELS[name]
     if name != "full":
-        raise ValueError(f"fetched emoji belong to level 'full', not to {name!r}")
+        raise UserError(f"fetched emoji belong to level 'full', not to {name!r}")
     return replace(FULL, nouns=FULL.nouns + art.add_icons(Path(fetched).resolve()))

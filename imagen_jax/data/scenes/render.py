@@ -11,6 +11,7 @@ from PIL import Image
 from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
+from imagen_jax.errors import UserError
 
 GRID = 64
 """Boxes lie on a grid of this many cells a side; pictures of 64, 128, 192, 256 hit it exactly."""
@@ -138,10 +139,10 @@ def render(scene: Scene, size: int) -> np.ndarray:
       uint8 [size, size, 3], antialiased; sizes agree up to antialiasing.
 
     Raises:
-      ValueError: bad size.
+      UserError: bad size.
     """
     if not 1 <= size <= MAX_SIZE:
-        raise ValueError(f"render: size={size} is not within 1..{MAX_SIZE}")
+        raise UserError(f"render: size={size} is not within 1..{MAX_SIZE}")
     scale = -(-size // GRID)
     canvas = np.empty((GRID * scale, GRID * scale, 3), np.uint8)
     canvas[:] = BACKGROUNDS[scene.background]

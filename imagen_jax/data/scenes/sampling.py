@@ -21,6 +21,7 @@ from imagen_jax.data.scenes.grammar import Group, Scene, caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sprites import is_visible
 from imagen_jax.data.scenes.vocabulary import NOUNS, RELATIONS, SIZES, SYNONYMS, article
+from imagen_jax.errors import UserError
 
 _T = TypeVar("_T")
 
@@ -85,12 +86,12 @@ def sample_scene(
       groups: 1 or 2 to have only such scenes; None for the level's mixture.
 
     Raises:
-      ValueError: unknown split, or groups is none of None, 1, 2.
+      UserError: unknown split, or groups is none of None, 1, 2.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choices: {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; choices: {', '.join(SPLITS)}")
     if groups not in (None, 1, 2):
-        raise ValueError(f"groups={groups!r}; choices: None, 1, 2")
+        raise UserError(f"groups={groups!r}; choices: None, 1, 2")
     rng = np.random.default_rng([seed, index, SPLITS.index(split), groups or 0])
     if groups is None:
         groups = 2 if rng.random() < level.two_groups else 1

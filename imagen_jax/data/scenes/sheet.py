@@ -7,6 +7,7 @@ from PIL import Image
 
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.source import scene_examples
+from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
 
 
@@ -22,11 +23,11 @@ def contact_sheet(
       seen_at: render at this size, then enlarge to `size`: what a stage of that size learns.
 
     Raises:
-      ValueError: as `scene_examples`, or count or columns below 1.
+      UserError: as `scene_examples`, or count or columns below 1.
     """
     examples = list(scene_examples(level, split, seed, count, seen_at or size, groups=groups))
     if not examples:
-        raise ValueError(f"count={count} must be at least 1")
+        raise UserError(f"count={count} must be at least 1")
     images = np.stack(
         [
             np.asarray(Image.fromarray(e.image).resize((size, size), Image.Resampling.BICUBIC))

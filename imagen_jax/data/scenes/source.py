@@ -11,6 +11,7 @@ from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.errors import UserError
 
 
 class Example(NamedTuple):
@@ -43,7 +44,7 @@ def scene_examples(
       groups: 1 or 2 for scenes of one or of two groups only; None for the level's mixture.
 
     Raises:
-      ValueError: unknown level or split, or a bad size.
+      UserError: unknown level or split, or a bad size.
     """
     if isinstance(level, str):
         level = get_level(level)
@@ -61,11 +62,11 @@ def scene_of(name: str, level: Level, split: str, seed: int) -> Scene:
       level, split, seed: that it was made with.
 
     Raises:
-      ValueError: it is of another sequence.
+      UserError: it is of another sequence.
     """
     sequence, _, index = name.rpartition("-")
     if sequence != _sequence(level, split, seed) or not index.isdecimal():
-        raise ValueError(f"example {name!r} is not of {_sequence(level, split, seed)!r}")
+        raise UserError(f"example {name!r} is not of {_sequence(level, split, seed)!r}")
     return sample_scene(level, split, seed, int(index))
 
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from imagen_jax.data.scenes import art
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, RGB, STYLES
+from imagen_jax.errors import UserError
 
 MASTER_PIXELS = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -30,7 +31,7 @@ def _master(noun: str, style: str, colour: str | None, pixels: int) -> Image.Ima
     elif colour is not None:
         svg = art.shape_svg(noun, style, COLOURS[colour])
     else:
-        raise ValueError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
+        raise UserError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     rgba = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     ink = rgba[..., 3] > 16
@@ -109,11 +110,11 @@ def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray
       uint8 [h, w, 4], RGBA with straight alpha, max(h, w) == pixels.
 
     Raises:
-      ValueError: on an unknown noun, style or colour, a shape without a colour or a bad size.
+      UserError: on an unknown noun, style or colour, a shape without a colour or a bad size.
     """
     check_words(noun, style, colour)
     if not 1 <= pixels <= MASTER_PIXELS:
-        raise ValueError(f"sprite: pixels={pixels} is not within 1..{MASTER_PIXELS}")
+        raise UserError(f"sprite: pixels={pixels} is not within 1..{MASTER_PIXELS}")
     ink, cover = premultiplied_sprite(noun, style, colour, *extent(noun, style, pixels))
     alpha = 255 - cover.astype(np.float32)
     straight = np.clip(ink * 255 / np.maximum(alpha, 1), 0, 255)
@@ -121,15 +122,15 @@ def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray
 
 
 def check_words(noun: str, style: str, colour: str | None) -> None:
-    """Raise ValueError, with the choices, unless the sprite exists."""
+    """Raise UserError, with the choices, unless the sprite exists."""
     if noun not in NOUNS:
-        raise ValueError(f"unknown noun {noun!r}; choices: {', '.join(sorted(NOUNS))}")
+        raise UserError(f"unknown noun {noun!r}; choices: {', '.join(sorted(NOUNS))}")
     if style not in STYLES:
-        raise ValueError(f"unknown style {style!r}; choices: {', '.join(STYLES)}")
+        raise UserError(f"unknown style {style!r}; choices: {', '.join(STYLES)}")
     if colour is None and NOUNS[noun].is_shape:
-        raise ValueError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
+        raise UserError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
     if colour is not None and colour not in COLOURS:
-        raise ValueError(f"unknown colour {colour!r}; choices: {', '.join(COLOURS)}")
+        raise UserError(f"unknown colour {colour!r}; choices: {', '.join(COLOURS)}")
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features.clip import ACTIVATIONS, Params, Sizes
 from imagen_jax.eval.features.tensors import read_tensors
 
@@ -51,7 +52,7 @@ def read_clip(directory: str | Path) -> Clip:
 
     Raises:
       FileNotFoundError: a file is missing; names what is looked for.
-      ValueError: weights of another network or layout.
+      UserError: weights of another network or layout.
     """
     directory = Path(directory)
     for config_name, weight_names in LAYOUTS.items():
@@ -66,7 +67,7 @@ def read_clip(directory: str | Path) -> Clip:
     read = _Reader(tensors, paths[0])
     params, sizes = (_read_hf if config_name == "config.json" else _read_open_clip)(read, config)
     if sizes.activation not in ACTIVATIONS:
-        raise ValueError(
+        raise UserError(
             f"{directory / config_name}: activation {sizes.activation!r} is not known; choices: "
             f"{', '.join(ACTIVATIONS)}"
         )
@@ -88,7 +89,7 @@ class _Reader:
 
     def __call__(self, name: str) -> np.ndarray:
         if name not in self._tensors:
-            raise ValueError(f"{self._path} has no tensor {name!r}: no CLIP ViT of this layout")
+            raise UserError(f"{self._path} has no tensor {name!r}: no CLIP ViT of this layout")
         return np.asarray(self._tensors[name], np.float32)
 
     def __contains__(self, name: str) -> bool:
@@ -147,7 +148,7 @@ def _read_hf(read: _Reader, config: Mapping[str, Any]) -> tuple[Params, Sizes]:
     of_vision, of_text = (config.get(f"{tower}_config") or {} for tower in ("vision", "text"))
     activations = {tower.get("hidden_act", "quick_gelu") for tower in (of_vision, of_text)}
     if len(activations) > 1:
-        raise ValueError(f"the two towers have different activations: {sorted(activations)}")
+        raise UserError(f"the two towers have different activations: {sorted(activations)}")
     heads = of_vision.get("num_attention_heads", 12), of_text.get("num_attention_heads", 8)
     return params, Sizes(*heads, activations.pop())
 
@@ -200,7 +201,7 @@ def _tokenizer(
 
     tokenizer = Tokenizer.from_file(str(path))
     if tokenizer.get_vocab_size() > vocabulary:
-        raise ValueError(
+        raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, but the network knows {vocabulary}: "
             "they do not belong together"
         )
@@ -211,12 +212,12 @@ def _tokenizer(
         """Ids [n, length]; behind the end of a text stand zeros.
 
         Raises:
-          ValueError: a text is longer; CLIP has no positions for the rest.
+          UserError: a text is longer; CLIP has no positions for the rest.
         """
         ids = np.zeros((len(texts), length), np.int32)
         for i, encoding in enumerate(tokenizer.encode_batch(list(texts))):
             if len(encoding.ids) > length:
-                raise ValueError(
+                raise UserError(
                     f"text {texts[i]!r} has {len(encoding.ids)} tokens; CLIP reads {length}"
                 )
             ids[i, : len(encoding.ids)] = encoding.ids

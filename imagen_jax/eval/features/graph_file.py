@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 _KINDS: dict[str, dict[str, str]] = {
@@ -80,7 +82,7 @@ def read_graph_file(path: str | Path) -> dict[str, np.ndarray]:
     """The weights of the graph by their names in torch, in torch's layouts.
 
     Raises:
-      ValueError: no frozen graph, or one that lacks a constant; names it.
+      UserError: no frozen graph, or one that lacks a constant; names it.
     """
     # The definitions of the format alone, without TensorFlow.
     from google.protobuf.message import DecodeError
@@ -90,17 +92,17 @@ def read_graph_file(path: str | Path) -> dict[str, np.ndarray]:
     try:
         graph.ParseFromString(Path(path).read_bytes())
     except DecodeError as error:
-        raise ValueError(f"{path} is no frozen graph of TensorFlow: {error}") from error
+        raise UserError(f"{path} is no frozen graph of TensorFlow: {error}") from error
     constants = {node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"}
 
     def read(name: str) -> np.ndarray:
         if name not in constants:
-            raise ValueError(f"{path} has no constant {name!r}: it is not Inception of 2015-12-05")
+            raise UserError(f"{path} has no constant {name!r}: it is not Inception of 2015-12-05")
         tensor = constants[name]
         shape = [dim.size for dim in tensor.tensor_shape.dim]
         values = np.frombuffer(tensor.tensor_content, "<f4")
         if tensor.dtype != types_pb2.DT_FLOAT or len(values) != np.prod(shape, dtype=int):
-            raise ValueError(f"{path}: constant {name!r} is not of float32 of shape {shape}")
+            raise UserError(f"{path}: constant {name!r} is not of float32 of shape {shape}")
         return values.reshape(shape)
 
     found = {"fc.weight": read("softmax/weights").T, "fc.bias": read("softmax/biases")}

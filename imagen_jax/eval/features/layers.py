@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 PRECISE = jax.lax.Precision.HIGHEST
 """Full float32 products: a distance must not depend on the accelerator's fast default."""
 
@@ -121,19 +123,19 @@ def fold(
       path: where the tensors are from, for messages.
 
     Raises:
-      ValueError: a tensor is missing or has another shape, or a weight is not finite.
+      UserError: a tensor is missing or has another shape, or a weight is not finite.
     """
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in tensors:
-            raise ValueError(f"{path} has no tensor {name!r}: it is of another network or layout")
+            raise UserError(f"{path} has no tensor {name!r}: it is of another network or layout")
         if tensors[name].shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name!r} has shape {list(tensors[name].shape)}, expected {list(shape)}"
             )
         value = tensors[name].astype(np.float64)
         if not np.isfinite(value).all():
-            raise ValueError(f"{path}: {name!r} has values that are not finite")
+            raise UserError(f"{path}: {name!r} has values that are not finite")
         return value
 
     params = {}

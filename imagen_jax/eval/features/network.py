@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features import clip, inception, mobilenet
 from imagen_jax.eval.features.clip_weights import Clip, read_clip
 from imagen_jax.eval.features.layers import Layers, fold
@@ -54,14 +55,14 @@ class FeatureNetwork:
         """All outputs of uint8 pictures [n, h, w, 3], in batches divided over this host's devices.
 
         Raises:
-          ValueError: no pictures, or other than uint8 RGB.
+          UserError: no pictures, or other than uint8 RGB.
         """
         if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"pictures must be uint8 [n, h, w, 3]; got {pictures.dtype} {list(pictures.shape)}"
             )
         if len(pictures) == 0:
-            raise ValueError("no pictures")
+            raise UserError("no pictures")
         batched, weights, run = self._compiled
         devices = len(batched.mesh.devices)
         size = devices * (BATCHES[0] if len(pictures) < devices * BATCHES[1] else BATCHES[1])
@@ -105,14 +106,12 @@ def load_network(
 
     Raises:
       FileNotFoundError: no weights there.
-      ValueError: an unknown name or protocol, or weights of another network.
+      UserError: an unknown name or protocol, or weights of another network.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown feature network {name!r}; choices: {', '.join(NETWORKS)}")
+        raise UserError(f"unknown feature network {name!r}; choices: {', '.join(NETWORKS)}")
     if protocol not in INCEPTION_PROTOCOLS:
-        raise ValueError(
-            f"unknown protocol {protocol!r}; choices: {', '.join(INCEPTION_PROTOCOLS)}"
-        )
+        raise UserError(f"unknown protocol {protocol!r}; choices: {', '.join(INCEPTION_PROTOCOLS)}")
     if name == "mobilenet-v2":
         return mobilenet_network(mobilenet.find_weights() if weights is None else weights)
     if weights is None:
@@ -175,7 +174,7 @@ def text_features(read: Clip, texts: list[str]) -> np.ndarray:
     """Features [n, d] float32 of texts, not normalised.
 
     Raises:
-      ValueError: a text is too long for CLIP.
+      UserError: a text is too long for CLIP.
     """
     run = jax.jit(lambda params, ids: clip.encode_texts(params, ids, read.sizes))
     ids = read.tokenize(texts)

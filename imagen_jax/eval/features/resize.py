@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.errors import UserError
+
 KINDS = ("clean", "tf1", "half-pixel", "8-bit")
 
 
@@ -33,10 +35,10 @@ def resize_matrix(kind: str, before: int, after: int) -> np.ndarray:
     """The matrix [after, before] float32 that resizes one axis of a picture.
 
     Raises:
-      ValueError: an unknown kind.
+      UserError: an unknown kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"unknown way to resize {kind!r}; choices: {', '.join(KINDS)}")
+        raise UserError(f"unknown way to resize {kind!r}; choices: {', '.join(KINDS)}")
     scale = before / after
     pixel = np.arange(before)
     if kind in ("clean", "8-bit"):

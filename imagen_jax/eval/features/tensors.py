@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features.graph_file import read_graph_file
 from imagen_jax.eval.features.torch_file import read_torch_file
 
@@ -19,7 +20,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it cannot be read.
+      UserError: it cannot be read.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -34,4 +35,4 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         return safetensors.numpy.load_file(path), digest
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
+        raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 DTYPES: dict[str, Any] = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
     "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
@@ -59,7 +61,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
         if (module, name) not in known:
-            raise ValueError(
+            raise UserError(
                 f"the pickle asks for {module}.{name}; only tensors in dictionaries are read: save "
                 "the state_dict of the network, not the network"
             )
@@ -69,7 +71,7 @@ class _Unpickler(pickle.Unpickler):
         """The storage of ("storage", type, key, device, number of elements, ...)."""
         kind, dtype, key, _, count, *_ = pid
         if kind != "storage":
-            raise ValueError(f"the pickle refers to a {kind!r}, which is no storage")
+            raise UserError(f"the pickle refers to a {kind!r}, which is no storage")
         return _Storage(dtype, str(key), int(count))
 
 
@@ -77,27 +79,27 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a state_dict, by their names; those of nested dictionaries joined by ".".
 
     Raises:
-      ValueError: no file of torch.save, damaged, or it holds other things than tensors.
+      UserError: no file of torch.save, damaged, or it holds other things than tensors.
     """
     try:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         return _read_legacy(path)
     except (pickle.UnpicklingError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of torch.save, or damaged: {error}") from error
+        raise UserError(f"{path} is no file of torch.save, or damaged: {error}") from error
 
 
 def _read_zip(path: str | Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")] or [""]
         if not pickled:
-            raise ValueError(f"{path} is a zip archive, but not of torch.save: it has no data.pkl")
+            raise UserError(f"{path} is a zip archive, but not of torch.save: it has no data.pkl")
         root = pickled.removesuffix("data.pkl")
         if (
             f"{root}byteorder" in archive.namelist()
             and archive.read(f"{root}byteorder") != b"little"
         ):
-            raise ValueError(f"{path} was saved on a big-endian machine, which is not read")
+            raise UserError(f"{path} was saved on a big-endian machine, which is not read")
         tree = _Unpickler(io.BytesIO(archive.read(pickled))).load()
         return _tensors(path, tree, lambda storage: archive.read(f"{root}data/{storage.key}"))
 
@@ -105,7 +107,7 @@ def _read_zip(path: str | Path) -> dict[str, np.ndarray]:
 def _read_legacy(path: str | Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         if _Unpickler(file).load() != LEGACY_MAGIC:
-            raise ValueError(f"{path} is no file of torch.save")
+            raise UserError(f"{path} is no file of torch.save")
         for _ in range(2):  # version of the protocol, and facts of the machine
             _Unpickler(file).load()
         tree = _Unpickler(file).load()
@@ -120,7 +122,7 @@ def _read_legacy(path: str | Path) -> dict[str, np.ndarray]:
 
 def _flatten(path: str | Path, tree: Any, prefix: str = "") -> list[tuple[str, _Tensor]]:
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors")
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors")
     found: list[tuple[str, _Tensor]] = []
     for name, value in tree.items():
         if isinstance(value, _Tensor):
@@ -138,7 +140,7 @@ def _tensors(
         values = np.frombuffer(read(storage), storage.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if len(values) != storage.length or (0 not in shape and not 0 <= last < len(values)):
-            raise ValueError(f"{path} is damaged: {name!r} reaches beyond its storage")
+            raise UserError(f"{path} is damaged: {name!r} reaches beyond its storage")
         strides = [step * values.itemsize for step in stride]
         view = np.lib.stride_tricks.as_strided(values[offset:], shape, strides, writeable=False)
         result[name] = np.ascontiguousarray(view).reshape(shape)

@@ -8,6 +8,7 @@ With any A^T A = C and B^T B = W, the eigenvalues of C W that are not zero are t
   tr((C W)^(1/2)) = sum of the singular values of A B^T,                                       (2)
 which needs no square root of a matrix that may be singular, and no offset on its diagonal. A comes
 from the eigenvectors of C, or, with fewer pictures than features, from the centred features
+from imagen_jax.errors import UserError
 themselves: A = (x - m) / sqrt(n - 1).
 """
 
@@ -23,10 +24,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Equation (1) of two sets by their moments.
 
     Raises:
-      ValueError: features of different widths, or fewer than two pictures.
+      UserError: features of different widths, or fewer than two pictures.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} channels")
+        raise UserError(f"features of {len(a.mean)} and {len(b.mean)} channels")
     root_a, root_b = _root(a.covariance), _root(b.covariance)
     overlap = scipy.linalg.svdvals(root_a @ root_b.T).sum()
     traces = np.trace(a.covariance) + np.trace(b.covariance)
@@ -53,7 +54,7 @@ def frechet_of_features(
       weights_x, weights_y: how often each picture counts, whole numbers; None is once.
 
     Raises:
-      ValueError: as frechet_distance.
+      UserError: as frechet_distance.
     """
     x, y = check_features(x), check_features(y)
     if len(x) + len(y) >= 2 * x.shape[1]:
@@ -72,6 +73,6 @@ def _rows(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.nda
     """Mean [d], and some A [n, d] with A^T A = covariance."""
     w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
     if w.sum() < 2:
-        raise ValueError(f"a covariance needs at least 2 pictures, got {int(w.sum())}")
+        raise UserError(f"a covariance needs at least 2 pictures, got {int(w.sum())}")
     mean = w @ x / w.sum()
     return mean, np.sqrt(w / (w.sum() - 1))[:, None] * (x - mean)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.special
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.frechet import frechet_of_features
 
 Z95 = 1.959964
@@ -17,7 +18,7 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     """Score interval of a proportion (Wilson 1927); z=1.96 for 95%.
 
     Raises:
-      ValueError: trials < 1, or successes outside 0..trials.
+      UserError: trials < 1, or successes outside 0..trials.
     """
     _check_proportion("wilson_interval", successes, trials)
     share = successes / trials
@@ -35,7 +36,7 @@ def clopper_pearson_interval(
     """Interval of a proportion that holds it at least as often as it says (Clopper, Pearson 1934).
 
     Raises:
-      ValueError: as wilson_interval.
+      UserError: as wilson_interval.
     """
     _check_proportion("clopper_pearson_interval", successes, trials)
     tail = (1 - level) / 2
@@ -47,7 +48,7 @@ def clopper_pearson_interval(
 
 def _check_proportion(name: str, successes: int, trials: int) -> None:
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{name}: {successes} of {trials} is no proportion")
+        raise UserError(f"{name}: {successes} of {trials} is no proportion")
 
 
 def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:

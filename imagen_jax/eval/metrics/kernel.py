@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.moments import check_features
 
 
@@ -26,11 +27,11 @@ def kernel_distance(
       seed: of the subsets.
 
     Raises:
-      ValueError: fewer pictures than a subset has.
+      UserError: fewer pictures than a subset has.
     """
     x, y = check_features(x), check_features(y)
     if not 2 <= subset_size <= min(len(x), len(y)):
-        raise ValueError(
+        raise UserError(
             f"subsets of {subset_size} of {len(x)} and {len(y)} pictures: the size must be from 2 "
             "to the smaller number of pictures"
         )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.moments import check_features
 
 ROWS = 1024
@@ -36,12 +37,12 @@ def manifold_scores(
     """Precision, recall, density and coverage of generated [m, d] against real [n, d] features.
 
     Raises:
-      ValueError: not more pictures than neighbours.
+      UserError: not more pictures than neighbours.
     """
     real, generated = check_features(real), check_features(generated)
     k = max(k_pr, k_dc)
     if min(len(real), len(generated)) <= k:
-        raise ValueError(
+        raise UserError(
             f"{len(real)} real and {len(generated)} generated pictures; need more than k = {k}"
         )
     radius_pr, radius_dc = _radii(real, (k_pr, k_dc))

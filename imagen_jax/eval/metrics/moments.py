@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from imagen_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
@@ -33,7 +35,7 @@ class Moments:
         """Of features [n, d].
 
         Raises:
-          ValueError: none, another shape, or values that are not finite.
+          UserError: none, another shape, or values that are not finite.
         """
         x = check_features(features)
         mean = x.mean(0)
@@ -53,10 +55,10 @@ class Moments:
         """[d, d], with the divisor n - 1.
 
         Raises:
-          ValueError: of fewer than two.
+          UserError: of fewer than two.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise UserError(f"a covariance needs at least 2 pictures, got {self.count}")
         return self.scatter / (self.count - 1)
 
 
@@ -64,13 +66,13 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     """Of all parts together.
 
     Raises:
-      ValueError: there are none.
+      UserError: there are none.
     """
     total: Moments | None = None
     for part in parts:
         total = part if total is None else total.merge(part)
     if total is None:
-        raise ValueError("no parts to merge")
+        raise UserError("no parts to merge")
     return total
 
 
@@ -78,11 +80,11 @@ def check_features(features: np.ndarray) -> np.ndarray:
     """Features [n, d] as float64.
 
     Raises:
-      ValueError: none, another shape, or values that are not finite.
+      UserError: none, another shape, or values that are not finite.
     """
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must be [n, d] with n, d >= 1; got {list(features.shape)}")
+        raise UserError(f"features must be [n, d] with n, d >= 1; got {list(features.shape)}")
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(1)).argmax())
-        raise ValueError(f"features of picture {bad} are not finite")
+        raise UserError(f"features of picture {bad} are not finite")
     return features.astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.special
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.moments import check_features
 
 
@@ -18,11 +19,11 @@ def clip_scores(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
       pictures, texts: features [n, d] of CLIP's two towers.
 
     Raises:
-      ValueError: of different shapes.
+      UserError: of different shapes.
     """
     x, y = check_features(pictures), check_features(texts)
     if x.shape != y.shape:
-        raise ValueError(f"features {list(x.shape)} of pictures, {list(y.shape)} of texts")
+        raise UserError(f"features {list(x.shape)} of pictures, {list(y.shape)} of texts")
     return (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
 
 
@@ -37,11 +38,11 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> tupl
       seed: of the order.
 
     Raises:
-      ValueError: fewer pictures than splits.
+      UserError: fewer pictures than splits.
     """
     logits = check_features(logits)
     if not 1 <= splits <= len(logits):
-        raise ValueError(f"{splits} splits of {len(logits)} pictures; choose 1 to {len(logits)}")
+        raise UserError(f"{splits} splits of {len(logits)} pictures; choose 1 to {len(logits)}")
     order = np.random.default_rng(seed).permutation(len(logits))
     scores = []
     for part in np.array_split(logits[order], splits):
