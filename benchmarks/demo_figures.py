@@ -1,4 +1,4 @@
-"""Curves, scores and pictures of a cascade trained on the built-in scenes, as docs/demo.md shows.
+"""Curves, scores and images of a cascade trained on the built-in scenes, as docs/demo.md shows.
 
     python -m benchmarks.demo_figures --workdir runs/demo --output docs/demo
 
@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 STAGES = ("base", "sr")
-BARS = ("pictures", "ceiling", "floor")
+BARS = ("images", "ceiling", "floor")
 TITLES = {
     "seen-one": "seen, one object",
     "seen-two": "seen, two objects",
@@ -56,15 +56,15 @@ def plot_losses(workdir: Path, output: Path) -> None:
 def table(scores: dict) -> str:
     """All scores in percent, as a table in Markdown."""
     columns = ("object", "colour", "count", "style", "relation")
-    titles = ("prompts", "all correct (95%)", *columns, "real pictures", "shuffled captions")
+    titles = ("prompts", "all correct (95%)", *columns, "real images", "shuffled captions")
     lines = [f"| {' | '.join(titles)} |", "| :--- |" + " ---: |" * (len(titles) - 1)]
     for name, report in scores.items():
-        right = report["pictures"]["all_correct"]
+        right = report["images"]["all_correct"]
         cells = [
             f"{100 * right['accuracy']:.1f} ({100 * right['low']:.0f}-{100 * right['high']:.0f})"
         ]
         for column in columns:
-            found = report["pictures"].get(column)
+            found = report["images"].get(column)
             cells.append("-" if found is None else f"{100 * found['accuracy']:.0f}")
         cells += [f"{100 * report[bar]['all_correct']['accuracy']:.0f}" for bar in BARS[1:]]
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
@@ -72,14 +72,14 @@ def table(scores: dict) -> str:
 
 
 def plot_alignment(scores: dict, output: Path) -> None:
-    """Share of pictures with everything right, with 95% intervals."""
+    """Share of images with everything right, with 95% intervals."""
     figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
     for i, bar in enumerate(BARS):
         rows = [report[bar]["all_correct"] for report in scores.values()]
         height = 100 * np.array([row["accuracy"] for row in rows])
         low, high = (100 * np.array([row[end] for row in rows]) for end in ("low", "high"))
         x = np.arange(len(rows)) + 0.27 * (i - 1)
-        label = {"pictures": "cascade", "ceiling": "real pictures", "floor": "shuffled captions"}
+        label = {"images": "cascade", "ceiling": "real images", "floor": "shuffled captions"}
         error = np.maximum([height - low, high - height], 0)
         bars = axis.bar(x, height, 0.25, yerr=error, capsize=3, label=label[bar])
         axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)

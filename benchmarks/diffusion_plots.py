@@ -189,31 +189,31 @@ def mixture() -> Figure:
     return figure
 
 
-def _picture(size: int) -> np.ndarray:
-    """A picture with edges, flat areas and a slope, in [-1, 1]."""
+def _image(size: int) -> np.ndarray:
+    """An image with edges, flat areas and a slope, in [-1, 1]."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
-    picture = np.stack([-0.6 + 0.4 * y, -0.2 + 0.3 * x, 0.5 - 0.3 * y], axis=-1)
-    picture[(x + 0.3) ** 2 + (y + 0.1) ** 2 < 0.2] = (0.9, -0.6, -0.5)
-    picture[(np.abs(x - 0.45) < 0.3) & (np.abs(y - 0.3) < 0.3)] = (0.8, 0.7, -0.6)
-    return picture.astype(np.float32)
+    image = np.stack([-0.6 + 0.4 * y, -0.2 + 0.3 * x, 0.5 - 0.3 * y], axis=-1)
+    image[(x + 0.3) ** 2 + (y + 0.1) ** 2 < 0.2] = (0.9, -0.6, -0.5)
+    image[(np.abs(x - 0.45) < 0.3) & (np.abs(y - 0.3) < 0.3)] = (0.8, 0.7, -0.6)
+    return image.astype(np.float32)
 
 
-def _shown(picture: np.ndarray) -> np.ndarray:
-    return np.clip(np.asarray(picture) * 0.5 + 0.5, 0, 1)
+def _shown(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.asarray(image) * 0.5 + 0.5, 0, 1)
 
 
 def thresholding() -> Figure:
-    """A picture whose contrast guidance has blown up, thresholded in two ways."""
-    pictures = {"x0 = 3 x picture": 3 * _picture(64)[None]}
-    pictures["static"] = np.asarray(static_threshold(pictures["x0 = 3 x picture"]))
+    """An image whose contrast guidance has blown up, thresholded in two ways."""
+    images = {"x0 = 3 x image": 3 * _image(64)[None]}
+    images["static"] = np.asarray(static_threshold(images["x0 = 3 x image"]))
     for percentile in (99.5, 90.0):
         name = f"dynamic, percentile {percentile:g}"
-        pictures[name] = np.asarray(dynamic_threshold(pictures["x0 = 3 x picture"], percentile))
+        images[name] = np.asarray(dynamic_threshold(images["x0 = 3 x image"], percentile))
     figure, axes = plt.subplots(2, 4, figsize=(11, 4.8), height_ratios=(3, 1.3))
-    for (name, picture), (top, bottom) in zip(pictures.items(), axes.T, strict=True):
-        top.imshow(_shown(picture[0]), interpolation="nearest")
+    for (name, image), (top, bottom) in zip(images.items(), axes.T, strict=True):
+        top.imshow(_shown(image[0]), interpolation="nearest")
         top.set(title=name, xticks=[], yticks=[])
-        bottom.hist(picture.ravel(), bins=60, range=(-3, 3), color="C0")
+        bottom.hist(image.ravel(), bins=60, range=(-3, 3), color="C0")
         bottom.axvline(-1, color="k", lw=0.6)
         bottom.axvline(1, color="k", lw=0.6)
         bottom.set(yticks=[])
@@ -221,12 +221,12 @@ def thresholding() -> Figure:
 
 
 def augmentation() -> Figure:
-    """One low-resolution picture at several augmentation levels."""
+    """One low-resolution image at several augmentation levels."""
     levels = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0], np.float32)
-    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_picture(32)), levels, SCHEDULE)
+    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_image(32)), levels, SCHEDULE)
     figure, axes = plt.subplots(1, len(levels), figsize=(12, 2.1))
-    for axis, level, picture in zip(axes, levels, sweep, strict=True):
-        axis.imshow(_shown(picture), interpolation="nearest")
+    for axis, level, image in zip(axes, levels, sweep, strict=True):
+        axis.imshow(_shown(image), interpolation="nearest")
         axis.set(title=f"aug_level {level:g}", xticks=[], yticks=[])
         axis.title.set_fontsize(9)
     return figure
@@ -236,7 +236,7 @@ def editing() -> Figure:
     """Inpainting of one of two correlated pixels, by how often steps are walked."""
     data = GaussianMixture(np.ones(1), np.zeros((1, 2)), 0.25 * np.array([[[1, 0.9], [0.9, 1]]]))
     count, key = 4000, jax.random.key(0)
-    picture = jnp.full((count, 1, 2, 1), 0.5)
+    image = jnp.full((count, 1, 2, 1), 0.5)
     keep = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
     noise = initial_noise(key, count, (1, 2, 1))
     grid = time_grid(SCHEDULE, 40, "uniform_t")
@@ -247,7 +247,7 @@ def editing() -> Figure:
         for times in resamples:
             run = jax.jit(
                 lambda k, n=name, r=times: (
-                    inpaint(n, data.denoise, picture, keep, noise, grid, k, resamples=r, jump=4).x0
+                    inpaint(n, data.denoise, image, keep, noise, grid, k, resamples=r, jump=4).x0
                 )
             )
             new = np.asarray(run(key))[:, 0, 1, 0]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.efficient_unet                  # takes some minutes: compiles both
 
-The networks are compiled as train steps for one host of TPU v4 (v4:2x2x1), 4 pictures for each
+The networks are compiled as train steps for one host of TPU v4 (v4:2x2x1), 4 images for each
 chip, without one, and never run there: figures are those of `imagen plan`. The plain U-Net has the
 same channels at the same resolutions, attends where the other does, and has its blocks spread more
 evenly; the paper says that the Efficient U-Net is 2 to 3 times faster (Saharia et al. 2022, section

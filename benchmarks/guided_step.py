@@ -3,7 +3,7 @@
     python -m benchmarks.guided_step                        # the demo's networks
     python -m benchmarks.guided_step --config base64 sr256  # the paper's
 
-FLOPs of all products of one step for one picture: without guidance; guided, with the keys and
+FLOPs of all products of one step for one image: without guidance; guided, with the keys and
 values of the text computed before the first step and both halves in one call, which is what runs;
 guided, with the text computed again in every step. With --compile, also what XLA counts in the
 compiled programs of the first two and of what is done once (all operations, not only products),
@@ -40,7 +40,7 @@ from imagen_jax.typing import TextEmbedding
 
 
 def shapes_of(stage: Stage, batch: int) -> tuple[Any, StageInputs]:
-    """Shapes of the weights and of what a batch of pictures is made of."""
+    """Shapes of the weights and of what a batch of images is made of."""
 
     def shape(*dims: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(dims, dtype)
@@ -90,7 +90,7 @@ def text_again_in_every_step(stage: Stage, batch: int) -> float:
 
 def products(stages: list[Stage]) -> None:
     """Prints the table of products."""
-    print("GFLOP of products for one picture")
+    print("GFLOP of products for one image")
     print("| stage | text, once | step | guided step | with the text in every step | ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
     for stage in stages:
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", nargs="+", default=["demo"], help="names of configs")
     parser.add_argument("--compile", action="store_true", help="also compile and time the steps")
-    parser.add_argument("--batch", type=int, default=4, help="pictures, with --compile")
+    parser.add_argument("--batch", type=int, default=4, help="images, with --compile")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, with --compile")
     args = parser.parse_args()
     configs = [load_config(name) for name in args.config]

@@ -79,7 +79,7 @@ def main() -> None:
             prompts = [caption(scene) for scene in of_groups]
             samples = cascade.sample_each(prompts, range(count), show_progress=False)
             report = alignment_report(of_groups, samples.images, level)
-            right.append(100 * report["pictures"]["all_correct"]["accuracy"])
+            right.append(100 * report["images"]["all_correct"]["accuracy"])
         print(
             f"{kind:<12}{per_token * len(exact) / len(captions):>12.0f}{cosine.mean():>14.6f}"
             f"{cosine.min():>12.6f}{right[0]:>7.1f}%{right[1]:>7.1f}%",

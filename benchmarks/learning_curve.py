@@ -12,7 +12,7 @@ the machine does falls on all of them alike; the learning-rate schedule is that 
 (train.steps), of which the first --steps are taken.
 
 The losses of variants with another weighting cannot be compared. Errors can: of the estimates of x0
-that the averaged weights make, clipped to [-1, 1] as in sampling, on pictures kept from training,
+that the averaged weights make, clipped to [-1, 1] as in sampling, on images kept from training,
 at the noise levels of TIMES of the first variant's schedule, with the same noise for all.
 
 Interrupted, the same command goes on after the last round that it finished.
@@ -58,7 +58,7 @@ from imagen_jax.typing import TextEmbedding
 TIMES = np.linspace(0.1, 0.9, 9)
 """Where on the schedule errors are measured."""
 HELD_OUT = 256
-"""Pictures that errors are measured on, at least: whole batches of them."""
+"""Images that errors are measured on, at least: whole batches of them."""
 
 
 def x0_error(
@@ -177,8 +177,8 @@ class Variant:
             self._kept.save(self.state, self.batches, self.curve)
 
     def errors(self, levels: np.ndarray) -> dict[str, float]:
-        """Errors of x0 on pictures kept from training: mean over all levels with its 95% interval
-        over the pictures, and at every level."""
+        """Errors of x0 on images kept from training: mean over all levels with its 95% interval
+        over the images, and at every level."""
         self.held_out.seek(0)
         rows = []
         for index in range(-(-HELD_OUT // self.stage.train.batch_size)):
@@ -187,7 +187,7 @@ class Variant:
             rows.append([self._error(self.state.ema, batch, level, key)
                          for level, key in zip(levels, keys, strict=True)])  # fmt: skip
         self.held_out.close()
-        errors = np.concatenate(jax.device_get(rows), axis=1)  # [levels, pictures]
+        errors = np.concatenate(jax.device_get(rows), axis=1)  # [levels, images]
         each = errors.mean(axis=0)
         mean, half = each.mean(), Z95 * each.std(ddof=1) / np.sqrt(len(each))
         at_levels = zip(levels, errors.mean(axis=1), strict=True)
@@ -254,7 +254,7 @@ def write(variants: Sequence[Variant], output: Path) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mean squared error of x0, held-out pictures")
+    axes[0].set_ylabel("mean squared error of x0, held-out images")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center",
                   ncols=len(variants), frameon=False)  # fmt: skip
     figure.savefig(output / "curves.png", dpi=110)

@@ -1,4 +1,4 @@
-"""Pictures per second from PNG files to Inception features, beside torch-fidelity, on the CPU.
+"""Images per second from PNG files to Inception features, beside torch-fidelity, on the CPU.
 
     python -m benchmarks.metric_throughput             # installs the peer into runs/fidelity first
     python -m benchmarks.metric_throughput --rounds 5 --count 96
@@ -29,7 +29,7 @@ from imagen_jax.eval.feature_sets import compute_features
 from imagen_jax.eval.features.inception import SIZE, inception_v3
 from imagen_jax.eval.features.layers import shapes
 from imagen_jax.eval.features.network import load_network
-from imagen_jax.eval.pictures import Files, list_pictures
+from imagen_jax.eval.images import Files, list_images
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "runs" / "fidelity"
@@ -53,7 +53,7 @@ def write_weights(path: Path) -> None:
     safetensors.numpy.save_file(tensors, path)
 
 
-def write_pictures(folder: Path, count: int, side: int) -> None:
+def write_images(folder: Path, count: int, side: int) -> None:
     """PNGs that compress about as photographs do."""
     rng = np.random.default_rng(1)
     for i in range(count):
@@ -64,7 +64,7 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
 
 
 class Pass(NamedTuple):
-    """One pass over the pictures: seconds, seconds of processor time, mean of the features."""
+    """One pass over the images: seconds, seconds of processor time, mean of the features."""
 
     seconds: float
     processor: float
@@ -74,9 +74,9 @@ class Pass(NamedTuple):
 class Peer:
     """torch-fidelity in a process of its own."""
 
-    def __init__(self, python: Path, weights: Path, pictures: Path, batch: int) -> None:
+    def __init__(self, python: Path, weights: Path, images: Path, batch: int) -> None:
         self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("metric_throughput_peer.py"), weights, pictures,
+            [python, Path(__file__).with_name("metric_throughput_peer.py"), weights, images,
              str(batch)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -108,19 +108,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="passes of each (default: 3)")
-    parser.add_argument("--count", type=int, default=64, help="pictures (default: 64)")
+    parser.add_argument("--count", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--side", type=int, default=256, help="their side (default: 256)")
     parser.add_argument("--batch", type=int, default=32, help="of the peer (default: 32)")
     parser.add_argument("--python", type=Path, help="Python with the peer, not runs/fidelity")
     args = parser.parse_args()
     python = args.python or install_peer()
     with tempfile.TemporaryDirectory() as directory:
-        weights, folder = Path(directory) / "weights.safetensors", Path(directory) / "pictures"
+        weights, folder = Path(directory) / "weights.safetensors", Path(directory) / "images"
         folder.mkdir()
         write_weights(weights)
-        write_pictures(folder, args.count, args.side)
+        write_images(folder, args.count, args.side)
         network = load_network("inception-v3", weights, "tf1")
-        files = Files("pictures", list_pictures(folder), args.side)
+        files = Files("images", list_images(folder), args.side)
 
         def ours() -> Pass:
             start, start_cpu = time.perf_counter(), time.process_time()
@@ -137,7 +137,7 @@ def main() -> None:
                 if i >= 0:  # the first compiles, or warms up
                     passes[name].append(taken)
     np.testing.assert_allclose(*(taken[0].mean for taken in passes.values()), rtol=1e-4)
-    print(f"{'':<16}{'pictures/s':>12}{'CPU ms a picture':>20}   passes, pictures/s")
+    print(f"{'':<16}{'images/s':>12}{'CPU ms an image':>20}   passes, images/s")
     for name, taken in passes.items():
         rates = [args.count / of.seconds for of in taken]
         cpu = 1e3 * statistics.median(of.processor for of in taken) / args.count

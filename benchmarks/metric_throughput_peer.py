@@ -1,8 +1,8 @@
 """The peer of benchmarks.metric_throughput: torch-fidelity, in an environment of its own.
 
-    python metric_throughput_peer.py WEIGHTS PICTURES BATCH
+    python metric_throughput_peer.py WEIGHTS IMAGES BATCH
 
-For every line on standard input it extracts the features of all pictures and writes [seconds,
+For every line on standard input it extracts the features of all images and writes [seconds,
 seconds of processor time, mean of the features] as JSON.
 """
 
@@ -29,7 +29,7 @@ def processor_time() -> float:
 
 def main() -> None:
     """Serves until standard input ends."""
-    weights, pictures, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    weights, images, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
     answers, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.pth")
@@ -40,7 +40,7 @@ def main() -> None:
     for _ in sys.stdin:
         start, start_cpu = time.perf_counter(), processor_time()
         features = extract_featuresdict_from_input_id(
-            1, extractor, input1=pictures, batch_size=batch, cuda=False, verbose=False
+            1, extractor, input1=images, batch_size=batch, cuda=False, verbose=False
         )["2048"]
         seconds, cpu = time.perf_counter() - start, processor_time() - start_cpu
         print(json.dumps([seconds, cpu, float(features.mean())]), file=answers, flush=True)

@@ -4,7 +4,7 @@
     python -m benchmarks.reader_throughput --stages "sr 1024" --examples 128     # ours alone
 
 Both read the same JPEGs with the same token states, of T5-XXL's width and of realistic lengths, and
-give the same batches: pictures in [-1, 1], a low-resolution picture where the stage has one, states
+give the same batches: images in [-1, 1], a low-resolution image where the stage has one, states
 padded to 128 tokens, a mask. Each is bound to one core, and they take turns; what counts is the
 processor time of all threads and worker processes, which other jobs on the machine disturb little.
 The peers' libraries go into an environment of their own at PEERS, made if it is not there; without
@@ -39,10 +39,10 @@ PEERS = ("torch==2.13.0", "webdataset==1.0.2", "numpy", "pillow")
 PEER_SCRIPT = Path(__file__).with_name("reader_throughput_peer.py")
 WIDTH, MAX_LENGTH = 4096, 128
 STAGES = {"base 64": (64, None, None), "sr 256": (256, 64, None), "sr 1024": (1024, 256, 256)}
-"""Name -> sizes of the picture, of the low-resolution picture, and of random crops."""
+"""Name -> sizes of the image, of the low-resolution image, and of random crops."""
 
 
-def pictures(count: int, size: int) -> list[bytes]:
+def images(count: int, size: int) -> list[bytes]:
     """JPEGs about as large as photographs are: noise with a photograph's spectrum."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij"))
@@ -68,9 +68,7 @@ def write(directory: Path, size: int, count: int) -> None:
     shard, tar = records.shard_name("train", 0, 1), directory / "train-000000.tar"
     rng = np.random.default_rng(2)
     with records.record_writer(directory / shard) as writer, tarfile.open(tar, "w") as file:
-        for i, (image, length) in enumerate(
-            zip(pictures(count, size), lengths(count), strict=True)
-        ):
+        for i, (image, length) in enumerate(zip(images(count, size), lengths(count), strict=True)):
             states = rng.normal(size=(length, WIDTH)).astype(ml_dtypes.bfloat16)
             writer.write(records.serialize_record(Record(str(i), f"caption {i}", image, states)))
             for extension, content in (("jpg", image), ("emb", states.tobytes())):

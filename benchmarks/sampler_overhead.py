@@ -96,7 +96,7 @@ def overhead(batch_size: int, size: int, steps: int) -> None:
         [program(name, denoise, **options) for name in SAMPLERS for denoise, options in variants]
     )
     print(
-        f"Microseconds per step, {batch_size} pictures of {size} x {size}, {steps} steps, "
+        f"Microseconds per step, {batch_size} images of {size} x {size}, {steps} steps, "
         f"{jax.devices()[0].platform}\n"
     )
     print("| sampler | bare | with progress | with intermediates | with dynamic thresholding |")

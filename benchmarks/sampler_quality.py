@@ -17,13 +17,13 @@ from imagen_jax.eval.sweep import TABLE
 
 
 def calls(row: dict[str, str]) -> int:
-    """Calls of the network for one picture; Heun's last step, to no noise, needs one."""
+    """Calls of the network for one image; Heun's last step, to no noise, needs one."""
     steps = int(row["steps"])
     return 2 * steps - 1 if row["sampler"] == "heun" else steps
 
 
 def plot(rows: list[dict[str, str]], output: Path) -> None:
-    """Draws the share of right pictures, with 95% intervals, and the kernel distance."""
+    """Draws the share of right images, with 95% intervals, and the kernel distance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained", dpi=130)
@@ -45,7 +45,7 @@ def plot(rows: list[dict[str, str]], output: Path) -> None:
     for axis in (right, distance):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.set_xlabel(f"calls of the network; {rows[0]['count']} pictures")
+        axis.set_xlabel(f"calls of the network; {rows[0]['count']} images")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
     right.legend(frameon=False, fontsize=9)

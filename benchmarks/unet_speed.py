@@ -92,7 +92,7 @@ class Ours:
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     def inputs(self, batch: int) -> tuple[Any, ...]:
-        """Random pictures, noise levels and text."""
+        """Random images, noise levels and text."""
         x, text = (
             jax.random.normal(jax.random.key(i), shape)
             for i, shape in enumerate([(batch, SIZE, SIZE, 3), (batch, TOKENS, WIDTH)])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.unseen_words --minilm runs/quickstart --random runs/quickstart-random
 
-Two cascades of one config, trained on the same pictures and captions, differ in their text encoder:
+Two cascades of one config, trained on the same images and captions, differ in their text encoder:
 MiniLM with its pretrained weights, and the same network with random ones (minilm-random). Both are
 given one-object prompts in which the noun or the colour is replaced by a synonym that no training
 caption contains, and the same prompts in the words of training. Counts how often the attribute that
@@ -56,7 +56,7 @@ def original(word: str) -> str:
 def attribute_right(
     cascade: Cascade, scenes: list[Scene], prompts: list[str], words: list[str]
 ) -> list[bool]:
-    """For every prompt, whether the picture shows the noun or colour that its word names."""
+    """For every prompt, whether the image shows the noun or colour that its word names."""
     samples = cascade.sample_each(prompts, [SEED + i for i in range(len(prompts))])
     results = score_all(scenes, samples.images, get_level(cascade.source["train"]["level"]))
     return [
@@ -66,7 +66,7 @@ def attribute_right(
 
 
 def plot(shares: dict[str, dict[str, tuple[int, int]]], path: Path) -> None:
-    """Bars: share of right pictures by word, for each encoder, with 95% intervals."""
+    """Bars: share of right images by word, for each encoder, with 95% intervals."""
     words = sorted(shares["minilm"], key=lambda w: (original(w) in COLOURS, original(w), w))
     figure, axis = plt.subplots(figsize=(10, 4.2), layout="constrained")
     for i, (name, label) in enumerate(NAMES.items()):
@@ -85,7 +85,7 @@ def plot(shares: dict[str, dict[str, tuple[int, int]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the table, and writes it with its plot and pictures."""
+    """Prints the table, and writes it with its plot and images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minilm", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--random", type=Path, default=Path("runs/quickstart-random"))
@@ -122,7 +122,7 @@ def main() -> None:
     images = [cascade.sample(SHOWN).images for cascade in cascades.values()]
     labels = [f"{label}: {prompt}" for label in NAMES.values() for prompt in SHOWN]
     grid = labelled_grid(np.concatenate(images), labels, columns=len(SHOWN), scale=2)
-    grid.save(args.output / "pictures.png")
+    grid.save(args.output / "images.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Run:       imagen train --config configs/base64.py --data EMBEDDINGS --workdir RUN --multi-host
 Hardware:  256 TPU v4 chips (the paper's)
-Data:      captioned pictures of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
+Data:      captioned images of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
 Result:    not yet run; compiled for v4:8x8x4, see docs/plans/
 
 Saharia et al. 2022, section 4.1 and appendix F. Left open by the paper and chosen here: text tokens
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
                         "best_metric": "validation_loss",
                         "validation_batches": 0,
                         "evaluate_every": 0,
-                        "evaluate_pictures": 1024,
+                        "evaluate_images": 1024,
                         "extra_ema_decays": (),
                         "freeze": (),
                         "max_bad_steps": 10,

@@ -2,7 +2,7 @@
 
 Run:       imagen train --config configs/base64_small.py --data EMBEDDINGS --workdir RUN
 Hardware:  one v4-8 (4 chips), v5e-8 or 8 x H100
-Data:      captioned pictures of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
+Data:      captioned images of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
 Result:    not yet run; compiled for 8 x H100, see docs/plans/h100-base64-small.txt
 """
 

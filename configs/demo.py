@@ -1,4 +1,4 @@
-"""The pretrained demo cascade: the quickstart's networks, trained longer on more pictures.
+"""The pretrained demo cascade: the quickstart's networks, trained longer on more images.
 
 Run:       bash launch/demo.sh
 Hardware:  2 CPU cores

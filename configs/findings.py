@@ -9,7 +9,7 @@ The quickstart's stages, smaller, and without the trainable layers that help a s
 there: text_layers is 0, as in the paper, so that only the frozen encoder binds words to one
 another. The base attends to itself, so that it is told positions with and without cross-attention.
 Adam: for networks as small as these, Muon's own products cost as much as theirs.
-The two stages are no cascade; errors on held-out pictures are measured, nothing is sampled.
+The two stages are no cascade; errors on held-out images are measured, nothing is sampled.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""Fine-tuning of the small base stage on other pictures, from the weights of another run.
+"""Fine-tuning of the small base stage on other images, from the weights of another run.
 
 Run:       imagen train --config configs/finetune.py --init-from RUN --data EMBEDDINGS --workdir NEW
 Hardware:  one v4-8 (4 chips), v5e-8 or H100
-Data:      captioned pictures of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
+Data:      captioned images of at least 64 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
 Result:    not yet run
 """
 

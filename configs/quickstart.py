@@ -18,12 +18,12 @@ Where it differs from the paper, for the sake of minutes on a CPU:
   self-attention, no positions and reference_size 8, sides were left to chance after 4,000 steps.)
 * Text is dropped for 5% of the examples, not 10%: without text the error is many times larger, and
   its gradients drown those of what the text says.
-* Pictures are sampled without guidance: a weight of 2 leaves 78% and 55% right.
+* Images are sampled without guidance: a weight of 2 leaves 78% and 55% right.
 * Estimates are clipped to [-1, 1] (static thresholding). Colours here lie near both ends of that
   range, and dynamic thresholding, made for high guidance weights, turns black and white to grey.
-* The low-resolution picture is noised up to 0.3, not up to 1: a small network spends its few steps
+* The low-resolution image is noised up to 0.3, not up to 1: a small network spends its few steps
   near the level that it is sampled at.
-* Super-resolution takes small batches: 1,200 steps of 8 pictures leave less noise in its pictures
+* Super-resolution takes small batches: 1,200 steps of 8 images leave less noise in its images
   than 600 of 16, in the same time.
 * Muon in place of Adam: fewer steps to the same loss (benchmarks/learning_curve.py compares).
 """
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         "best_metric": "validation_loss",
         "validation_batches": 0,
         "evaluate_every": 0,
-        "evaluate_pictures": 64,
+        "evaluate_images": 64,
         "extra_ema_decays": (),
         "freeze": (),
         "max_bad_steps": 10,

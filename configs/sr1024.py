@@ -2,7 +2,7 @@
 
 Run:       imagen train --config configs/sr1024.py --data EMBEDDINGS --workdir RUN --multi-host
 Hardware:  128 TPU v4 chips (the paper's)
-Data:      captioned pictures of at least 1024 pixels, embedded by T5-XXL (4096 wide, 128 tokens);
+Data:      captioned images of at least 1024 pixels, embedded by T5-XXL (4096 wide, 128 tokens);
            training sees random crops of 256 pixels, with their own 64 pixels of low resolution
 Result:    not yet run; compiled for v4:4x4x8, see docs/plans/
 

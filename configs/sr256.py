@@ -2,7 +2,7 @@
 
 Run:       imagen train --config configs/sr256.py --data EMBEDDINGS --workdir RUN --multi-host
 Hardware:  128 TPU v4 chips (the paper's)
-Data:      captioned pictures of at least 256 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
+Data:      captioned images of at least 256 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
 Result:    not yet run; compiled for v4:4x4x8, see docs/plans/
 
 Our reading of the 600M parameters, where the paper leaves the place of attention open: blocks of

@@ -25,7 +25,7 @@ import safetensors.numpy
 from imagen_jax import run_exported
 from imagen_jax.errors import UserError
 from imagen_jax.pretrained import Pretrained, abstract_params, flat_weights
-from imagen_jax.sampling import StageInputs, picture_keys, whole_sampler
+from imagen_jax.sampling import StageInputs, image_keys, whole_sampler
 from imagen_jax.sharding import no_platform
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
@@ -86,7 +86,7 @@ def export_stage(
         "result": {
             "shape": _plain(program.out_avals[0].shape),
             "dtype": program.out_avals[0].dtype.name,
-            "meaning": "pictures in [-1, 1]",
+            "meaning": "images in [-1, 1]",
         },
         "settings": dataclasses.asdict(settings),
         "text": dataclasses.asdict(stage.text) | {"fingerprint": cascade.encoder["fingerprint"]},
@@ -104,9 +104,9 @@ MEANINGS = {
     "text_mask": "True at tokens",
     "negative_states": "of what is guided away from",
     "negative_mask": "False everywhere for no negative prompt",
-    "seeds": "of the noise; the same seed gives the same picture",
+    "seeds": "of the noise; the same seed gives the same image",
     "guidance": "weight of classifier-free guidance",
-    "low_res": "pictures in [-1, 1] to be enlarged",
+    "low_res": "images in [-1, 1] to be enlarged",
     "aug_level": "noise put on them, in [0, 1]",
 }
 """Arguments of an exported program; a stage has those that it needs."""
@@ -139,7 +139,7 @@ def _program(stage: Stage, settings: SampleConfig) -> Any:
             negative = TextEmbedding(inputs["negative_states"], inputs["negative_mask"])
         given = StageInputs(
             text=TextEmbedding(inputs["text_states"], inputs["text_mask"]),
-            keys=picture_keys(inputs["seeds"]),
+            keys=image_keys(inputs["seeds"]),
             low_res=inputs.get("low_res"),
             negative=negative,
         )

@@ -1,4 +1,4 @@
-"""A labelled grid of pictures."""
+"""A labelled grid of images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _FONT_SIZE = 13
 def labelled_grid(
     images: np.ndarray, labels: Sequence[str], columns: int, scale: int = 2
 ) -> Image.Image:
-    """Draw pictures in rows, each above its label.
+    """Draw images in rows, each above its label.
 
     Args:
       images: uint8 [n, h, w, 3].
-      labels: n texts, wrapped to the width of a picture; empty for none.
-      columns: pictures in a row.
-      scale: whole factor by which pictures are enlarged, pixels staying square.
+      labels: n texts, wrapped to the width of an image; empty for none.
+      columns: images in a row.
+      scale: whole factor by which images are enlarged, pixels staying square.
 
     Returns:
-      RGB picture on white paper; rows are as high as their longest label needs.
+      RGB image on white paper; rows are as high as their longest label needs.
 
     Raises:
-      UserError: no pictures, not as many labels as pictures, or columns or scale below 1.
+      UserError: no images, not as many labels as images, or columns or scale below 1.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise UserError(
@@ -39,7 +39,7 @@ def labelled_grid(
         )
     count, height, width, _ = images.shape
     if count == 0 or count != len(labels):
-        raise UserError(f"{count} pictures with {len(labels)} labels; need as many, at least one")
+        raise UserError(f"{count} images with {len(labels)} labels; need as many, at least one")
     if columns < 1 or scale < 1:
         raise UserError(f"columns={columns} and scale={scale} must be at least 1")
     font = ImageFont.load_default(_FONT_SIZE)
@@ -63,11 +63,11 @@ def labelled_grid(
     for first, text_height in zip(rows, text_heights, strict=True):
         for index in range(first, min(first + columns, count)):
             left = _MARGIN + (index - first) * (width + _MARGIN)
-            picture = Image.fromarray(images[index])
+            image = Image.fromarray(images[index])
             if scale > 1:
-                picture = picture.resize((width, height), Image.Resampling.NEAREST)
+                image = image.resize((width, height), Image.Resampling.NEAREST)
             draw.rectangle((left - 1, top - 1, left + width, top + height), outline=_FRAME)
-            sheet.paste(picture, (left, top))
+            sheet.paste(image, (left, top))
             for number, text in enumerate(wrapped[index]):
                 at = (left, top + height + 5 + number * line)
                 draw.text(at, text, font=font, fill=_TEXT)

@@ -56,15 +56,15 @@ def make_parser() -> argparse.ArgumentParser:
         description=unindent("""
             Text to image by a cascade of diffusion models on a frozen language model.
 
-            The way from captions to pictures, in the order of the commands:
-              embed     captions and pictures -> shards of token states, done once
+            The way from captions to images, in the order of the commands:
+              embed     captions and images -> shards of token states, done once
               train     shards -> checkpoints of one stage; stages train in any order
-              sample    prompts -> pictures; without training, from the cascade that comes along
+              sample    prompts -> images; without training, from the cascade that comes along
               demo      the same in the browser, as a page on this machine
-              evaluate  a cascade -> what its pictures are worth: alignment, distances, votes
+              evaluate  a cascade -> what its images are worth: alignment, distances, votes
               export    a trained cascade -> a small directory of its weights, to pass on
               plan      a config -> its memory and time on machines one does not have yet
-              data      look at the built-in pictures, or fetch more of them"""),
+              data      look at the built-in images, or fetch more of them"""),
         epilog=unindent("""
             examples:
               imagen sample "a red apple left of a dog on a blue background"

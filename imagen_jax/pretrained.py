@@ -75,7 +75,7 @@ class Pretrained:
         return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     def fingerprint(self, stage: Stage) -> str:
-        """16 hexadecimal digits that are equal for stages that make equal pictures: the same
+        """16 hexadecimal digits that are equal for stages that make equal images: the same
         weights, network, diffusion process and text encoder."""
         section = self.config["stages"][stage.name]
         said = {name: section[name] for name in ("resolution", "low_res", "network", "schedule")}

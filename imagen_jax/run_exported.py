@@ -1,9 +1,9 @@
 """Runs a stage that `imagen export --format compiled` wrote, by jax, numpy and safetensors alone.
 
-    python run_exported.py DIRECTORY STAGE INPUTS.npz PICTURES.npy
+    python run_exported.py DIRECTORY STAGE INPUTS.npz IMAGES.npy
 
-INPUTS.npz has an array for each argument that STAGE.json lists, with any batch size b; PICTURES.npy
-gets the pictures, float32 [b, h, w, 3] in [-1, 1].
+INPUTS.npz has an array for each argument that STAGE.json lists, with any batch size b; IMAGES.npy
+gets the images, float32 [b, h, w, 3] in [-1, 1].
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 
 def load(directory: str, stage: str) -> tuple:
-    """(metadata, function from a dict of arrays to pictures) of an exported stage."""
+    """(metadata, function from a dict of arrays to images) of an exported stage."""
     metadata = json.loads(Path(directory, f"{stage}.json").read_text())
     program = jax.export.deserialize(bytearray(Path(directory, metadata["program"]).read_bytes()))
     weights = jax.device_put(load_file(Path(directory, metadata["weights"])))

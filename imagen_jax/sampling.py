@@ -1,6 +1,6 @@
 """Sampling of one stage: guidance, thresholding and a sampler around its network.
 
-What depends on the text or the small picture alone is computed by one compiled program, `prepare`;
+What depends on the text or the small image alone is computed by one compiled program, `prepare`;
 a second one, `step`, makes one move of the sampler and is called again and again. So the number of
 steps, the noise level that an edit starts from, the weight of guidance and the level of noise
 conditioning augmentation are data: none of them is compiled for. Between two steps anyone may look
@@ -42,37 +42,37 @@ from imagen_jax.typing import Conditioning, Denoiser, Image, PRNGKey, TextEmbedd
 
 OnStep = Callable[[int, int, Image], None]
 """Called after every step with its number from 1, their number, and the estimates of the clean
-pictures [b, h, w, 3]."""
+images [b, h, w, 3]."""
 
 
 class StageInputs(NamedTuple):
-    """What a stage makes pictures of; every array has a row for each of b pictures.
+    """What a stage makes images of; every array has a row for each of b images.
 
     Attributes:
       text: token states of the prompts.
-      keys: [b] PRNG keys; a picture is a function of its own row alone.
+      keys: [b] PRNG keys; an image is a function of its own row alone.
       low_res: [b, h, w, 3] in [-1, 1], what the previous stage made; None for a base stage.
       negative: text to be guided away from, in place of no text: a row whose mask is all False.
         None for no text in all rows.
-      picture: [b, H, W, 3] in [-1, 1] at the size of the result, to be edited; or None.
-      keep: [b, H, W, 1], 1 where the picture stays as it is; None where all may change.
+      image: [b, H, W, 3] in [-1, 1] at the size of the result, to be edited; or None.
+      keep: [b, H, W, 1], 1 where the image stays as it is; None where all may change.
     """
 
     text: TextEmbedding
     keys: PRNGKey
     low_res: Image | None = None
     negative: TextEmbedding | None = None
-    picture: Image | None = None
+    image: Image | None = None
     keep: Float[Array, "b h w 1"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """How a given picture is edited.
+    """How a given image is edited.
 
     Attributes:
-      strength: in (0, 1], how much noise the picture is taken back to: amplitudes sin(pi s / 2) of
-        noise and cos(pi s / 2) of the picture, whatever the stage's schedule; 1 keeps nothing of
+      strength: in (0, 1], how much noise the image is taken back to: amplitudes sin(pi s / 2) of
+        noise and cos(pi s / 2) of the image, whatever the stage's schedule; 1 keeps nothing of
         what may change. The sampler takes all of its steps from there.
       resamples, jump: of inpainting, see diffusion.inpaint.
     """
@@ -94,12 +94,12 @@ class Prepared(NamedTuple):
     Attributes:
       conditioning: with text_cache; stacked for guidance unless that is off.
       keys: [b], of this stage alone.
-      picture, keep: as in StageInputs.
+      image, keep: as in StageInputs.
     """
 
     conditioning: Conditioning
     keys: PRNGKey
-    picture: Image | None
+    image: Image | None
     keep: Float[Array, "b h w 1"] | None
 
 
@@ -114,15 +114,15 @@ def sample_stage(
     mesh: Mesh | None = None,
     on_step: OnStep | None = None,
 ) -> Image:
-    """Pictures of one stage, each a function of its own row of the inputs alone.
+    """Images of one stage, each a function of its own row of the inputs alone.
 
     Args:
       stage: what to sample from.
       params: weights of the stage's network, usually the moving average.
-      inputs: what the pictures are made of.
+      inputs: what the images are made of.
       settings: how to sample.
       size: height and width; None is the stage's resolution, square.
-      edit: how inputs.picture is edited; None where there is none.
+      edit: how inputs.image is edited; None where there is none.
       mesh: that the inputs lie on; None for one device, or arrays that are copied to all.
       on_step: see OnStep.
 
@@ -167,24 +167,24 @@ def _check(stage: Stage, inputs: StageInputs, size: tuple[int, int], edit: Edit 
         raise UserError(
             f"stage {stage.name!r} starts from "
             + (
-                "noise alone, but a picture was given"
+                "noise alone, but an image was given"
                 if stage.low_res is None
-                else f"a picture of {stage.low_res} pixels, but none was given"
+                else f"an image of {stage.low_res} pixels, but none was given"
             )
         )
     multiple = stage.network.size_multiple
     if min(size) < 1 or any(side % multiple for side in size):
         raise UserError(
-            f"stage {stage.name!r} cannot make pictures of {size[0]} x {size[1]} pixels: height "
+            f"stage {stage.name!r} cannot make images of {size[0]} x {size[1]} pixels: height "
             f"and width must be multiples of {multiple}"
         )
-    if (inputs.picture is None) != (edit is None):
-        raise UserError("an edit needs a picture, and a picture an edit; one of them is None")
-    if inputs.picture is None and inputs.keep is not None:
-        raise UserError("what is to be kept was given, but no picture to keep it of")
-    for name, given in (("picture", inputs.picture), ("keep", inputs.keep)):
+    if (inputs.image is None) != (edit is None):
+        raise UserError("an edit needs an image, and an image an edit; one of them is None")
+    if inputs.image is None and inputs.keep is not None:
+        raise UserError("what is to be kept was given, but no image to keep it of")
+    for name, given in (("image", inputs.image), ("keep", inputs.keep)):
         if given is not None and given.shape[1:3] != size:
-            raise UserError(f"{name} has shape {given.shape}; its pictures must be of {size}")
+            raise UserError(f"{name} has shape {given.shape}; its images must be of {size}")
 
 
 def _of_step(settings: SampleConfig) -> SampleConfig:
@@ -200,20 +200,20 @@ def prepare_program(
     stage: Stage, guided: bool, size: tuple[int, int], mesh: Mesh | None = None
 ) -> Any:
     """The jitted (params, inputs, aug_level [], logsnr []) -> (Prepared, State), done once before
-    all steps: text keys and values of every layer, the noised small picture, and the noise that
+    all steps: text keys and values of every layer, the noised small image, and the noise that
     the first step starts from at the given logsnr."""
 
     def prepare(params: Any, inputs: StageInputs, aug_level: Any, logsnr: Any) -> Any:
-        # Stages of a cascade share a picture's key; their noise must not repeat.
+        # Stages of a cascade share an image's key; their noise must not repeat.
         keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, stage.resolution)
         conditioning = stage_conditioning(stage, inputs.text, keys, inputs.low_res, aug_level, size)
         if guided:
             conditioning = stack_conditioning(conditioning, inputs.negative)
         conditioning = stage.cache_text(params, conditioning)
         x = initial_noise(keys, inputs.text.mask.shape[0], (*size, 3))
-        if inputs.picture is not None:
-            x = diffuse(inputs.picture, x, jnp.asarray(logsnr, x.dtype))
-        return Prepared(conditioning, keys, inputs.picture, inputs.keep), start_state(x)
+        if inputs.image is not None:
+            x = diffuse(inputs.image, x, jnp.asarray(logsnr, x.dtype))
+        return Prepared(conditioning, keys, inputs.image, inputs.keep), start_state(x)
 
     return jax.jit(prepare if mesh is None else on_mesh(prepare, mesh))
 
@@ -241,8 +241,8 @@ def step_program(
             _threshold(settings),
         )
         if prepared.keep is not None:
-            assert prepared.picture is not None
-            denoise = keep_known(denoise, prepared.picture, prepared.keep)
+            assert prepared.image is not None
+            denoise = keep_known(denoise, prepared.image, prepared.keep)
         rule = STEP_RULES[settings.sampler](settings.steps)
         return move(rule, denoise, state, transition, prepared.keys, goes_back)
 
@@ -257,7 +257,7 @@ def stage_conditioning(
     aug_level: jax.Array | float,
     size: tuple[int, int],
 ) -> Conditioning:
-    """Conditioning of a stage's network: text, and the enlarged small picture, noised.
+    """Conditioning of a stage's network: text, and the enlarged small image, noised.
 
     Args:
       keys: [b], for the noise.
@@ -347,8 +347,8 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
     return np.asarray(images, np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def picture_keys(seeds: Any) -> PRNGKey:
-    """One key per picture from its seed: the same seed is the same noise, wherever it stands.
+def image_keys(seeds: Any) -> PRNGKey:
+    """One key per image from its seed: the same seed is the same noise, wherever it stands.
 
     Args:
       seeds: [b] integers in [0, 2**32).

@@ -24,7 +24,7 @@ from imagen_jax.errors import UserError
 MESH_AXES = ("slice", "data", "fsdp", "spatial", "tensor")
 """slice: TPU slices joined by the data-centre network, each with a copy of the parameters.
 data: examples are divided, parameters copied. fsdp: examples and parameters are divided; each layer
-gathers its own (ZeRO, stage 3). spatial: the height of pictures is divided; convolutions exchange
+gathers its own (ZeRO, stage 3). spatial: the height of images is divided; convolutions exchange
 their borders. tensor: output channels of kernels are divided."""
 
 LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
@@ -39,9 +39,9 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 # fsdp before data: XLA's partitioner (jaxlib 0.10.2) computes wrong gradients for the other order
 # where the axes fsdp and tensor are equally long and data is longer than 1. A test tells.
 BATCH_SPEC = PartitionSpec(("fsdp", "data", "slice"))
-PICTURE_SPEC = PartitionSpec(BATCH_SPEC[0], "spatial")
-PICTURES = ("image", "low_res")
-"""Entries of a training batch that are pictures [b, h, w, 3]."""
+IMAGE_SPEC = PartitionSpec(BATCH_SPEC[0], "spatial")
+IMAGES = ("image", "low_res")
+"""Entries of a training batch that are images [b, h, w, 3]."""
 
 
 def join_hosts(where: str) -> None:
@@ -132,15 +132,14 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
 
 
 def batch_shardings(mesh: Mesh, names: Iterable[str]) -> dict[str, NamedSharding]:
-    """Shardings of a training batch: examples are divided over slice, data and fsdp, pictures also
+    """Shardings of a training batch: examples are divided over slice, data and fsdp, images also
     by height over spatial.
 
     Args:
       names: the entries of the batch.
     """
     return {
-        name: NamedSharding(mesh, PICTURE_SPEC if name in PICTURES else BATCH_SPEC)
-        for name in names
+        name: NamedSharding(mesh, IMAGE_SPEC if name in IMAGES else BATCH_SPEC) for name in names
     }
 
 
@@ -155,19 +154,19 @@ def global_arrays(
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Keeps activations divided by example, and pictures also by height, within `on_mesh`.
+    """Keeps activations divided by example, and images also by height, within `on_mesh`.
 
     Left to itself, XLA's partitioner divides them by channels where a kernel is divided so, and
     sends every activation to every device. Channels may be divided over the axis tensor.
 
     Args:
-      x: [b, ...]; four axes are a picture [b, h, w, c].
+      x: [b, ...]; four axes are an image [b, h, w, c].
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     free = PartitionSpec.UNCONSTRAINED
     if x.ndim == 4:
-        spec = PartitionSpec(*PICTURE_SPEC, None, free)
+        spec = PartitionSpec(*IMAGE_SPEC, None, free)
     else:
         spec = PartitionSpec(*BATCH_SPEC, *(free,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)

@@ -42,8 +42,8 @@ class Stage:
     Attributes:
       name: key in config.stages and the directory under the work directory.
       resolution: pixels per side of what the stage makes.
-      low_res: pixels per side of the picture that it starts from; None for the base stage.
-      crop: pixels per side of the random crops that it is trained on; None for whole pictures.
+      low_res: pixels per side of the image that it starts from; None for the base stage.
+      crop: pixels per side of the random crops that it is trained on; None for whole images.
       network: (x_t, logsnr, conditioning, train) -> prediction.
       schedule: noise schedule of training, and of noise conditioning augmentation.
       parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
@@ -64,12 +64,12 @@ class Stage:
 
     @property
     def train_resolution(self) -> int:
-        """Pixels per side of the pictures that it is trained on."""
+        """Pixels per side of the images that it is trained on."""
         return self.crop or self.resolution
 
     @property
     def train_low_res(self) -> int | None:
-        """Pixels per side of the low-resolution pictures that it is trained on."""
+        """Pixels per side of the low-resolution images that it is trained on."""
         if self.low_res is None:
             return None
         return self.train_resolution * self.low_res // self.resolution
@@ -105,7 +105,7 @@ class Stage:
         """Conditioning with all that the network computes of the text alone: its keys and values in
         every attention layer, and its pooled vector.
 
-        To be called under jit, where what the network computes of the zeros given as pictures here
+        To be called under jit, where what the network computes of the zeros given as images here
         is never run.
         """
         x, logsnr, dummy = self.dummy_inputs(conditioning.text.mask.shape[0])
@@ -115,15 +115,15 @@ class Stage:
 
     def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:
         """Inputs of the right shapes for training, all zero."""
-        picture = jnp.zeros((batch_size, self.train_resolution, self.train_resolution, 3))
+        image = jnp.zeros((batch_size, self.train_resolution, self.train_resolution, 3))
         scalars = jnp.zeros(batch_size)
         text = TextEmbedding(
             jnp.zeros((batch_size, self.text.max_length, self.text.width)),
             jnp.zeros((batch_size, self.text.max_length), bool),
         )
         if self.low_res is None:
-            return picture, scalars, Conditioning(text)
-        return picture, scalars, Conditioning(text, picture, scalars)
+            return image, scalars, Conditioning(text)
+        return image, scalars, Conditioning(text, image, scalars)
 
 
 def with_dtype(stage: Stage, dtype: str) -> Stage:
@@ -132,7 +132,7 @@ def with_dtype(stage: Stage, dtype: str) -> Stage:
 
 
 def upsample_low_res(low_res: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear upsampling of low-resolution pictures [b, h, w, 3] to the size of the stage's.
+    """Bilinear upsampling of low-resolution images [b, h, w, 3] to the size of the stage's.
 
     Training and sampling both go through here.
 
@@ -145,7 +145,7 @@ def upsample_low_res(low_res: jax.Array, size: tuple[int, int]) -> jax.Array:
     b, h, w, c = low_res.shape
     if size[0] % h or size[0] // h * w != size[1]:
         raise UserError(
-            f"a low-resolution picture of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
+            f"a low-resolution image of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
             "pixels"
         )
     return jax.image.resize(low_res, (b, *size, c), "bilinear")

@@ -70,7 +70,7 @@ class SampleConfig:
       guidance: classifier-free guidance weight; 1 is off.
       threshold: "dynamic", "static" or "none".
       percentile: of dynamic thresholding, in (0, 100].
-      aug_level: noise conditioning augmentation of the low-resolution picture, in [0, 1].
+      aug_level: noise conditioning augmentation of the low-resolution image, in [0, 1].
     """
 
     sampler: str
@@ -117,9 +117,9 @@ class TrainConfig:
       best_metric: key of quality.BETTER, of those that are measured.
       validation_batches: batches of the data's split "validation" whose loss is measured, with the
         averaged weights, for every checkpoint; 0 is none.
-      evaluate_every: steps between evaluations of sampled pictures, each of a step with a
+      evaluate_every: steps between evaluations of sampled images, each of a step with a
         checkpoint; 0 is none. See train.evaluation.
-      evaluate_pictures: sampled for each evaluation; the split "validation" has twice as many.
+      evaluate_images: sampled for each evaluation; the split "validation" has twice as many.
       extra_ema_decays: of further averages, to sample from in place of the first.
       freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
       max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
@@ -147,7 +147,7 @@ class TrainConfig:
     best_metric: str = VALIDATION_LOSS
     validation_batches: int = 0
     evaluate_every: int = 0
-    evaluate_pictures: int = 64
+    evaluate_images: int = 64
     extra_ema_decays: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
     max_bad_steps: int = 10
@@ -162,7 +162,7 @@ class TrainConfig:
         for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
                       "sample_every", "validation_batches", "evaluate_every"):  # fmt: skip
             _check_range(self, field, 0)
-        _check_range(self, "evaluate_pictures", 2)
+        _check_range(self, "evaluate_images", 2)
         if self.evaluate_every % self.checkpoint_every:
             raise UserError(
                 f"evaluate_every is {self.evaluate_every}; it must be a multiple of "
@@ -218,11 +218,11 @@ class StageConfig:
 
     Attributes:
       resolution: pixels per side of what the stage makes.
-      low_res: pixels per side of the picture that it starts from; 0 for the base stage.
+      low_res: pixels per side of the image that it starts from; 0 for the base stage.
       network: "kind", a key of stage.NETWORKS, and the fields of that class.
       schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
       mesh: what it trains on; may change when training goes on.
-      crop: pixels per side of the random crops that it is trained on; 0 for whole pictures.
+      crop: pixels per side of the random crops that it is trained on; 0 for whole images.
     """
 
     resolution: int

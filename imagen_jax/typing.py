@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 PRNGKey = jax.Array
 Image = Float[Array, "b h w c"]
-"""Pictures in [-1, 1], channels last."""
+"""Images in [-1, 1], channels last."""
 Uint8Image = UInt8[Array, "b h w 3"]
 LogSNR = Float[Array, "*b"]
 """Natural logarithm of the signal-to-noise ratio alpha^2 / sigma^2: a scalar or one per example."""
@@ -33,7 +33,7 @@ class Conditioning(NamedTuple):
 
     Attributes:
       text: token states; an example whose mask is all False is unconditional.
-      low_res: [b, h, w, 3] low-resolution picture, already upsampled to the network's resolution
+      low_res: [b, h, w, 3] low-resolution image, already upsampled to the network's resolution
         and corrupted by noise conditioning augmentation; None for the base stage.
       aug_level: [b] amount of that corruption in [0, 1]; None for the base stage.
       text_cache: what the network computed of the text before, so that the steps of a sampler need
@@ -49,4 +49,4 @@ class Conditioning(NamedTuple):
 Network = Callable[[Image, LogSNR, Conditioning], Image]
 """(x_t, logsnr [b], conditioning) -> prediction, in the stage's parametrisation."""
 Denoiser = Callable[[Image, LogSNR], Image]
-"""(x_t, logsnr [] or [b]) -> estimate of the clean picture x0."""
+"""(x_t, logsnr [] or [b]) -> estimate of the clean image x0."""

@@ -3,7 +3,7 @@
 <workdir>/<stage>/stage.json      config and embeddings that the stage is trained with
 <workdir>/<stage>/checkpoints/    Orbax checkpoints
 <workdir>/<stage>/logs/           TensorBoard events
-<workdir>/<stage>/samples/        pictures made while training
+<workdir>/<stage>/samples/        images made while training
 <workdir>/<stage>/bad_steps/      steps that were not finite or whose loss jumped, if any were
 <workdir>/<stage>/damaged_checkpoints/  what --fall-back set aside, if it did
 <workdir>/embeddings/             of the corpus, where training was given one to embed
@@ -107,7 +107,7 @@ def check_init(workdir: str | Path, stage: str, record: dict[str, Any]) -> dict[
     Raises:
       FileNotFoundError: the other work directory has no such stage, or no checkpoint of it.
       UserError: its network or its text encoder differs, or only one of the two starts from a
-        smaller picture; lists how.
+        smaller image; lists how.
     """
     other = read_record(workdir, stage)
     newest_checkpoint(stage_directory(workdir, stage))

@@ -7,7 +7,7 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 usage: bash launch/demo.sh [WORKDIR]
 
 Trains the cascade of configs/demo.py in WORKDIR (default: runs/demo), writes its weights to
-imagen_jax/demo and its curves, scores and pictures to docs/demo. Takes half an hour on two cores,
+imagen_jax/demo and its curves, scores and images to docs/demo. Takes half an hour on two cores,
 after the quickstart, whose base stage it goes on from: bash launch/quickstart.sh comes first.
 Interrupted, the same command goes on where it stopped.
 HELP

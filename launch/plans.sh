@@ -13,7 +13,7 @@ needed, only their compilers. Takes up to several minutes for each NAME on two c
   sr256     train step, batch 2048 on v4:4x4x8
   sr1024    train step, batch 2048 on v4:4x4x8
   sample-base64, sample-sr256, sample-sr1024
-            the sampler, one picture on one chip of TPU v4
+            the sampler, one image on one chip of TPU v4
   t5-xxl    512 captions of 128 tokens on a v4:2x2x1
 
 and, if they are named:

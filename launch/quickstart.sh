@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# From nothing to pictures: sets up .venv, trains a small cascade, samples it, and scores it.
+# From nothing to images: sets up .venv, trains a small cascade, samples it, and scores it.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 usage: bash launch/quickstart.sh [--workdir DIR] [--count N] [--no-open]
 
-Trains the small cascade of configs/quickstart.py on pictures that the package makes itself, samples
-prompts with compositions that training never saw, and measures how often the pictures are right.
+Trains the small cascade of configs/quickstart.py on images that the package makes itself, samples
+prompts with compositions that training never saw, and measures how often the images are right.
 Prints each command before it runs: they are what you would type with settings of your own.
 Interrupted, the same command goes on where it stopped. Needs Python 3.11 and nothing else.
 
 options:
   --workdir DIR  where everything goes (default: runs/quickstart)
-  --count N      pictures to train on (default: 20000)
-  --no-open      do not open the pictures in a viewer at the end
+  --count N      images to train on (default: 20000)
+  --no-open      do not open the images in a viewer at the end
   -h, --help     show this help and exit
 
 Settings of the networks and of training are in configs/quickstart.py.
@@ -71,7 +71,7 @@ seconds=$(((SECONDS - started) % 60))
 cat <<DONE
 
 Done in ${minutes} min ${seconds} s, installation apart.
-  pictures   $workdir/samples
+  images   $workdir/samples
   scores     $workdir/evaluation
   curves     .venv/bin/tensorboard --logdir $workdir
 

@@ -6,7 +6,7 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 usage: bash launch/unseen_words.sh
 
-Trains configs/quickstart.py on embeddings of the same pictures by an untrained text encoder in
+Trains configs/quickstart.py on embeddings of the same images by an untrained text encoder in
 runs/quickstart-random, and compares it with runs/quickstart, which bash launch/quickstart.sh makes,
 on prompts in words that training never saw. Takes about as long as the quickstart.
 HELP

@@ -32,7 +32,7 @@ def encoded(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-PICTURES = [encoded(pixels(i), "JPEG" if i % 2 else "PNG") for i in range(len(CAPTIONS))]
+IMAGES = [encoded(pixels(i), "JPEG" if i % 2 else "PNG") for i in range(len(CAPTIONS))]
 
 
 def write_tfrecords(directory: Path) -> None:
@@ -48,7 +48,7 @@ def write_tfrecords(directory: Path) -> None:
             for j in range(2):
                 n = 2 * i + j
                 values = {
-                    "key": f"{n:09d}".encode(), "jpg": PICTURES[n], "txt": CAPTIONS[n].encode(),
+                    "key": f"{n:09d}".encode(), "jpg": IMAGES[n], "txt": CAPTIONS[n].encode(),
                     "caption": CAPTIONS[n].encode(), "width": SIZE, "status": b"success",
                 }  # fmt: skip
                 features = tf.train.Features(feature={k: feature(v) for k, v in values.items()})
@@ -61,7 +61,7 @@ def write_tars(directory: Path) -> None:
             for j in range(2):
                 n = 2 * i + j
                 for extension, content in (
-                    ("jpg", PICTURES[n]), ("json", b"{}"), ("txt", CAPTIONS[n].encode())
+                    ("jpg", IMAGES[n]), ("json", b"{}"), ("txt", CAPTIONS[n].encode())
                 ):  # fmt: skip
                     member = tarfile.TarInfo(f"{n:09d}.{extension}")
                     member.size = len(content)
@@ -73,12 +73,12 @@ def write_csv(directory: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["image", "caption", "other"])
         for n, caption in enumerate(CAPTIONS):
-            (directory / f"{n}.png").write_bytes(PICTURES[n])
+            (directory / f"{n}.png").write_bytes(IMAGES[n])
             writer.writerow([f"{n}.png", caption, "a, b\nc"])
 
 
 def write_parquet(directory: Path) -> None:
-    table = pyarrow.table({"image": PICTURES, "caption": CAPTIONS})
+    table = pyarrow.table({"image": IMAGES, "caption": CAPTIONS})
     pyarrow.parquet.write_table(table, directory / "table.parquet", row_group_size=3)
 
 

@@ -5,7 +5,7 @@ The stored file was made with diffusers 0.42.1 and torch 2.13.0 (CPU), in an env
     pip install torch==2.13.0 diffusers==0.42.1
     python tests/make_diffusers_reference.py
 
-Every case holds, per step: the noisy picture x and the next one (both variance preserving), the
+Every case holds, per step: the noisy image x and the next one (both variance preserving), the
 estimate(s) of x0, the noise that was drawn, and the logsnr of both levels. The "network" is the
 formula `predict_eps`, so that whole runs can be repeated too.
 """

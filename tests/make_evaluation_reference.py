@@ -1,6 +1,6 @@
 """Writes tests/testdata/evaluation/: what other people's code makes of the same weights.
 
-Weights, pictures and features are drawn from seeds (tests/random_weights.py), so that only results
+Weights, images and features are drawn from seeds (tests/random_weights.py), so that only results
 are stored. Made with torch 2.14.1, torchvision 0.29.1, and the versions printed into the file; to
 make it again, in an environment of its own:
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from random_weights import random_features, random_pictures, random_tensor
+from random_weights import random_features, random_images, random_tensor
 
 OUTPUT = Path(__file__).parent / "testdata" / "evaluation"
 PACKAGES = ("torch", "torchvision", "pytorch-fid", "torch-fidelity", "clean-fid", "prdc",
@@ -41,12 +41,12 @@ def fill(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def channels_first(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 @torch.no_grad()
-def inception(pictures: np.ndarray) -> dict[str, np.ndarray]:
+def inception(images: np.ndarray) -> dict[str, np.ndarray]:
     """By pytorch-fid's network and by torch-fidelity's, each with its own preprocessing."""
     from pytorch_fid import inception as pytorch_fid
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -71,10 +71,10 @@ def inception(pictures: np.ndarray) -> dict[str, np.ndarray]:
         fidelity = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits"], feature_extractor_weights_path=path
         )
-    tf1_pool, tf1_logits = fidelity(channels_first(pictures))
+    tf1_pool, tf1_logits = fidelity(channels_first(images))
     pytorch_fid.fid_inception_v3 = lambda: network
     wrapper = pytorch_fid.InceptionV3([3]).eval()
-    half_pixel = wrapper(channels_first(pictures).float() / 255)[0][:, :, 0, 0]
+    half_pixel = wrapper(channels_first(images).float() / 255)[0][:, :, 0, 0]
     return {
         "inception_tf1_pool": tf1_pool.numpy()[:, ::16],
         "inception_tf1_logits": tf1_logits.numpy()[:, ::8],
@@ -83,7 +83,7 @@ def inception(pictures: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def resized(pictures: np.ndarray, large: np.ndarray) -> dict[str, np.ndarray]:
+def resized(images: np.ndarray, large: np.ndarray) -> dict[str, np.ndarray]:
     from cleanfid.resize import make_resizer
     from PIL import Image
     from torch_fidelity.helpers import vassert  # noqa: F401  the package is there
@@ -93,7 +93,7 @@ def resized(pictures: np.ndarray, large: np.ndarray) -> dict[str, np.ndarray]:
 
     result = {}
     clean = make_resizer("PIL", False, "bicubic", (299, 299))
-    for name, of in (("up", pictures[0]), ("down", large[0])):
+    for name, of in (("up", images[0]), ("down", large[0])):
         x = channels_first(of[None]).float()
         tf1 = interpolate_bilinear_2d_like_tensorflow1x(x, size=(299, 299), align_corners=False)
         half = torch.nn.functional.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
@@ -108,13 +108,13 @@ def resized(pictures: np.ndarray, large: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def mobilenet(pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """torchvision's network on pictures resized by PIL as clean-fid does."""
+def mobilenet(images: np.ndarray) -> dict[str, np.ndarray]:
+    """torchvision's network on images resized by PIL as clean-fid does."""
     from cleanfid.resize import make_resizer
     from torchvision.models import mobilenet_v2
 
     clean = make_resizer("PIL", False, "bicubic", (224, 224))
-    x = channels_first(np.stack([clean(picture) for picture in pictures])) / 255
+    x = channels_first(np.stack([clean(image) for image in images])) / 255
     mean, stddev = (torch.tensor(v)[:, None, None] for v in
                     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
     network = fill(mobilenet_v2(weights=None))
@@ -128,12 +128,12 @@ def mobilenet(pictures: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def clip(pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """Small towers by transformers (quick_gelu) and by open_clip (gelu), on normalised pictures."""
+def clip(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Small towers by transformers (quick_gelu) and by open_clip (gelu), on normalised images."""
     import open_clip
     from transformers import CLIPConfig, CLIPModel
 
-    x = channels_first(pictures).float() / 127.5 - 1
+    x = channels_first(images).float() / 127.5 - 1
     ids = torch.tensor(CLIP_TEXTS)
     common = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
               "num_attention_heads": 2, "hidden_act": "quick_gelu"}  # fmt: skip
@@ -212,10 +212,10 @@ def torch_files() -> None:
 
 def main() -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    pictures, large = random_pictures(3, 64), random_pictures(1, 640, 1)
+    images, large = random_images(3, 64), random_images(1, 640, 1)
     arrays = (
-        distances() | resized(pictures, large) | mobilenet(pictures)
-        | clip(random_pictures(2, 32)) | inception(pictures)
+        distances() | resized(images, large) | mobilenet(images)
+        | clip(random_images(2, 32)) | inception(images)
     )  # fmt: skip
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     np.savez_compressed(OUTPUT / "reference.npz", versions=np.array(versions), **arrays)

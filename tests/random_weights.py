@@ -18,8 +18,8 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan_in))).astype("f4")
 
 
-def random_pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
-    """Smooth pictures uint8 [count, side, side, 3]."""
+def random_images(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Smooth images uint8 [count, side, side, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     waves = rng.uniform(1, 9, (count, 3, 2)) @ np.stack([y, x]).reshape(2, -1)

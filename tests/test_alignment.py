@@ -1,4 +1,4 @@
-"""Alignment: real pictures are right, planted faults are caught, blur is forgiven."""
+"""Alignment: real images are right, planted faults are caught, blur is forgiven."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def drawn(level, count, groups=None, split="train"):
     return [sample_scene(level, split, 1, i, groups) for i in range(count)]
 
 
-def share_correct(scenes, pictures, level):
-    return np.mean([result["all_correct"] for result in score_all(scenes, pictures, level)])
+def share_correct(scenes, images, level):
+    return np.mean([result["all_correct"] for result in score_all(scenes, images, level)])
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_real_pictures_are_right(level, split):
+def test_real_images_are_right(level, split):
     scenes = drawn(level, 150, split=split)
     assert share_correct(scenes, [render(s, 64) for s in scenes], level) >= 0.98
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_somewhat_spoilt_pictures_are_right(level):
+def test_somewhat_spoilt_images_are_right(level):
     scenes = drawn(level, 100)
     noise = np.random.default_rng(0)
     blurred = [ndimage.gaussian_filter(render(s, 64), (0.8, 0.8, 0)) for s in scenes]
@@ -54,7 +54,7 @@ def test_boxes_are_read_back():
         np.testing.assert_allclose(seen, true, atol=5 / 64)
 
 
-def test_pictures_of_other_sizes_are_read():
+def test_images_of_other_sizes_are_read():
     scenes = drawn(DEMO, 30)
     assert share_correct(scenes, [render(s, 128) for s in scenes], DEMO) >= 0.9
 
@@ -111,15 +111,15 @@ def test_only_a_tint_like_the_natural_colours_is_accepted_for_them():
 
 
 @pytest.mark.parametrize("name", ["blank", "noise", "smear"])
-def test_pictures_of_nothing_are_wrong(name):
+def test_images_of_nothing_are_wrong(name):
     rng = np.random.default_rng(0)
-    pictures = {
+    images = {
         "blank": np.full((64, 64, 3), 250),
         "noise": rng.integers(0, 256, (64, 64, 3)),
         "smear": ndimage.gaussian_filter(rng.normal(128, 900, (64, 64, 3)), (6, 6, 0)).clip(0, 255),
     }
     for scene in drawn(DEMO, 20):
-        result = score(scene, pictures[name].astype(np.uint8), DEMO)
+        result = score(scene, images[name].astype(np.uint8), DEMO)
         assert not result["object"]
         assert not result["all_correct"]
 
@@ -128,13 +128,11 @@ def test_the_report_lies_between_ceiling_and_floor():
     scenes = drawn(DEMO, 40)
     half = [render(scenes[i if i % 2 else i - 1], 64) for i in range(40)]
     report = alignment_report(scenes, np.stack(half), DEMO)
-    floor, value, ceiling = (
-        report[name]["all_correct"] for name in ("floor", "pictures", "ceiling")
-    )
+    floor, value, ceiling = (report[name]["all_correct"] for name in ("floor", "images", "ceiling"))
     assert floor["accuracy"] < 0.1 < value["accuracy"] < 0.6 < 0.98 <= ceiling["accuracy"]
     assert value["low"] < value["accuracy"] < value["high"]
     assert value["n"] == 40
-    assert report["pictures"]["relation"]["n"] == sum(len(s.groups) == 2 for s in scenes)
+    assert report["images"]["relation"]["n"] == sum(len(s.groups) == 2 for s in scenes)
 
 
 def test_wilson_interval_contains_the_true_share_as_often_as_it_says():
@@ -149,7 +147,7 @@ def test_wilson_interval_contains_the_true_share_as_often_as_it_says():
     ("call", "message"),
     [
         (lambda: alignment_report([], [], DEMO), "0 scenes"),
-        (lambda: alignment_report([PAIR], [], DEMO), "0 pictures for 1 scenes"),
+        (lambda: alignment_report([PAIR], [], DEMO), "0 images for 1 scenes"),
         (lambda: decode(np.zeros((64, 32, 3), np.uint8), DEMO), r"\[64, 32, 3\]"),
         (lambda: decode(np.zeros((64, 64, 3), np.float32), DEMO), "float32"),
         (lambda: wilson_interval(3, 2), "3 of 2"),

@@ -121,15 +121,15 @@ def test_work_directory_of_another_config(
 
 
 def test_impossible_size(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "pictures"
+    output = tmp_path / "images"
     argv = ["sample", "a cat", "--workdir", str(cascade), "--output", str(output)]
     message = error_of([*argv, "--size", "31x16"], capsys)
-    assert f"this cascade ({tiny.BASE} -> {tiny.SR} pixels) cannot make pictures of 31" in message
+    assert f"this cascade ({tiny.BASE} -> {tiny.SR} pixels) cannot make images of 31" in message
     assert "must be multiples of 2; the nearest is 32 x 16" in message
     assert not output.exists()
 
 
-def test_a_picture_size_that_the_data_cannot_give(
+def test_a_image_size_that_the_data_cannot_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = train(tiny.embeddings(), tmp_path / "workdir",

@@ -1,6 +1,6 @@
-"""The cascade from end to end: a trained work directory, its export, pictures, files and scores.
+"""The cascade from end to end: a trained work directory, its export, images, files and scores.
 
-Weights are random where pictures are compared: two steps of training leave them all but grey.
+Weights are random where images are compared: two steps of training leave them all but grey.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from imagen_jax.cascade import Cascade, CascadeSamples, read_record, run, save_s
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.eval.scenes import evaluate_scenes
 from imagen_jax.pretrained import export_cascade, open_cascade
-from imagen_jax.sampling import StageInputs, from_uint8, picture_keys, sample_stage, to_uint8
+from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
 
-PROMPTS = ["a red picture", "one blue picture"]
+PROMPTS = ["a red image", "one blue image"]
 SEED = 5
 
 
@@ -34,7 +34,7 @@ def sample(cascade: Cascade, prompts: list[str], seeds: list[int], **kwargs: Any
 
 
 def assert_close(a: np.ndarray, b: np.ndarray, levels: int = 1) -> None:
-    """Of two uint8 pictures, that they differ by rounding alone."""
+    """Of two uint8 images, that they differ by rounding alone."""
     assert np.abs(a.astype(int) - b).max() <= levels
 
 
@@ -63,7 +63,7 @@ def cascade(lively: Path) -> Cascade:
 
 @pytest.fixture(scope="module")
 def four(cascade: Cascade) -> CascadeSamples:
-    """Two pictures of each prompt; the other tests ask for four too, which compiles once."""
+    """Two images of each prompt; the other tests ask for four too, which compiles once."""
     return cascade.sample(PROMPTS, seed=SEED, per_prompt=2, show_progress=False)
 
 
@@ -89,7 +89,7 @@ def test_export_is_the_average_in_half_precision(exported: Path) -> None:
         )  # fmt: skip
 
 
-def test_work_directory_and_export_make_the_same_pictures(exported: Path) -> None:
+def test_work_directory_and_export_make_the_same_images(exported: Path) -> None:
     made = []
     for directory in (tiny.workdir(), exported):
         cascade = Cascade.load(directory)
@@ -101,7 +101,7 @@ def test_work_directory_and_export_make_the_same_pictures(exported: Path) -> Non
         assert_close(*(samples.stages[name] for samples in made), levels=2)
 
 
-# pictures
+# images
 
 
 def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
@@ -113,13 +113,13 @@ def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
     for name, size in (("base", tiny.BASE), ("sr", tiny.SR)):
         assert four.stages[name].shape == (4, size, size, 3)
         assert four.stages[name].dtype == np.uint8
-        pictures = four.stages[name].reshape(4, -1)
-        assert len(np.unique(pictures, axis=0)) == 4, "seeds and prompts must make a difference"
-        assert np.ptp(pictures) > 100
+        images = four.stages[name].reshape(4, -1)
+        assert len(np.unique(images, axis=0)) == 4, "seeds and prompts must make a difference"
+        assert np.ptp(images) > 100
     np.testing.assert_array_equal(four.images, four.stages["sr"])
 
 
-def test_same_seed_same_pictures(cascade: Cascade, four: CascadeSamples) -> None:
+def test_same_seed_same_images(cascade: Cascade, four: CascadeSamples) -> None:
     spaced = [f" {prompt}\n" for prompt in PROMPTS]
     again = cascade.sample(spaced, seed=SEED, per_prompt=2, size=tiny.SR, show_progress=False)
     assert dataclasses.asdict(again).keys() == dataclasses.asdict(four).keys()
@@ -127,14 +127,14 @@ def test_same_seed_same_pictures(cascade: Cascade, four: CascadeSamples) -> None
     np.testing.assert_array_equal(again.images, four.images)
 
 
-def test_a_picture_is_its_own_whatever_is_sampled_with_it(
+def test_a_image_is_its_own_whatever_is_sampled_with_it(
     cascade: Cascade, four: CascadeSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     company = ["green", PROMPTS[1], "a black one with stripes", PROMPTS[0]]
     other = sample(cascade, company, [0, SEED + 1, 9, SEED])
     np.testing.assert_array_equal(other.images[1], four.images[3])
     np.testing.assert_array_equal(other.images[3], four.images[0])
-    # Alone, it is computed by a program for one picture, which may round otherwise.
+    # Alone, it is computed by a program for one image, which may round otherwise.
     alone = cascade.sample(PROMPTS[1], seed=SEED, show_progress=False)
     assert alone.images.shape == (1, tiny.SR, tiny.SR, 3)
     assert_close(alone.images[0], four.images[2])
@@ -150,17 +150,15 @@ def test_each_stage_starts_from_what_the_one_before_makes(
     cascade: Cascade, four: CascadeSamples
 ) -> None:
     text = cascade.encode(four.prompts)
-    picture = None
+    image = None
     for stage in cascade.stages:
-        inputs = StageInputs(text, picture_keys(four.seeds), picture)
+        inputs = StageInputs(text, image_keys(four.seeds), image)
         made = sample_stage(stage, cascade.weights(stage.name), inputs, stage.sample)
         assert_close(to_uint8(made), four.stages[stage.name])
-        picture = from_uint8(four.stages[stage.name])
+        image = from_uint8(four.stages[stage.name])
 
 
-def test_the_estimate_of_the_last_step_is_the_picture(
-    cascade: Cascade, four: CascadeSamples
-) -> None:
+def test_the_estimate_of_the_last_step_is_the_image(cascade: Cascade, four: CascadeSamples) -> None:
     kept = sample(cascade, four.prompts, four.seeds, intermediates=True, steps={"base": 3})
     assert {name: steps.shape for name, steps in kept.intermediates.items()} == {
         "base": (3, 4, tiny.BASE, tiny.BASE, 3), "sr": (2, 4, tiny.SR, tiny.SR, 3)
@@ -199,30 +197,30 @@ def test_guidance(cascade: Cascade, four: CascadeSamples) -> None:
     """Weight 0 is no text at all; 1 is the text alone, for which there is a cheaper program."""
     seeds = [SEED] * 2 + [SEED + 1] * 2
     zero = sample(cascade, PROMPTS * 2, seeds, guidance=0.0)
-    for pictures in zero.stages.values():
-        assert_close(pictures[::2], pictures[1::2], levels=0)
-        assert (pictures[0] != pictures[2]).any()
+    for images in zero.stages.values():
+        assert_close(images[::2], images[1::2], levels=0)
+        assert (images[0] != images[2]).any()
     one, nearly = (sample(cascade, four.prompts, four.seeds, guidance=w) for w in (1, 1 + 1e-6))
-    for name, pictures in one.stages.items():
-        assert_close(pictures, nearly.stages[name])
-        assert (pictures != four.stages[name]).any()
+    for name, images in one.stages.items():
+        assert_close(images, nearly.stages[name])
+        assert (images != four.stages[name]).any()
 
 
 # files
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp"])
-def test_saved_pictures_say_how_they_were_made(
+def test_saved_images_say_how_they_were_made(
     cascade: Cascade, four: CascadeSamples, tmp_path: Path, file_format: str
 ) -> None:
     prompts = ["a cat, «gemalt» in 東京\0 \u202e", *four.prompts[1:]]
     samples = dataclasses.replace(four, prompts=prompts)
-    grid, *pictures = save_samples(samples, tmp_path / "new" / "folder", file_format)
-    assert [path.name for path in pictures] == [f"000{i}.{file_format}" for i in range(4)]
-    assert sorted(grid.parent.iterdir()) == [*pictures, grid]
-    for i, path in enumerate(pictures):
-        with Image.open(path) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), four.images[i])
+    grid, *images = save_samples(samples, tmp_path / "new" / "folder", file_format)
+    assert [path.name for path in images] == [f"000{i}.{file_format}" for i in range(4)]
+    assert sorted(grid.parent.iterdir()) == [*images, grid]
+    for i, path in enumerate(images):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(image), four.images[i])
         assert read_record(path) == samples.record(i)
     sheet = np.asarray(Image.open(grid))
     scale = 192 // tiny.SR
@@ -294,8 +292,8 @@ def test_evaluation(
         assert name in printed
         report = result["scores"][name]
         assert report["ceiling"]["all_correct"]["accuracy"] == 1
-        assert report["pictures"]["all_correct"]["n"] == 3
-        assert ("relation" in report["pictures"]) == (name == "heldout-two")
+        assert report["images"]["all_correct"]["n"] == 3
+        assert ("relation" in report["images"]) == (name == "heldout-two")
         for part in report.values():
             for score in part.values():
                 assert 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1

@@ -1,4 +1,4 @@
-"""Whatever is given to a cascade ends in pictures or in a ValueError that says what is wrong."""
+"""Whatever is given to a cascade ends in images or in a ValueError that says what is wrong."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from imagen_jax.cascade import (
     Blend,
     Cascade,
     crop_to,
+    read_image,
     read_mask,
-    read_picture,
     save_samples,
     sweep,
 )
-from imagen_jax.cascade.pictures import resize, resize_mask
+from imagen_jax.cascade.images import resize, resize_mask
 from imagen_jax.cascade.request import size_step
 
 
@@ -80,7 +80,7 @@ PROMPTS = [
 ]  # fmt: skip
 
 
-def test_odd_prompts_become_pictures_and_files(cascade: Cascade, tmp_path: Path) -> None:
+def test_odd_prompts_become_images_and_files(cascade: Cascade, tmp_path: Path) -> None:
     samples = cascade.sample(PROMPTS, show_progress=False)
     assert len(save_samples(samples, tmp_path)) == 1 + len(PROMPTS)
 
@@ -107,7 +107,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"per_prompt": 0}, "per_prompt must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"size": 7}, "must be multiples of 2; the nearest is 8 x 8"),
-        ({"size": (0, 8)}, "cannot make pictures of 0 x 8"),
+        ({"size": (0, 8)}, "cannot make images of 0 x 8"),
         ({"size": (8, 8, 3)}, "size must be a whole number, or height and width"),
         ({"size": 8.0}, "size must be a whole number, or height and width"),
         ({"guidance": float("nan")}, "guidance is nan; it must be in"),
@@ -121,14 +121,14 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"colour": 1}, "unknown setting 'colour'; choices: "),
         ({"steps": {"top": 1}}, "steps: unknown stage 'top'; choices: base, sr"),
         ({"start_stage": "top"}, "unknown start_stage 'top'; choices: base, sr"),
-        ({"start_stage": "sr"}, "starts from a picture of 4 pixels; give it as image"),
+        ({"start_stage": "sr"}, "starts from an image of 4 pixels; give it as image"),
         ({"mask": ALL}, "mask was given without an image"),
         ({"strength": 0.5}, "strength was given without an image"),
         ({"resamples": 2}, "they need a mask"),
         ({"image": SQUARE, "start_stage": "base"}, "give strength or mask to edit"),
         ({"image": SQUARE.astype(float), "strength": 0.5}, "image must be uint8"),
         ({"image": SQUARE[..., 0], "strength": 0.5}, "image must be uint8"),
-        ({"image": SQUARE[None].repeat(2, 0), "strength": 0.5}, "2 pictures for 1 prompts"),
+        ({"image": SQUARE[None].repeat(2, 0), "strength": 0.5}, "2 images for 1 prompts"),
         ({"image": SQUARE, "strength": 0.0}, "strength is 0.0; it must be in"),
         ({"image": SQUARE, "strength": 1.01}, "strength is 1.01; it must be in"),
         ({"image": SQUARE, "strength": "1"}, "strength must be a number, got '1'"),
@@ -136,9 +136,9 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"image": SQUARE[:6], "strength": 0.5}, "6 x 8 pixels has another aspect ratio than 8 x"),
         ({"image": SQUARE[:6], "size": 16}, "another aspect ratio than 16 x 16"),
         ({"image": SQUARE, "mask": ~ALL}, "nothing to paint: it is False everywhere"),
-        ({"image": SQUARE, "mask": ALL[:4]}, "the mask has 4 x 8 pixels, the picture 8 x 8"),
+        ({"image": SQUARE, "mask": ALL[:4]}, "the mask has 4 x 8 pixels, the image 8 x 8"),
         ({"image": SQUARE, "mask": 255 * ALL}, "mask must be bool"),
-        ({"image": SQUARE, "mask": ALL[None].repeat(3, 0)}, "3 masks for 1 pictures"),
+        ({"image": SQUARE, "mask": ALL[None].repeat(3, 0)}, "3 masks for 1 images"),
         ({"image": SQUARE, "mask": ALL, "resamples": 0}, "must be at least 1"),
     ],
 )
@@ -189,13 +189,13 @@ def claimed_size(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
-@pytest.mark.parametrize("read", [read_picture, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no picture"),
-        (b"\x89PNG\r\n\x1a\n", "is no picture"),
-        (b"<svg></svg>", "is no picture"),
+        (b"", "is no image"),
+        (b"\x89PNG\r\n\x1a\n", "is no image"),
+        (b"<svg></svg>", "is no image"),
         (encoded("PNG")[:45], "is damaged"),
         (encoded("JPEG")[:300], "is damaged"),
         (encoded("PNG", "I;16"), "has pixels of mode 'I;16'"),
@@ -203,7 +203,7 @@ def claimed_size(side: int) -> bytes:
         (claimed_size(60_000), "is too large"),
     ],
 )
-def test_files_that_are_no_pictures(
+def test_files_that_are_no_images(
     read: Callable[[Any], Any], content: bytes, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -223,21 +223,21 @@ def test_damaged_files_are_refused_or_read() -> None:
             damaged = whole.copy()
             damaged[rng.integers(len(whole), size=3)] = rng.integers(256, size=3)
             try:
-                assert read_picture(damaged.tobytes()).shape[-1] == 3
+                assert read_image(damaged.tobytes()).shape[-1] == 3
                 read += 1
             except ValueError:
                 continue
     assert 0 < read < 200
 
 
-def test_pictures_are_read_upright_and_on_white() -> None:
+def test_images_are_read_upright_and_on_white() -> None:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        assert read_picture(encoded("PNG", mode)).shape == (6, 9, 3)
-    assert (read_picture(encoded("PNG", "RGBA")) == 255).all(), "transparent"
-    assert (read_picture(encoded("PNG", "RGB")) == 0).all()
+        assert read_image(encoded("PNG", mode)).shape == (6, 9, 3)
+    assert (read_image(encoded("PNG", "RGBA")) == 255).all(), "transparent"
+    assert (read_image(encoded("PNG", "RGB")) == 0).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    assert read_picture(encoded("JPEG", exif=exif)).shape == (9, 6, 3)
+    assert read_image(encoded("JPEG", exif=exif)).shape == (9, 6, 3)
     assert not read_mask(encoded("PNG", "RGBA")).any()
     file = io.BytesIO()
     Image.fromarray(np.uint8([[0, 1, 255]])).save(file, "PNG")

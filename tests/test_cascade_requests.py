@@ -24,16 +24,16 @@ from imagen_jax.cascade import (
     Cascade,
     CascadeSamples,
     Step,
-    read_picture,
+    read_image,
     read_record,
     repeat,
     run,
     save_samples,
     sweep,
 )
-from imagen_jax.cascade.pictures import resize
+from imagen_jax.cascade.images import resize
 
-PROMPT, OTHER = "a red picture", "one blue picture"
+PROMPT, OTHER = "a red image", "one blue image"
 COLOURFUL = np.random.default_rng(3).integers(0, 256, (tiny.SR, tiny.SR, 3), np.uint8)
 HALF = np.arange(tiny.SR)[None, :].repeat(tiny.SR, 0) >= tiny.SR // 2
 
@@ -43,7 +43,7 @@ def sample(cascade: Cascade, what: Any = PROMPT, **options: Any) -> CascadeSampl
 
 
 def assert_close(a: np.ndarray, b: np.ndarray, levels: int = 1) -> None:
-    """Of two uint8 pictures, that they differ by rounding alone."""
+    """Of two uint8 images, that they differ by rounding alone."""
     assert np.abs(a.astype(int) - b).max() <= levels
 
 
@@ -60,7 +60,7 @@ def cascade(directory: Path) -> Cascade:
 
 @pytest.fixture(scope="module")
 def plain(cascade: Cascade) -> CascadeSamples:
-    """A guided picture; the other tests sample with its settings, so that few are compiled."""
+    """A guided image; the other tests sample with its settings, so that few are compiled."""
     return sample(cascade)
 
 
@@ -76,8 +76,8 @@ def test_a_negative_prompt_takes_the_place_of_no_text(
     # w a + (1 - w) b of these prompts is w' b + (1 - w') a with w' = 1 - w of the two exchanged.
     low = sample(cascade, guidance=0.25, negative_prompts=OTHER)
     exchanged = sample(cascade, OTHER, guidance=0.75, negative_prompts=PROMPT)
-    for name, pictures in low.stages.items():
-        assert_close(pictures, exchanged.stages[name])
+    for name, images in low.stages.items():
+        assert_close(images, exchanged.stages[name])
     # Guided towards and away from the same, only the text is left.
     same = sample(cascade, guidance=7.0, negative_prompts=PROMPT)
     alone = sample(cascade, guidance=1.0)
@@ -94,8 +94,8 @@ def test_each_prompt_has_its_own_negative_one(cascade: Cascade) -> None:
 
 @pytest.mark.parametrize("how", ["lerp", "slerp"])
 def test_blends(cascade: Cascade, how: str) -> None:
-    ends = cascade.encode([PROMPT, "a green picture"])
-    blends = [Blend(PROMPT, "a green picture", w, how) for w in (0.0, 0.25, 0.5, 1.0)]
+    ends = cascade.encode([PROMPT, "a green image"])
+    blends = [Blend(PROMPT, "a green image", w, how) for w in (0.0, 0.25, 0.5, 1.0)]
     states, mask = cascade.encode(blends)
     np.testing.assert_allclose(states[[0, 3]], ends.states, atol=1e-6)
     assert (mask == mask[0]).all()
@@ -117,7 +117,7 @@ def test_blends(cascade: Cascade, how: str) -> None:
 
 
 def test_blends_need_equally_many_tokens(cascade: Cascade) -> None:
-    with pytest.raises(ValueError, match=r"'a red picture' has 3 and 'green' has 1"):
+    with pytest.raises(ValueError, match=r"'a red image' has 3 and 'green' has 1"):
         cascade.encode([Blend(PROMPT, "green", 0.5)])
 
 
@@ -133,7 +133,7 @@ def test_precomputed_text_is_as_good_as_prompts(cascade: Cascade, plain: Cascade
 # sizes
 
 
-def test_pictures_of_another_shape(cascade: Cascade) -> None:
+def test_images_of_another_shape(cascade: Cascade) -> None:
     wide = sample(cascade, size=(tiny.SR, 2 * tiny.SR))
     assert wide.images.shape == (1, tiny.SR, 2 * tiny.SR, 3)
     assert wide.stages["base"].shape == (1, tiny.BASE, 2 * tiny.BASE, 3)
@@ -143,7 +143,7 @@ def test_pictures_of_another_shape(cascade: Cascade) -> None:
 # edits
 
 
-def test_a_kept_small_picture_is_enlarged_to_the_same(
+def test_a_kept_small_image_is_enlarged_to_the_same(
     cascade: Cascade, plain: CascadeSamples
 ) -> None:
     larger = sample(cascade, image=plain.stages["base"])
@@ -155,7 +155,7 @@ def test_a_kept_small_picture_is_enlarged_to_the_same(
     assert sample(cascade, image=tall).images.shape == (1, 2 * tiny.SR, tiny.SR, 3)
 
 
-def test_strength_says_how_much_of_a_picture_is_left(cascade: Cascade) -> None:
+def test_strength_says_how_much_of_a_image_is_left(cascade: Cascade) -> None:
     small = resize(COLOURFUL[None], (tiny.BASE, tiny.BASE))
 
     def distance(strength: float) -> float:
@@ -179,9 +179,9 @@ def test_inpainting_keeps_the_rest_bit_for_bit(cascade: Cascade) -> None:
         cascade, image=COLOURFUL, mask=HALF, resamples=2, per_prompt=2, on_step=steps.append
     )
     for name, size in (("base", tiny.BASE), ("sr", tiny.SR)):
-        picture = resize(COLOURFUL[None], (size, size))[0]
+        image = resize(COLOURFUL[None], (size, size))[0]
         kept, new = np.split(made.stages[name], 2, axis=2)
-        expected, there = np.split(picture, 2, axis=1)
+        expected, there = np.split(image, 2, axis=1)
         np.testing.assert_array_equal(kept, np.stack([expected] * 2))
         assert (new != there).any()
         assert (new[0] != new[1]).any(), "the new part has its own noise"
@@ -203,10 +203,10 @@ def test_inpainting_keeps_the_rest_bit_for_bit(cascade: Cascade) -> None:
     ],
     ids=["plain", "settings", "size", "enlarged", "img2img", "inpainted"],
 )
-def test_a_picture_is_repeated_from_its_file(
+def test_a_image_is_repeated_from_its_file(
     cascade: Cascade, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    made = sample(cascade, Blend(PROMPT, "a green picture", 0.3), **options)
+    made = sample(cascade, Blend(PROMPT, "a green image", 0.3), **options)
     _, path = save_samples(made, tmp_path)
     given = {name: options[name] for name in ("image", "mask") if name in options}
     again = repeat(cascade, read_record(path), **given, show_progress=False)
@@ -232,8 +232,8 @@ def test_what_cannot_be_repeated_says_why(
         repeat(half, record, image=COLOURFUL)
     with pytest.raises(ValueError, match="the record is damaged"):
         repeat(cascade, {key: value for key, value in record.items() if key != "seed"})
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="no picture of a kind"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="no image of a kind"):
         read_record(tmp_path / "text.png")
 
 
@@ -317,15 +317,15 @@ def test_interruption_keeps_what_is_done(
     argv = ["sample", PROMPT, "--workdir", str(directory), "--output", str(tmp_path / "out")]
     assert main_lib.main([*argv, "--per-prompt", "3"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"imagen: interrupted; 2 pictures are done, in {tmp_path / 'out'}; 1 of")
+    assert said.startswith(f"imagen: interrupted; 2 images are done, in {tmp_path / 'out'}; 1 of")
     names = ["0000.png", "0001.png", "0002.base.png"]
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == names
 
     monkeypatch.setattr("imagen_jax.cascade.run.sample_stage", original)
     again = ["sample", "--from", str(tmp_path / "out" / "0001.png"), "--workdir", str(directory)]
     assert main_lib.main([*again, "--output", str(tmp_path / "again")]) == 0
-    repeated = read_picture(tmp_path / "again" / "0000.png")
-    np.testing.assert_array_equal(repeated, read_picture(tmp_path / "out" / "0001.png"))
+    repeated = read_image(tmp_path / "again" / "0000.png")
+    np.testing.assert_array_equal(repeated, read_image(tmp_path / "out" / "0001.png"))
     small = ["--image", str(tmp_path / "out" / "0002.base.png"), "--seed", "2"]
     assert main_lib.main([*argv[:-1], str(tmp_path / "went_on"), *small]) == 0
     assert (tmp_path / "went_on" / "0000.png").is_file()
@@ -341,7 +341,7 @@ def on_all_devices(directory: str, file: str) -> None:
     np.savez(file, few=few.images, **made.stages)
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(
+def test_images_do_not_depend_on_the_number_of_devices(
     cascade: Cascade, directory: Path, plain: CascadeSamples, tmp_path: Path
 ) -> None:
     done = subprocess.run(
@@ -352,8 +352,8 @@ def test_pictures_do_not_depend_on_the_number_of_devices(
     assert done.returncode == 0, done.stderr[-4000:]
     made = np.load(tmp_path / "made.npz")
     here = sample(cascade, [PROMPT, OTHER], per_prompt=4)
-    for name, pictures in here.stages.items():
-        assert_close(made[name], pictures)
+    for name, images in here.stages.items():
+        assert_close(made[name], images)
     assert_close(made["few"], plain.images)
 
 

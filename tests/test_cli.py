@@ -108,7 +108,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.diffusion.guidance import THRESHOLDS
     from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
-    from imagen_jax.eval.pictures import FITS
+    from imagen_jax.eval.images import FITS
     from imagen_jax.eval.scenes import SPLITS
     from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import DTYPES, load_encoder
@@ -141,7 +141,7 @@ def run_with(error: BaseException, *flags: str) -> int:
 
 
 def test_expected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_with(ValueError("steps is 0;\n  it must be in [1, 1000]")) == 2
+    assert run_with(UserError("steps is 0;\n  it must be in [1, 1000]")) == 2
     captured = capsys.readouterr()
     assert captured.err == "imagen: error: steps is 0; it must be in [1, 1000]\n"
     assert captured.out == ""
@@ -359,7 +359,7 @@ def test_export_calls_export_cascade() -> None:
     assert called("imagen_jax.pretrained.export_cascade", argv) == expected
 
 
-def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
+def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     from imagen_jax.cascade import read_record
 
     cascade = tiny.write_cascade(tmp_path / "cascade")
@@ -385,7 +385,7 @@ def test_sample_makes_pictures_without_tensorflow(tmp_path: Path) -> None:
         timeout=120,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.stdout == f"4 pictures in {output}, together in {output / 'grid.png'}\n"
+    assert done.stdout == f"4 images in {output}, together in {output / 'grid.png'}\n"
     files = sorted(output.iterdir())
     names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
     assert [file.name for file in files] == names

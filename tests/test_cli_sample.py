@@ -10,10 +10,10 @@ import tiny
 from PIL import Image
 
 import imagen_jax.main as main_lib
-from imagen_jax.cascade import crop_to, read_picture, read_record
-from imagen_jax.cascade.pictures import resize
+from imagen_jax.cascade import crop_to, read_image, read_record
+from imagen_jax.cascade.images import resize
 
-PROMPT = "a red picture"
+PROMPT = "a red image"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_photo_is_cropped_and_a_part_painted_anew(directory: Path, tmp_path: P
     output = tmp_path / "out"
     files = imagen_sample(directory, output, PROMPT, *given, "--format", "webp", "--resamples", "2")
     assert files == ["0000.webp", "grid.png"]
-    made = read_picture(output / "0000.webp")
+    made = read_image(output / "0000.webp")
     small = resize(crop_to(photo, (1, 1))[None], (tiny.SR, tiny.SR))[0]
     np.testing.assert_array_equal(made[:, : tiny.SR // 2], small[:, : tiny.SR // 2])
     assert (made[:, tiny.SR // 2 :] != small[:, tiny.SR // 2 :]).any()
@@ -48,11 +48,11 @@ def test_a_photo_is_cropped_and_a_part_painted_anew(directory: Path, tmp_path: P
     again = tmp_path / "again"
     repeated = ["--from", str(output / "0000.webp"), *given, "--low-memory"]
     assert imagen_sample(directory, again, *repeated) == ["0000.png", "grid.png"]
-    np.testing.assert_array_equal(read_picture(again / "0000.png"), made)
+    np.testing.assert_array_equal(read_image(again / "0000.png"), made)
 
 
 def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
-    blend = [PROMPT, "--blend-with", "a green picture", "--blends", "3", "--seed", "4"]
+    blend = [PROMPT, "--blend-with", "a green image", "--blends", "3", "--seed", "4"]
     files = imagen_sample(directory, tmp_path / "blend", *blend)
     assert files == ["0000.png", "0001.png", "0002.png", "grid.png"]
     weights = [
@@ -77,15 +77,15 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--mask", "m.png"], "there is no --image"),
         ([PROMPT, "--crop"], "there is no --image"),
         ([PROMPT, "--image", "absent.png"], "absent.png: No such file"),
-        ([PROMPT, "--image", "prompts.txt"], "prompts.txt is no picture"),
+        ([PROMPT, "--image", "prompts.txt"], "prompts.txt is no image"),
         ([PROMPT, "--blends", "3"], "--blends needs --blend-with"),
         ([PROMPT, "--blend-with", "a", "--blends", "1"], "--blends must be at least 2"),
-        ([PROMPT, "--sweep", "steps=1", "--per-prompt", "2"], "one picture of each prompt"),
+        ([PROMPT, "--sweep", "steps=1", "--per-prompt", "2"], "one image of each prompt"),
         ([PROMPT, "--sweep", "top.steps=1,2"], "unknown stage 'top'"),
         ([PROMPT, "--start-stage", "sr"], "give it as image"),
         ([PROMPT, "--seed", "-1"], "seeds must be whole numbers"),
         ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 everywhere"),
-        (["--from", "prompts.txt"], "prompts.txt is no picture"),
+        (["--from", "prompts.txt"], "prompts.txt is no image"),
         (["--from", "a.png", PROMPT, "--steps", "2"], "leave out prompts, --steps"),
         (["--prompts", "binary.txt"], "binary.txt is not UTF-8"),
     ],

@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_weights import random_pictures
+from random_weights import random_images
 
-from imagen_jax.eval.features.clip import encode_pictures, encode_texts, preprocess
+from imagen_jax.eval.features.clip import encode_images, encode_texts, preprocess
 from imagen_jax.eval.features.clip_weights import Clip, read_clip
 from imagen_jax.eval.features.network import load_network
 
@@ -69,8 +69,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_features(both: tuple[torch.nn.Module, Clip, Path]) -> None:
     network, clip, folder = both
-    pictures = random_pictures(2, 224)
-    x = np.asarray(preprocess(pictures.astype(np.float32)))
+    images = random_images(2, 224)
+    x = np.asarray(preprocess(images.astype(np.float32)))
     ids = clip.tokenize(TEXTS)
     # Behind the end of a text open_clip has zeros, and transformers is told by a mask.
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_features(both: tuple[torch.nn.Module, Clip, Path]) -> None:
                 network.text_projection(network.text_model(read).pooler_output),
             )
     ours = (
-        jax.jit(lambda p, x: encode_pictures(p, x, clip.sizes))(clip.params, x),
+        jax.jit(lambda p, x: encode_images(p, x, clip.sizes))(clip.params, x),
         jax.jit(lambda p, ids: encode_texts(p, ids, clip.sizes))(clip.params, ids),
     )
     for mine, theirs in zip(ours, expected, strict=True):

@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 from corpus_files import (
     CAPTIONS,
+    IMAGES,
     KINDS,
-    PICTURES,
     SIZE,
     pixels,
     write_tars,
@@ -50,7 +50,7 @@ def test_every_kind_is_embedded(
     assert split["shard_examples"] == [2, 2]
     read = [r for name in split["shards"] for r in records.read_records(output / name)]
     assert len({record.id for record in read}) == 4
-    if kind == "tfds":  # which has an order of its own, and encodes pictures
+    if kind == "tfds":  # which has an order of its own, and encodes images
         pairs = {
             (record.caption, np.asarray(Image.open(io.BytesIO(record.image))).tobytes())
             for record in read
@@ -58,7 +58,7 @@ def test_every_kind_is_embedded(
         assert pairs == {(caption, pixels(n).tobytes()) for n, caption in enumerate(CAPTIONS)}
     else:
         assert [record.caption for record in read] == CAPTIONS
-        assert [record.image for record in read] == PICTURES  # to the byte
+        assert [record.image for record in read] == IMAGES  # to the byte
     (log,) = (output / "progress").glob("*.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["shard"] for line in lines] == [split["shards"][1], split["shards"][0]]

@@ -31,7 +31,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
-    write_shards(tmp_path, change={"image": b"not a picture"})  # record 3
+    write_shards(tmp_path, change={"image": b"not an image"})  # record 3
     path = damage(tmp_path, 1, [4, 8])  # records 13 and 17
     together = [
         batches(tmp_path, max_damaged=0.2, shard_index=i, num_shards=hosts) for i in range(hosts)

@@ -133,7 +133,7 @@ def test_mixtures_are_read_in_the_global_order(shards: Path, tmp_path: Path) -> 
     register_embeddings_task("order_test_b", str(other))
     seqio.MixtureRegistry.add("order_test", [("order_test_a", 3), ("order_test_b", 1)])
     found = order(batches("order_test"), 36)
-    # Pictures of the same number are the same in both.
+    # Images of the same number are the same in both.
     counts = np.bincount(found, minlength=EXAMPLES)
     assert counts.sum() == 4 * 36
     assert (counts[18:] == 3).all()  # 108 of the first are three epochs

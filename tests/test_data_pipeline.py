@@ -100,10 +100,10 @@ PIXELS, STATES = make_example(3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": encode(PIXELS[:8])}, r"record train/3 has a picture of size 8 16 3 expected 16"),
-        ({"image": encode(PIXELS[..., 0])}, r"record train/3 has a picture of size 16 16 1"),
+        ({"image": encode(PIXELS[:8])}, r"record train/3 has an image of size 8 16 3 expected 16"),
+        ({"image": encode(PIXELS[..., 0])}, r"record train/3 has an image of size 16 16 1"),
         ({"image": encode(np.dstack([PIXELS, PIXELS[..., :1]]))}, r"train/3 .* size 16 16 4"),
-        ({"image": b"not a picture"}, "(?i)unknown image"),
+        ({"image": b"not an image"}, "(?i)unknown image"),
         (
             {"states": np.zeros((LENGTH + 1, WIDTH))},
             r"record train/3 has 6 tokens, text_length allows 1 to 5",
@@ -129,8 +129,8 @@ def test_jpeg_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("image_size", "crop"), [(16, 8), (8, 4), (16, 4)])
-def test_crops_are_squares_of_the_picture(shards, image_size, crop):
-    """Of the picture and of its small version, the same one, at places of all kinds."""
+def test_crops_are_squares_of_the_image(shards, image_size, crop):
+    """Of the image and of its small version, the same one, at places of all kinds."""
     whole = batches(shards, image_size=image_size, low_res_size=image_size // 4)
     cropped = batches(shards, image_size=image_size, low_res_size=image_size // 4, crop=crop)
     places = set()
@@ -196,7 +196,7 @@ def test_files_that_were_written_anew_are_read_anew(tmp_path):
     ("arguments", "message"),
     [
         ({"image_size": 6}, r"image_size 6 does not divide .* 16; choose .* \[1, 2, 4, 8, 16\]"),
-        ({"image_size": 32}, "image_size 32 does not divide the recorded picture size 16"),
+        ({"image_size": 32}, "image_size 32 does not divide the recorded image size 16"),
         ({"image_size": 8, "low_res_size": 3}, r"low_res_size 3 does not divide image_size 8"),
         ({"crop": 6}, r"crop 6 must be a multiple of 4 .* and at most image_size 16"),
         ({"text_width": 384}, "width: 6 != 384"),

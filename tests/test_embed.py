@@ -128,9 +128,9 @@ def test_records_hold_what_the_source_yields(tmp_path):
         for record, index in zip(read, range(shard, 20, 3), strict=True):
             example = make_example(index)
             assert (record.id, record.caption) == (example.id, example.caption)
-            picture = Image.open(io.BytesIO(record.image))
-            assert picture.format == "PNG"
-            np.testing.assert_array_equal(np.asarray(picture), example.image)
+            image = Image.open(io.BytesIO(record.image))
+            assert image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), example.image)
             states, mask = encoder.encode([example.caption])
             expected = np.asarray(states[0][mask[0]]).astype(ml_dtypes.bfloat16)
             np.testing.assert_array_equal(record.states, expected)
@@ -262,8 +262,8 @@ def test_unusable_examples_are_left_out_and_counted(tmp_path):
     assert split["dropped"] == {
         "empty caption": 2,
         "caption of more than 6 tokens": 2,
-        "no picture": 1,
-        "picture is not of 8 x 8 pixels, uint8": 3,
+        "no image": 1,
+        "image is not of 8 x 8 pixels, uint8": 3,
     }
     listed = [json.loads(line) for path in sorted(tmp_path.glob("*.dropped"))
               for line in path.read_text().splitlines()]  # fmt: skip

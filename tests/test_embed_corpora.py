@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from corpus_files import CAPTIONS, GOOD, PICTURES, SIZE, Pairs, embed_pairs, encoded, pixels
+from corpus_files import CAPTIONS, GOOD, IMAGES, SIZE, Pairs, embed_pairs, encoded, pixels
 
 from imagen_jax.data import records
 from imagen_jax.data.choices import STATES
@@ -26,8 +26,8 @@ def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
     split = embed_pairs(tmp_path / "exact", *pairs)["splits"]["train"]
     assert (split["examples"], split["captions"], split["tokens"]) == (1, 1, 2)
     assert split["dropped"] == {
-        "empty caption": 1, "no picture": 1, "undecodable picture": 2,
-        "picture is smaller than 8 x 8 pixels": 1, "picture is not of 8 x 8 pixels": 1,
+        "empty caption": 1, "no image": 1, "undecodable image": 2,
+        "image is smaller than 8 x 8 pixels": 1, "image is not of 8 x 8 pixels": 1,
         "caption of more than 7 tokens": 1,
     }  # fmt: skip
     (listing,) = (tmp_path / "exact").glob("*.dropped")
@@ -65,7 +65,7 @@ def test_the_report_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_an_estimate_is_what_embedding_gives(tmp_path: Path) -> None:
-    pairs = [(caption, picture) for caption, picture in zip(CAPTIONS, PICTURES, strict=True)]
+    pairs = [(caption, image) for caption, image in zip(CAPTIONS, IMAGES, strict=True)]
     chip = Chip(tflops=2.0, utilisation=0.5, price=3.0)
     handling = Handling(SIZE, "exact", "drop")
     found = estimate(Pairs(*pairs, ("", GOOD)), tiny.encoder(), handling, 1000, chip)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.data.corpora import CorpusExample
-from imagen_jax.data.pictures import record_picture
+from imagen_jax.data.images import record_image
 from imagen_jax.embed import embed
 from imagen_jax.text.encoder import TextEncoder
 
@@ -29,7 +29,7 @@ class Slow:
         for i in range(shard, EXAMPLES, num_shards):
             time.sleep(self.seconds)
             pixels = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-            image = None if i % 17 == 0 else record_picture(pixels, SIZE, "exact").content
+            image = None if i % 17 == 0 else record_image(pixels, SIZE, "exact").content
             yield CorpusExample(str(i), f"number {i % 40}", image)
 
     def describe(self) -> dict[str, str]:

@@ -32,10 +32,10 @@ from imagen_jax.eval.features.network import (
     load_network,
     text_features,
 )
-from imagen_jax.eval.job import PictureStore, Unfinished
+from imagen_jax.eval.images import Files, RenderedScenes, list_images, read_image
+from imagen_jax.eval.job import ImageStore, Unfinished
 from imagen_jax.eval.measure import Instruments
 from imagen_jax.eval.metrics.scores import clip_scores, inception_score
-from imagen_jax.eval.pictures import Files, RenderedScenes, list_pictures, read_picture
 from imagen_jax.eval.prompts import (
     DRAWBENCH_CATEGORIES,
     Prompt,
@@ -83,14 +83,14 @@ def scene_work(count: int) -> protocols.Work:
     return protocols.scene_caption_work(QUICKSTART, "heldout", count, 0, tiny.SR)
 
 
-def pictures_of(directory: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in list_pictures(directory / "pictures")}
+def images_of(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in list_images(directory / "images")}
 
 
 # sampling
 
 
-def test_a_killed_job_goes_on_to_the_same_pictures_and_scores(
+def test_a_killed_job_goes_on_to_the_same_images_and_scores(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instruments = Instruments(small_network())
@@ -109,13 +109,13 @@ def test_a_killed_job_goes_on_to_the_same_pictures_and_scores(
     monkeypatch.setattr(Cascade, "sample_each", killed)
     with pytest.raises(KeyboardInterrupt):
         protocols.run(cascade, scene_work(80), instruments, tmp_path / "killed")
-    some = pictures_of(tmp_path / "killed")
+    some = images_of(tmp_path / "killed")
     assert len(some) == 32
-    (tmp_path / "killed" / "pictures" / "0000" / "000005.png").unlink()
+    (tmp_path / "killed" / "images" / "0000" / "000005.png").unlink()
     resumed = protocols.run(cascade, scene_work(80), instruments, tmp_path / "killed")
     assert calls == 3 + 4, "of five groups of 16, the two that were whole but one are done anew"
     assert resumed == whole
-    assert pictures_of(tmp_path / "killed") == pictures_of(tmp_path / "whole")
+    assert images_of(tmp_path / "killed") == images_of(tmp_path / "whole")
 
     calls = 10
     assert protocols.run(cascade, scene_work(80), instruments, tmp_path / "whole") == whole
@@ -126,9 +126,9 @@ def test_a_killed_job_goes_on_to_the_same_pictures_and_scores(
 
 def test_processes_divide_a_job(cascade: Cascade, tmp_path: Path) -> None:
     instruments = Instruments(small_network())
-    with pytest.raises(Unfinished, match=r"64 of 80 pictures"):
+    with pytest.raises(Unfinished, match=r"64 of 80 images"):
         protocols.run(cascade, scene_work(80), instruments, tmp_path / "both", process=(1, 2))
-    assert len(pictures_of(tmp_path / "both")) == 16
+    assert len(images_of(tmp_path / "both")) == 16
     assert not (tmp_path / "both" / "scores.json").exists()
     both = protocols.run(cascade, scene_work(80), instruments, tmp_path / "both", process=(0, 2))
     alone = protocols.run(cascade, scene_work(80), instruments, tmp_path / "alone")
@@ -154,7 +154,7 @@ def test_report_and_scores_of_our_suite(cascade: Cascade, tmp_path: Path) -> Non
     assert "FID" not in page
 
 
-def test_prompts_without_real_pictures_are_scored_by_clip(cascade: Cascade, tmp_path: Path) -> None:
+def test_prompts_without_real_images_are_scored_by_clip(cascade: Cascade, tmp_path: Path) -> None:
     clip = read_clip(write_clip(tmp_path / "clip", "hf"))
     prompts = [Prompt("a red cat", "Colors"), Prompt("dog", "Text"), Prompt("a dog", "Text")]
     work = protocols.suite_work(Suite("three", prompts), per_prompt=2)
@@ -165,9 +165,9 @@ def test_prompts_without_real_pictures_are_scored_by_clip(cascade: Cascade, tmp_
     }  # fmt: skip
     assert scores["clip"]["network"] == "clip-vit-w128-8-32"
     network = clip_network(clip)
-    pictures = [read_picture(p, tiny.SR, "exact") for p in list_pictures(tmp_path / "out")]
+    images = [read_image(p, tiny.SR, "exact") for p in list_images(tmp_path / "out")]
     cosines = clip_scores(
-        network(np.stack(pictures)), text_features(clip, 2 * [prompt.text for prompt in prompts])
+        network(np.stack(images)), text_features(clip, 2 * [prompt.text for prompt in prompts])
     )
     assert scores["clip"]["all"]["mean"] == pytest.approx(cosines.mean(), rel=1e-4)
     assert scores["clip"]["Colors"]["mean"] == pytest.approx(cosines[[0, 3]].mean(), rel=1e-4)
@@ -178,7 +178,7 @@ def test_prompts_without_real_pictures_are_scored_by_clip(cascade: Cascade, tmp_
 def test_prompts_that_are_too_long_are_named_before_sampling(
     cascade: Cascade, tmp_path: Path
 ) -> None:
-    store = PictureStore(tmp_path / "none", ["a cat", "dog " * 60], [0, 1], tiny.SR)
+    store = ImageStore(tmp_path / "none", ["a cat", "dog " * 60], [0, 1], tiny.SR)
     with pytest.raises(ValueError, match="dog dog"):
         store.sample(cascade)
     assert not (tmp_path / "none").exists()
@@ -188,13 +188,13 @@ def test_prompts_that_are_too_long_are_named_before_sampling(
 
 
 def coco_files(folder: Path, count: int) -> Path:
-    """Annotations in COCO's form with pictures of several sizes."""
+    """Annotations in COCO's form with images of several sizes."""
     (folder / "val").mkdir(parents=True)
     images, annotations = [], []
     for i in range(count):
         scene = sample_scene(QUICKSTART, "train", 7, i)
-        picture = Image.fromarray(render(scene, 48))
-        picture.crop((0, 0, 48, 40 + i % 8)).save(folder / "val" / f"{i}.png")
+        image = Image.fromarray(render(scene, 48))
+        image.crop((0, 0, 48, 40 + i % 8)).save(folder / "val" / f"{i}.png")
         images.append({"id": 100 + i, "file_name": f"{i}.png"})
         annotations += [
             {"image_id": 100 + i, "id": 2 * i + 1, "caption": "the second\ncaption"},
@@ -210,29 +210,29 @@ def test_coco(cascade: Cascade, tmp_path: Path) -> None:
     captions = coco.read_annotations(path, tmp_path / "val", 24, 0)
     again = coco.read_annotations(path, tmp_path / "val", 24, 0)
     assert captions == again != coco.read_annotations(path, tmp_path / "val", 24, 1)
-    assert len({c.picture for c in captions.chosen}) == 24
-    assert not {c.picture for c in captions.chosen} & set(captions.rest)
+    assert len({c.image for c in captions.chosen}) == 24
+    assert not {c.image for c in captions.chosen} & set(captions.rest)
     for chosen in captions.chosen:
-        index = int(Path(str(chosen.picture)).stem)
+        index = int(Path(str(chosen.image)).stem)
         assert chosen.caption == caption(sample_scene(QUICKSTART, "train", 7, index))
     work = protocols.coco_work(captions, tiny.SR)
     record = protocols.run(cascade, work, Instruments(small_network()), tmp_path / "out")
     distance = record["scores"]["distance"]
     assert (distance["count"], distance["floor_count"]) == (24, 16)
-    assert "(of 16 pictures only)" in (tmp_path / "out" / "report.html").read_text()
+    assert "(of 16 images only)" in (tmp_path / "out" / "report.html").read_text()
     with pytest.raises(ValueError, match="41 captions of 40"):
         coco.read_annotations(path, tmp_path / "val", 41, 0)
     (tmp_path / "val" / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 pictures .* missing.*3\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 images .* missing.*3\.png"):
         coco.read_annotations(path, tmp_path / "val", 24, 0)
 
 
 # what the numbers tell
 
 
-def damaged(strength: float, how: str, pictures: np.ndarray) -> np.ndarray:
+def damaged(strength: float, how: str, images: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
-    x = pictures.astype(np.float32)
+    x = images.astype(np.float32)
     if how == "blur":
         x = ndimage.gaussian_filter(x, (0, strength, strength, 0))
     elif how == "noise":
@@ -243,18 +243,18 @@ def damaged(strength: float, how: str, pictures: np.ndarray) -> np.ndarray:
 
 
 class Fixed:
-    """Pictures in memory."""
+    """Images in memory."""
 
     made = "as they are"
 
-    def __init__(self, name: str, pictures: np.ndarray):
-        self.name, self.side, self._pictures = name, pictures.shape[1], pictures
+    def __init__(self, name: str, images: np.ndarray):
+        self.name, self.side, self._images = name, images.shape[1], images
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, start: int, end: int) -> np.ndarray:
-        return self._pictures[start:end]
+        return self._images[start:end]
 
     def fingerprint(self) -> str:
         return self.name
@@ -275,7 +275,7 @@ def real_sets(mobilenet: FeatureNetwork) -> list[FeatureSet]:
     return [compute_features(mobilenet, Fixed(f"real {i}", real(i))) for i in (1, 2, 3)]
 
 
-def test_undamaged_pictures_lie_at_the_floor(real_sets: list[FeatureSet]) -> None:
+def test_undamaged_images_lie_at_the_floor(real_sets: list[FeatureSet]) -> None:
     one, other, third = real_sets
     frechet = compare(third, one, other, resamples=20)["frechet"]
     assert frechet["low"] < frechet["floor"] < frechet["high"]
@@ -288,8 +288,8 @@ def test_distance_rises_with_damage(
     one, other, third = real_sets
     sets = [third]
     for strength in (2.0, 4.0):
-        pictures = Fixed(f"{how} {strength}", damaged(strength, how, real(3)))
-        sets.append(compute_features(mobilenet, pictures))
+        images = Fixed(f"{how} {strength}", damaged(strength, how, real(3)))
+        sets.append(compute_features(mobilenet, images))
     rows = [compare(found, one, other, resamples=2) for found in sets]
     for metric in ("frechet", "kernel"):
         values = [row[metric]["value"] for row in rows]
@@ -299,13 +299,13 @@ def test_distance_rises_with_damage(
 
 def test_alignment_falls_with_swapped_captions() -> None:
     scenes = [sample_scene(DEMO, "train", 3, i) for i in range(40)]
-    pictures = [render(scene, 64) for scene in scenes]
+    images = [render(scene, 64) for scene in scenes]
     shares = []
     for swapped in (0, 10, 20, 40):
         order = np.arange(40)
         order[:swapped] = np.roll(order[:swapped], 1)
-        report = alignment_report([scenes[i] for i in order], pictures, DEMO)
-        shares.append(report["pictures"]["all_correct"]["accuracy"])
+        report = alignment_report([scenes[i] for i in order], images, DEMO)
+        shares.append(report["images"]["all_correct"]["accuracy"])
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.97
     assert shares[-1] < 0.1
@@ -324,14 +324,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     loaded = FeatureSet.load(tmp_path / "a.npz")
     assert (loaded.identity, loaded.data) == (a.identity, a.data)
     np.testing.assert_array_equal(loaded.moments.scatter, a.moments.scatter)
-    with pytest.raises(ValueError, match=r"12 and 11 pictures.*first 11"):
+    with pytest.raises(ValueError, match=r"12 and 11 images.*first 11"):
         check_comparable(a, b.first(11))
     with pytest.raises(ValueError, match="weights: 'seed 0' != 'seed 1'"):
         check_comparable(a, compute_features(small_network(1), Fixed("b", real(2, 12))))
     half = real(2, 12)[:, ::2, ::2]
     with pytest.raises(ValueError, match="side: 64 != 32"):
         check_comparable(a, compute_features(network, Fixed("b", half)))
-    with pytest.raises(ValueError, match="are the same pictures"):
+    with pytest.raises(ValueError, match="are the same images"):
         check_comparable(a, loaded)
     (tmp_path / "b.npz").write_text("no features")
     with pytest.raises(ValueError, match=r"b\.npz is no file of"):
@@ -362,15 +362,15 @@ def test_inception_scores_stand_beside_distances(tmp_path: Path) -> None:
 def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("sampled", "real", "more")):
         (tmp_path / name).mkdir()
-        for i, picture in enumerate(real(seed, 8)):
-            Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+        for i, image in enumerate(real(seed, 8)):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
     folders = [str(tmp_path / name) for name in ("sampled", "real", "more")]
     file = str(tmp_path / "real.npz")
     assert main(["evaluate", "features", folders[1], "--output", file]) == 0
     capsys.readouterr()
     assert main(["evaluate", "compare", folders[0], file, "--floor", folders[2]]) == 0
     printed = capsys.readouterr().out
-    assert "8 pictures" in printed
+    assert "8 images" in printed
     assert "Fréchet distance, mobilenet-v2" in printed
     assert "FID" not in printed
     assert main(["evaluate", "compare", *folders[:2], "--floor", folders[2]]) == 0
@@ -379,22 +379,22 @@ def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "side: 32 != 64" in capsys.readouterr().err
 
 
-def test_pictures_of_files(tmp_path: Path) -> None:
+def test_images_of_files(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = (10, 200, 30)
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    middle = read_picture(tmp_path / "wide.png", 10, "crop")
+    middle = read_image(tmp_path / "wide.png", 10, "crop")
     assert (middle == (10, 200, 30)).all()
     with pytest.raises(ValueError, match="has 40 x 20 pixels, not 10 x 10"):
         Files("wide", [tmp_path / "wide.png"], 10).read(0, 1)
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
-    assert (read_picture(tmp_path / "clear.png", 4, "exact") == 255).all()
+    assert (read_image(tmp_path / "clear.png", 4, "exact") == 255).all()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
-        read_picture(tmp_path / "broken.png", 4, "exact")
-    with pytest.raises(FileNotFoundError, match="no pictures"):
-        list_pictures(tmp_path / "nowhere")
+        read_image(tmp_path / "broken.png", 4, "exact")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        list_images(tmp_path / "nowhere")
 
 
 # prompts
@@ -408,10 +408,10 @@ def test_suite_for_scenes_asks_for_what_it_checks() -> None:
                    suite.categories().items()}  # fmt: skip
     for name, prompts in by_category.items():
         assert len({p.text for p in prompts}) == len(prompts) == 12, name
-    pictures = [render(p.scene, 64) for p in suite.prompts if p.scene is not None]
+    images = [render(p.scene, 64) for p in suite.prompts if p.scene is not None]
     scenes = [p.scene for p in suite.prompts if p.scene is not None]
-    report = alignment_report(scenes, pictures, DEMO)
-    assert report["pictures"]["all_correct"]["accuracy"] > 0.97
+    report = alignment_report(scenes, images, DEMO)
+    assert report["images"]["all_correct"]["accuracy"] > 0.97
     for prompt in by_category["Misspellings"] + by_category["Descriptions"]:
         assert not re.search(rf"\b{prompt.scene.groups[0].noun}\b(?! background)", prompt.text)
     for prompt in by_category["Text"]:
@@ -460,10 +460,10 @@ def test_sweep(cascade: Cascade, tmp_path: Path) -> None:
     instruments = Instruments(small_network())
     work = scene_work(8)
     sweep(cascade, work, instruments, tmp_path, grid | {"threshold": ["none"]})
-    first = pictures_of(tmp_path / "guidance=3,threshold=none")
+    first = images_of(tmp_path / "guidance=3,threshold=none")
     rows = sweep(cascade, work, instruments, tmp_path, grid)
-    assert pictures_of(tmp_path / "guidance=3,threshold=none") == first
-    assert first != pictures_of(tmp_path / "guidance=2,threshold=none")
+    assert images_of(tmp_path / "guidance=3,threshold=none") == first
+    assert first != images_of(tmp_path / "guidance=2,threshold=none")
     assert [(row["guidance"], row["threshold"]) for row in rows] == [
         (2.0, "none"), (2.0, "dynamic"), (3.0, "none"), (3.0, "dynamic")
     ]  # fmt: skip
@@ -503,7 +503,7 @@ def test_pareto_and_combinations() -> None:
         combinations({"steps": [4, 4]})
 
 
-def test_real_pictures_are_known_by_what_they_show() -> None:
+def test_real_images_are_known_by_what_they_show() -> None:
     scenes = [sample_scene(QUICKSTART, "train", 1, i) for i in range(3)]
     found = RenderedScenes("a", scenes, 8).fingerprint()
     assert found == RenderedScenes("b", scenes, 8).fingerprint()

@@ -18,7 +18,7 @@ from imagen_jax.compiled import export_stage
 from imagen_jax.pretrained import export_cascade, open_cascade
 from imagen_jax.sampling import from_uint8, to_uint8
 
-PROMPTS = ["a red picture", "one blue picture", "green"]
+PROMPTS = ["a red image", "one blue image", "green"]
 
 
 @pytest.fixture(scope="module")

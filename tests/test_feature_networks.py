@@ -1,6 +1,6 @@
 """Feature networks against pytorch-fid, torch-fidelity, torchvision, transformers and open_clip.
 
-Their results are stored (tests/make_evaluation_reference.py); weights and pictures are drawn
+Their results are stored (tests/make_evaluation_reference.py); weights and images are drawn
 anew.
 """
 
@@ -19,10 +19,10 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from random_weights import random_pictures, random_tensor
+from random_weights import random_images, random_tensor
 
 from imagen_jax.eval.features import inception, mobilenet
-from imagen_jax.eval.features.clip import encode_pictures, encode_texts
+from imagen_jax.eval.features.clip import encode_images, encode_texts
 from imagen_jax.eval.features.clip_weights import read_clip
 from imagen_jax.eval.features.graph_file import layer_names
 from imagen_jax.eval.features.layers import Network, shapes
@@ -65,7 +65,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inception_is_that_of_torch_fidelity(inception_file: Path) -> None:
     network = load_network("inception-v3", inception_file, "tf1")
-    outputs = network.outputs(random_pictures(3, 64))
+    outputs = network.outputs(random_images(3, 64))
     close(outputs["features"][:, ::16], REFERENCE["inception_tf1_pool"], 2e-4)
     close(outputs["logits"][:, ::8], REFERENCE["inception_tf1_logits"], 2e-4)
     bias = random_tensor("fc.bias", (1008,))
@@ -75,18 +75,18 @@ def test_inception_is_that_of_torch_fidelity(inception_file: Path) -> None:
 
 def test_inception_is_that_of_pytorch_fid(inception_file: Path) -> None:
     network = load_network("inception-v3", inception_file, "half-pixel")
-    ours = network(random_pictures(3, 64))
+    ours = network(random_images(3, 64))
     close(ours[:, ::16], REFERENCE["inception_half-pixel_pool"], 2e-4)
 
 
 def test_mobilenet_is_that_of_torchvision(tmp_path: Path) -> None:
-    pictures = random_pictures(3, 64)
+    images = random_images(3, 64)
     shipped = load_network("mobilenet-v2")
-    close(shipped(pictures)[:, ::8], REFERENCE["mobilenet_shipped"], 1e-3)
+    close(shipped(images)[:, ::8], REFERENCE["mobilenet_shipped"], 1e-3)
     tensors = state_dict(mobilenet.mobilenet_v2, mobilenet.SIZE)
     safetensors.numpy.save_file(tensors, tmp_path / "random.safetensors")
     drawn = load_network("mobilenet-v2", tmp_path / "random.safetensors")
-    close(drawn(pictures)[:, ::8], REFERENCE["mobilenet_random"], 1e-3)
+    close(drawn(images)[:, ::8], REFERENCE["mobilenet_random"], 1e-3)
     assert shipped.identity["weights"] != drawn.identity["weights"]
 
 
@@ -121,9 +121,9 @@ def write_clip(folder: Path, layout: str) -> Path:
 @pytest.mark.parametrize("layout", ["hf", "open"])
 def test_clip_is_that_of_transformers_and_of_open_clip(layout: str, tmp_path: Path) -> None:
     clip = read_clip(write_clip(tmp_path / "clip", layout))
-    pictures = random_pictures(2, 32)
-    x = pictures.astype(np.float32) / 127.5 - 1
-    seen = jax.jit(lambda p, x: encode_pictures(p, x, clip.sizes))(clip.params, x)
+    images = random_images(2, 32)
+    x = images.astype(np.float32) / 127.5 - 1
+    seen = jax.jit(lambda p, x: encode_images(p, x, clip.sizes))(clip.params, x)
     close(np.asarray(seen), REFERENCE[f"clip_{layout}_vision"], 2e-4)
     read = jax.jit(lambda p, ids: encode_texts(p, ids, clip.sizes))(clip.params, CLIP_TEXTS)
     close(np.asarray(read), REFERENCE[f"clip_{layout}_text"], 2e-4)
@@ -132,15 +132,15 @@ def test_clip_is_that_of_transformers_and_of_open_clip(layout: str, tmp_path: Pa
     with pytest.raises(ValueError, match="has 6 tokens; CLIP reads 5"):
         clip.tokenize(["a red cat a"])
     network = load_network("clip", tmp_path / "clip")
-    assert network(pictures).shape == (2, 48)
+    assert network(images).shape == (2, 48)
     assert network.name == "clip-vit-w128-8-32"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["up", "down"])
 def test_resizing_is_that_of_the_protocols(name: str, kind: str) -> None:
-    picture = random_pictures(3, 64)[0] if name == "up" else random_pictures(1, 640, 1)[0]
-    ours = resize(picture[None].astype(np.float32), 224 if kind == "8-bit" else 299, kind)[0]
+    image = random_images(3, 64)[0] if name == "up" else random_images(1, 640, 1)[0]
+    ours = resize(image[None].astype(np.float32), 224 if kind == "8-bit" else 299, kind)[0]
     ours, expected = np.asarray(ours)[::7, ::5], REFERENCE[f"resize_{name}_{kind}"]
     if kind == "8-bit":
         # PIL multiplies in fixed point: a value near a half may round the other way.
@@ -275,13 +275,13 @@ def test_features_do_not_depend_on_the_number_of_devices(tmp_path: Path) -> None
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jax, numpy as np
-from random_weights import random_pictures
+from random_weights import random_images
 from imagen_jax.eval.features.network import load_network
 assert len(jax.devices()) == 4
 network = load_network("clip", {str(folder)!r})
-np.save({str(tmp_path / "four.npy")!r}, network(random_pictures(21, 32)))
+np.save({str(tmp_path / "four.npy")!r}, network(random_images(21, 32)))
 """
     devices = {"JAX_NUM_CPU_DEVICES": "4"}
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | devices)
-    one = load_network("clip", folder)(random_pictures(21, 32))
+    one = load_network("clip", folder)(random_images(21, 32))
     close(np.load(tmp_path / "four.npy"), one, 1e-5)

@@ -96,7 +96,7 @@ def test_frechet_distance_of_diagonal_gaussians_has_a_closed_form() -> None:
     assert frechet_of_features(x, x) == pytest.approx(0, abs=1e-10)
 
 
-def test_weights_count_pictures_as_often_as_they_say() -> None:
+def test_weights_count_images_as_often_as_they_say() -> None:
     for n, width in ((30, 8), (12, 40)):
         x, y = random_features(n, width, 1), random_features(n, width, 2)
         wx, wy = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 2)
@@ -172,8 +172,8 @@ def test_clip_scores_are_cosines_and_their_interval_holds_the_mean() -> None:
     ("call", "message"),
     [
         (lambda: frechet_of_features(np.ones((5, 2)), np.ones((5, 3))), "2 and 3 channels"),
-        (lambda: frechet_of_features(np.ones((1, 2)), np.ones((5, 2))), "at least 2 pictures"),
-        (lambda: Moments.of(np.full((3, 2), np.nan)), "picture 0 are not finite"),
+        (lambda: frechet_of_features(np.ones((1, 2)), np.ones((5, 2))), "at least 2 images"),
+        (lambda: Moments.of(np.full((3, 2), np.nan)), "image 0 are not finite"),
         (lambda: Moments.of(np.ones((0, 2))), r"\[0, 2\]"),
         (lambda: merge_all([]), "no parts"),
         (lambda: kernel_distance(np.ones((5, 2)), np.ones((4, 2)), 1, 5), "subsets of 5"),

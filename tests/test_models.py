@@ -275,7 +275,7 @@ def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "pool"), [("base", "mean"), ("sr", "attention"), ("sr", "mean")])
 def test_pooled_text_alone(name: str, pool: str) -> None:
-    """Without cross-attention text reaches the picture through the pooled vector alone."""
+    """Without cross-attention text reaches the image through the pooled vector alone."""
     stage = tiny.stage(name, *tiny.ONE_LEVEL)
     without = {"base": False, "sr": (False,)}[name]
     pooled = stage.network.clone(text_pool=pool, cross_attention=without)
@@ -384,7 +384,7 @@ def test_size_that_cannot_be_halved(name: str, size: int, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_heads_that_do_not_divide(name: str) -> None:
-    with pytest.raises(ValueError, match=r"picture of 16 channels cannot be divided .* heads of 6"):
+    with pytest.raises(ValueError, match=r"image of 16 channels cannot be divided .* heads of 6"):
         init_shape(tiny.stage(name, f"stages.{name}.network.head_channels=6",
                               f"stages.{name}.network.text_channels=12"))  # fmt: skip
     with pytest.raises(ValueError, match=r"text of 10 channels cannot be divided .* heads of 4"):
@@ -396,9 +396,9 @@ def test_heads_that_do_not_divide(name: str) -> None:
                                    TextBlock(3, jnp.float32)])  # fmt: skip
 def test_every_attention_checks_its_heads(layer: nn.Module) -> None:
     text, mask = jnp.zeros((1, 2, 8)), jnp.ones((1, 2), bool)
-    picture = [jnp.zeros((1, 2, 2, 8))] if isinstance(layer, ImageAttention) else []
+    image = [jnp.zeros((1, 2, 2, 8))] if isinstance(layer, ImageAttention) else []
     with pytest.raises(ValueError, match=r"of 8 channels cannot be divided into .* heads of 3"):
-        jax.eval_shape(layer.init, jax.random.key(0), *picture, text, mask)
+        jax.eval_shape(layer.init, jax.random.key(0), *image, text, mask)
 
 
 def test_missing_and_needless_low_res() -> None:

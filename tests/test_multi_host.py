@@ -67,7 +67,7 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
     tmp_path: Path,
 ) -> None:
     settings = ("steps=50", "checkpoint_every=10", "sample_every=10", "evaluate_every=10",
-                "evaluate_pictures=4")  # fmt: skip
+                "evaluate_images=4")  # fmt: skip
     overrides = [f"stages.sr.train.{setting}" for setting in settings]
     stage = tiny.stage("sr", *tiny.ONE_LEVEL, *overrides)
     data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"

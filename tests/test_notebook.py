@@ -1,4 +1,4 @@
-"""The notebooks run from their first cells to their last, made small, and show pictures."""
+"""The notebooks run from their first cells to their last, made small, and show images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def execute(name: str, where: Path, **parameters: Any) -> list[Any]:
     return cells
 
 
-def pictures_of(cells: list[Any]) -> int:
+def images_of(cells: list[Any]) -> int:
     outputs = [output for cell in cells for output in cell.outputs]
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
@@ -50,8 +50,8 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 def test_sample(cascade: str, tmp_path: Path) -> None:
     cells = execute("sample", tmp_path, WORKDIR=cascade, STEPS=2)
-    assert pictures_of(cells) == 10
-    assert len(list((tmp_path / "samples").glob("*.png"))) == 9, "a grid and eight pictures"
+    assert images_of(cells) == 10
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 9, "a grid and eight images"
     said = "".join(output.text for output in cells[-1].outputs)
     assert "made again differs by at most" in said
 
@@ -59,7 +59,7 @@ def test_sample(cascade: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_inside_imagen(cascade: str, tmp_path: Path) -> None:
     cells = execute("inside-imagen", tmp_path, WORKDIR=cascade, STEPS=2, COUNT=2)
-    assert pictures_of(cells) == 16
+    assert images_of(cells) == 16
 
 
 @pytest.mark.slow
@@ -67,4 +67,4 @@ def test_train_your_own(tmp_path: Path) -> None:
     cells = execute(
         "train-your-own", tmp_path, COUNT=16, SIZE=8, STEPS=2, BATCH=4, CHANNELS=(48,), BLOCKS=(1,)
     )
-    assert pictures_of(cells) == 3, "the pictures, the loss and samples"
+    assert images_of(cells) == 3, "the images, the loss and samples"

@@ -22,7 +22,7 @@ from imagen_jax.page.drawing import Stroke, mask_of, preview
 from imagen_jax.page.form import Form, arguments, sizes
 from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback
 from imagen_jax.page.jobs import Job, Worker
-from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_WAITING
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING
 from imagen_jax.page.server import listen
 
 
@@ -33,7 +33,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
 
 def form(**changes: Any) -> Form:
     asked = Form(
-        mode="create", prompt="a red apple", negative="", pictures=2, seed=0,
+        mode="create", prompt="a red apple", negative="", images=2, seed=0,
         size=(tiny.SR, tiny.SR), strength=0.5, resamples=1,
         settings={"steps": {"base": 2, "sr": 2}, "guidance": {"base": 2.0, "sr": 1.0}},
     )  # fmt: skip
@@ -56,15 +56,15 @@ IMAGE = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
         ({"negative": "b", "settings": {"guidance": {"base": 1, "sr": 1}}}, "guidance is 1"),
         ({"negative": "b", "mode": "enlarge", "image": IMAGE}, "raise it in one of sr"),
         ({"prompt": "\ud800"}, "not valid Unicode"),
-        ({"pictures": MAX_PICTURES + 1}, "number of pictures is 17; it must be from 1 to 16"),
-        ({"pictures": None}, "number of pictures must be a whole number, got None"),
+        ({"images": MAX_IMAGES + 1}, "number of images is 17; it must be from 1 to 16"),
+        ({"images": None}, "number of images must be a whole number, got None"),
         ({"seed": -1}, "the seed is -1"),
-        ({"seed": 2**32 - 1, "pictures": 2}, "the seed is 4,294,967,295; it must be from 0 to"),
+        ({"seed": 2**32 - 1, "images": 2}, "the seed is 4,294,967,295; it must be from 0 to"),
         ({"seed": 0.5}, "the seed must be a whole number, got 0.5"),
         ({"settings": {"steps": {"base": 251}}}, "number of steps of base is 251"),
         ({"settings": {"guidance": {"base": None}}}, "guidance of base is empty"),
         ({"settings": {"guidance": {"base": -1.0}}}, "guidance is -1.0"),
-        ({"mode": "change"}, "choose a picture"),
+        ({"mode": "change"}, "choose an image"),
         ({"mode": "paint", "image": IMAGE}, "brush over"),
         ({"mode": "paint", "image": IMAGE, "mask": np.zeros((6, 6), bool)}, "brush over"),
         ({"mode": "paint", "image": IMAGE, "mask": np.ones((6, 6), bool), "resamples": 99},
@@ -81,7 +81,7 @@ def test_mistakes_in_the_form_are_told(
 
 
 def test_what_the_form_stands_for(cascade: Cascade) -> None:
-    asked = arguments(form(prompt=" a red apple\n", pictures=3, seed=5.0), cascade)
+    asked = arguments(form(prompt=" a red apple\n", images=3, seed=5.0), cascade)
     assert asked["prompts"] == ["a red apple"] * 3
     assert asked["seeds"] == [5, 6, 7]
     assert not {"image", "mask", "strength"} & asked.keys()
@@ -145,7 +145,7 @@ def test_a_job_makes_what_the_cascade_makes(worker: Worker) -> None:
     samples = worker.cascade.sample(["a red apple"], per_prompt=2, steps=2,
                                     guidance={"base": 2.0}, show_progress=False)  # fmt: skip
     for row in range(2):
-        np.testing.assert_array_equal(job.picture(row), samples.images[row])
+        np.testing.assert_array_equal(job.image(row), samples.images[row])
         np.testing.assert_array_equal(job.stages["base"][row], samples.stages["base"][row])
         assert [(f.stage, f.step) for f in job.frames[row]] == [
             ("base", 1), ("base", 2), ("sr", 1), ("sr", 2),
@@ -196,7 +196,7 @@ def test_stopping_keeps_what_is_done(worker: Worker) -> None:
         time.sleep(0.01)
     worker.stop(job)
     assert ended(job).state == "stopped"
-    assert job.picture(0) is None
+    assert job.image(0) is None
     assert job.stages["base"][0].shape == (tiny.BASE, tiny.BASE, 3)
 
 

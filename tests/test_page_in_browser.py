@@ -1,4 +1,4 @@
-"""The page of `imagen demo` in a real browser: pictures, editing, mistakes, and who is answered."""
+"""The page of `imagen demo` in a real browser: images, editing, mistakes, and who is answered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from imagen_jax.cascade import Cascade, read_mask, read_picture, read_record, repeat
+from imagen_jax.cascade import Cascade, read_image, read_mask, read_record, repeat
 
 pytest.importorskip("nicegui", reason="the page needs NiceGUI: pip install 'imagen-jax[page]'")
 playwright = pytest.importorskip(
@@ -79,7 +79,7 @@ def page(browser: playwright.Browser, server: tuple[str, int]) -> Iterator[playw
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server[0])
-    tab.get_by_label("Pictures", exact=True).fill("2")
+    tab.get_by_label("Images", exact=True).fill("2")
     for stage in ("base", "sr"):
         tab.get_by_label(f"Steps, {stage}").fill("2")
     yield tab
@@ -93,10 +93,10 @@ def mode(page: playwright.Page, name: str) -> None:
 
 
 def make(page: playwright.Page, prompt: str = PROMPT) -> None:
-    """Asks for pictures and waits until they are there."""
+    """Asks for images and waits until they are there."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
     before = page.locator(".tile").element_handles()
-    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_role("button", name="Make images").click()
     if before:
         before[0].wait_for_element_state("hidden")
     page.get_by_role("status").filter(has_text="done in").wait_for()
@@ -115,7 +115,7 @@ def slide(page: playwright.Page, name: str, key: str, times: int) -> None:
 
 
 def brush(page: playwright.Page) -> None:
-    """Paints over a part of the picture on the canvas, from row 2 to row 6 of 8 in column 2."""
+    """Paints over a part of the image on the canvas, from row 2 to row 6 of 8 in column 2."""
     canvas = page.locator(".canvas img")
     playwright.expect(canvas).to_have_js_property("complete", True)
     box = canvas.bounding_box()
@@ -142,21 +142,21 @@ def downloaded(page: playwright.Page, button: str, directory: Path) -> Path:
     return path
 
 
-def sizes_of(pictures: playwright.Locator) -> list[list[int]]:
-    """Width and height of pictures that the browser has decoded."""
-    return pictures.evaluate_all("all => all.map(x => [x.naturalWidth, x.naturalHeight])")
+def sizes_of(images: playwright.Locator) -> list[list[int]]:
+    """Width and height of images that the browser has decoded."""
+    return images.evaluate_all("all => all.map(x => [x.naturalWidth, x.naturalHeight])")
 
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
-def test_pictures_their_stages_and_their_files(
+def test_images_their_stages_and_their_files(
     page: playwright.Page, workdir: Path, tmp_path: Path
 ) -> None:
     page.get_by_label("Seed", exact=True).fill("7")
     make(page)
     assert sizes_of(page.locator(".tile")) == [[tiny.SR, tiny.SR]] * 2
-    page.get_by_alt_text("picture 2, seed 8").click()
+    page.get_by_alt_text("image 2, seed 8").click()
     assert sizes_of(page.locator(".stage")) == [[tiny.BASE] * 2, [tiny.SR] * 2]
     film = page.get_by_text("stage sr, step 2 of 2")
     film.last.wait_for()
@@ -170,18 +170,18 @@ def test_pictures_their_stages_and_their_files(
     record = read_record(file)
     assert (record["prompt"], record["seed"]) == (PROMPT, 8)
     again = repeat(Cascade.load(workdir), record, show_progress=False)
-    difference = again.images[0].astype(int) - read_picture(file)
+    difference = again.images[0].astype(int) - read_image(file)
     assert np.abs(difference).max() <= 1  # of another batch size
 
     page.get_by_role("button", name="Use its settings").click()
     playwright.expect(page.get_by_label("Seed", exact=True)).to_have_value("8")
-    playwright.expect(page.get_by_label("Pictures", exact=True)).to_have_value("1")
+    playwright.expect(page.get_by_label("Images", exact=True)).to_have_value("1")
     page.reload()  # what the tab has made is still there
     page.get_by_role("status").filter(has_text="done in").wait_for()
     assert page.locator(".tile").count() == 2
 
 
-def test_an_uploaded_picture_changed_painted_and_enlarged(
+def test_an_uploaded_image_changed_painted_and_enlarged(
     page: playwright.Page, workdir: Path, tmp_path: Path
 ) -> None:
     mode(page, "Change")
@@ -196,14 +196,14 @@ def test_an_uploaded_picture_changed_painted_and_enlarged(
     brush(page)
     make(page)
     painted = downloaded(page, "Download PNG", tmp_path)
-    image = read_picture(downloaded(page, "Download its image", tmp_path))
+    image = read_image(downloaded(page, "Download its image", tmp_path))
     mask = read_mask(downloaded(page, "Download its mask", tmp_path))
     np.testing.assert_array_equal(image, PHOTO)
     assert mask[2:6, 1:3].all()
     assert not mask[:, 4:].any()
-    np.testing.assert_array_equal(read_picture(painted)[~mask], PHOTO[~mask])
+    np.testing.assert_array_equal(read_image(painted)[~mask], PHOTO[~mask])
     again = repeat(Cascade.load(workdir), read_record(painted), image, mask, show_progress=False)
-    assert np.abs(again.images[0].astype(int) - read_picture(painted)).max() <= 1
+    assert np.abs(again.images[0].astype(int) - read_image(painted)).max() <= 1
 
     mode(page, "Enlarge")
     make(page)
@@ -213,9 +213,9 @@ def test_an_uploaded_picture_changed_painted_and_enlarged(
 
 def test_mistakes_are_told_and_the_server_lives_on(page: playwright.Page) -> None:
     alert = page.get_by_role("alert")
-    button = page.get_by_role("button", name="Make pictures")
+    button = page.get_by_role("button", name="Make images")
     button.click()
-    alert.filter(has_text="say in the prompt what the picture shows").wait_for()
+    alert.filter(has_text="say in the prompt what the image shows").wait_for()
     page.get_by_label("Prompt", exact=True).fill("a" * 1001)
     page.get_by_text("1,001 of 1,000 characters").wait_for()
     button.click()
@@ -225,20 +225,20 @@ def test_mistakes_are_told_and_the_server_lives_on(page: playwright.Page) -> Non
     alert.filter(has_text="trained with at most 32").wait_for()
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     for number in ("17", "1.5", ""):
-        page.get_by_label("Pictures", exact=True).fill(number)
+        page.get_by_label("Images", exact=True).fill(number)
         button.click()
-        alert.filter(has_text="the number of pictures").filter(
+        alert.filter(has_text="the number of images").filter(
             has_text=number if number else "got None"
         ).wait_for()
-    page.get_by_label("Pictures", exact=True).fill("2")
+    page.get_by_label("Images", exact=True).fill("2")
 
     mode(page, "Change")
     button.click()
-    alert.filter(has_text="choose a picture to start from").wait_for()
-    upload(page, b"no picture at all", "notes.txt")
-    alert.filter(has_text="notes.txt: the given picture is no picture").wait_for()
+    alert.filter(has_text="choose an image to start from").wait_for()
+    upload(page, b"no image at all", "notes.txt")
+    alert.filter(has_text="notes.txt: the given image is no image").wait_for()
     upload(page, png(PHOTO)[:-30], "cut.png")
-    alert.filter(has_text="cut.png: the given picture is damaged").wait_for()
+    alert.filter(has_text="cut.png: the given image is damaged").wait_for()
     upload(page, bytes(11 * 2**20), "large.png")
     alert.filter(has_text="the file is larger than 10 MB").wait_for()
     mode(page, "Create")
@@ -254,7 +254,7 @@ def test_a_running_job_can_be_stopped(page: playwright.Page) -> None:
     for stage in ("base", "sr"):
         page.get_by_label(f"Steps, {stage}").fill("250")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
-    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_role("button", name="Make images").click()
     page.get_by_text("stage base, step").first.wait_for()
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("status").filter(has_text="stopped").wait_for()

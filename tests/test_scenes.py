@@ -162,8 +162,8 @@ def test_layouts_obey_their_scene(level):
 @pytest.mark.parametrize("level", VENDORED)
 def test_ink_lies_exactly_in_the_boxes(level):
     for scene in scenes(level, "train", 60):
-        picture = render(scene, 64)
-        ink = (picture != vocabulary.BACKGROUNDS[scene.background]).any(-1)
+        image = render(scene, 64)
+        ink = (image != vocabulary.BACKGROUNDS[scene.background]).any(-1)
         for _, *box in layout(scene):
             left, top, width, height = (round(64 * edge) for edge in box)
             assert ink[top : top + height, left : left + width].any()
@@ -171,14 +171,14 @@ def test_ink_lies_exactly_in_the_boxes(level):
         assert not ink.any()
 
 
-def test_sizes_of_a_picture_agree():
+def test_sizes_of_a_image_agree():
     for scene in scenes("demo", "train", 30):
-        pictures = {size: render(scene, size) for size in (16, 32, 64, 96, 256)}
-        for size, picture in pictures.items():
-            assert picture.shape == (size, size, 3)
-            assert picture.dtype == np.uint8
-            reduced = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BOX))
-            assert np.abs(reduced.astype(int) - pictures[16]).mean() < 1.5
+        images = {size: render(scene, size) for size in (16, 32, 64, 96, 256)}
+        for size, image in images.items():
+            assert image.shape == (size, size, 3)
+            assert image.dtype == np.uint8
+            reduced = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BOX))
+            assert np.abs(reduced.astype(int) - images[16]).mean() < 1.5
 
 
 @pytest.mark.parametrize("size", [0, 257])
@@ -240,7 +240,7 @@ def test_an_unseen_caption_differs_by_one_word_of_a_seen_composition():
         (lambda: get_level("demo", "somewhere"), "demo"),
         (lambda: sample_scene(get_level("demo"), "test", 0, 0), "test.*heldout"),
         (lambda: sample_scene(get_level("demo"), "train", 0, 0, 3), "3"),
-        (lambda: labelled_grid(np.zeros((2, 8, 8, 3), np.uint8), ["one"], 2), "2 pictures"),
+        (lambda: labelled_grid(np.zeros((2, 8, 8, 3), np.uint8), ["one"], 2), "2 images"),
         (lambda: labelled_grid(np.zeros((1, 8, 8, 3), np.float32), ["one"], 2), "float32"),
         (lambda: labelled_grid(np.zeros((1, 8, 8, 3), np.uint8), ["one"], 0), "columns=0"),
     ],
@@ -338,7 +338,7 @@ def test_a_contact_sheet_has_room_for_its_captions():
     assert taller.height > sheet.height > 2 * 64
 
 
-def test_a_grid_shows_the_pictures_unchanged():
+def test_a_grid_shows_the_images_unchanged():
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     long_word = "incomprehensibility"
     sheet = np.asarray(labelled_grid(images, ["a", "", long_word], columns=2, scale=8))

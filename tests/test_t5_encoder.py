@@ -1,4 +1,4 @@
-"""T5 as a text encoder: its tokenizers, its files, and a cascade from embeddings to a picture."""
+"""T5 as a text encoder: its tokenizers, its files, and a cascade from embeddings to an image."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_large_parameters_are_divided_over_devices() -> None:
         assert tuple(sharding(name, shape).spec) == spec, name
 
 
-# from embeddings to a picture
+# from embeddings to an image
 
 
 def test_embeddings_and_a_cascade_on_t5(vocabulary: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpus_files import CAPTIONS, PICTURES, write_csv, write_parquet
+from corpus_files import CAPTIONS, IMAGES, write_csv, write_parquet
 
 from imagen_jax.data.tables import Table
 
 
-def test_missing_columns_files_and_pictures(tmp_path: Path) -> None:
+def test_missing_columns_files_and_images(tmp_path: Path) -> None:
     write_csv(tmp_path)
     with pytest.raises(ValueError, match=r"has no columns \['text'\]; it has \['image', 'caption'"):
         Table(tmp_path / "table.csv", "image", "text")
@@ -48,26 +48,26 @@ def parquet(directory: Path, image: Any, caption: Any = CAPTIONS) -> Table:
     return Table(path, "image", "caption")
 
 
-def test_pictures_of_hugging_face_datasets(tmp_path: Path) -> None:
-    """A picture is {bytes, path}, of which one may be missing."""
-    (tmp_path / "2.jpg").write_bytes(PICTURES[2])
-    pictures = [{"bytes": PICTURES[0], "path": "0.jpg"}, {"bytes": PICTURES[1], "path": None},
+def test_images_of_hugging_face_datasets(tmp_path: Path) -> None:
+    """An image is {bytes, path}, of which one may be missing."""
+    (tmp_path / "2.jpg").write_bytes(IMAGES[2])
+    images = [{"bytes": IMAGES[0], "path": "0.jpg"}, {"bytes": IMAGES[1], "path": None},
                 {"bytes": None, "path": "2.jpg"}, None]  # fmt: skip
-    found = list(parquet(tmp_path, pictures).examples_of_shard(0, 1))
-    assert [e.image for e in found] == [*PICTURES[:3], None]
+    found = list(parquet(tmp_path, images).examples_of_shard(0, 1))
+    assert [e.image for e in found] == [*IMAGES[:3], None]
     assert [e.caption for e in found] == CAPTIONS
 
 
 def test_columns_of_other_types(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     with pytest.raises(ValueError, match=rf"{path}: column 'caption' holds int64; captions must"):
-        parquet(tmp_path, PICTURES, [1, 2, 3, 4])
+        parquet(tmp_path, IMAGES, [1, 2, 3, 4])
     with pytest.raises(ValueError, match=rf"{path}: column 'caption' holds list<.*string"):
-        parquet(tmp_path, PICTURES, [[caption] for caption in CAPTIONS])
+        parquet(tmp_path, IMAGES, [[caption] for caption in CAPTIONS])
     with pytest.raises(ValueError, match=rf"{path}: column 'image' holds double; it must hold"):
         parquet(tmp_path, [0.5, 1.5, 2.5, 3.5])
     repeated = pyarrow.array(CAPTIONS).dictionary_encode()
-    found = parquet(tmp_path, PICTURES, repeated).examples_of_shard(0, 1)
+    found = parquet(tmp_path, IMAGES, repeated).examples_of_shard(0, 1)
     assert [example.caption for example in found] == CAPTIONS
 
 

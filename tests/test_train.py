@@ -28,7 +28,7 @@ RUN = (
     "stages.base.train.sample_every=30", "stages.base.train.checkpoint_every=20",
     "stages.base.train.keep_checkpoints=2", "stages.base.network.dropout=0.1",
     "stages.base.train.optimizer=muon",
-    # What one colour for a picture is learnt from in a few steps.
+    # What one colour for an image is learnt from in a few steps.
     "stages.base.diffusion.parametrization=x0", "stages.base.diffusion.weighting=x0",
 )  # fmt: skip
 
@@ -228,7 +228,7 @@ def test_measuring_changes_nothing_and_keeps_the_best(
     if metric == "validation_loss":
         wanted.append("validation_batches=2")
     else:
-        wanted += ["evaluate_every=20", "evaluate_pictures=4"]
+        wanted += ["evaluate_every=20", "evaluate_images=4"]
     config = tiny.config(*RUN, *(f"stages.base.train.{change}" for change in wanted))
     with pytest.raises(ValueError, match=r"unknown split 'validation'(?s:.*)--split validation"):
         loop.train(config, "base", str(data), str(tmp_path / "workdir"))

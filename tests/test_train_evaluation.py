@@ -1,4 +1,4 @@
-"""Evaluation of samples while a stage trains, on real pictures in the place of samples."""
+"""Evaluation of samples while a stage trains, on real images in the place of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagen_jax.data.sources import SceneSource
 from imagen_jax.embed import embed
 from imagen_jax.eval.feature_sets import compare, compute_features
 from imagen_jax.eval.features.network import load_network
-from imagen_jax.eval.pictures import RenderedScenes
+from imagen_jax.eval.images import RenderedScenes
 from imagen_jax.stage import Stage
 from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.samples import FixedSampler
@@ -30,7 +30,7 @@ def stage(*changes: str) -> Stage:
     return tiny.stage(
         "base", f"stages.base.resolution={SIDE}", f"stages.base.schedule.image_size={SIDE}",
         f"text.max_length={LONGEST}", "stages.base.train.evaluate_every=2",
-        f"stages.base.train.evaluate_pictures={COUNT}",
+        f"stages.base.train.evaluate_images={COUNT}",
         *(f"stages.base.train.{change}" for change in changes),
     )  # fmt: skip
 
@@ -46,13 +46,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_true_pictures_are_as_good_as_can_be(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_true_images_are_as_good_as_can_be(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = [sample_scene(LEVEL, "heldout", 3, i) for i in range(2 * COUNT)]
     true = np.stack([render(scene, SIDE) for scene in scenes[::2]])
     evaluation = Evaluation(stage("best_metric=all_correct"), str(data), sharding.make_mesh())
 
-    def of(pictures: np.ndarray) -> dict[str, float]:
-        monkeypatch.setattr(FixedSampler, "__call__", lambda self, params: pictures)
+    def of(images: np.ndarray) -> dict[str, float]:
+        monkeypatch.setattr(FixedSampler, "__call__", lambda self, params: images)
         return evaluation({})
 
     found = of(true)
@@ -81,10 +81,10 @@ def test_true_pictures_are_as_good_as_can_be(data: Path, monkeypatch: pytest.Mon
 
 def test_what_cannot_be_evaluated(data: Path, tmp_path: Path) -> None:
     mesh = sharding.make_mesh()
-    with pytest.raises(ValueError, match=r"evaluate_pictures is 21, .*: 42 .* wanted.* has 40"):
-        Evaluation(stage("evaluate_pictures=21"), str(data), mesh)
+    with pytest.raises(ValueError, match=r"evaluate_images is 21, .*: 42 .* wanted.* has 40"):
+        Evaluation(stage("evaluate_images=21"), str(data), mesh)
     colours = tiny.embed_colours(tmp_path / "colours")
-    small = ("base", "stages.base.train.evaluate_every=2", "stages.base.train.evaluate_pictures=8")
+    small = ("base", "stages.base.train.evaluate_every=2", "stages.base.train.evaluate_images=8")
     with pytest.raises(ValueError, match=r"evaluate_every is 2.*embed --split validation"):
         Evaluation(tiny.stage(*small), str(colours), mesh)
     embed(

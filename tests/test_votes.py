@@ -18,11 +18,11 @@ PROMPTS = [["a red </script> cat", "Colors"], ["two dogs", "Counting"], ["a pear
 
 
 def write_run(folder: Path, shade: int) -> Path:
-    """What `imagen evaluate prompts` leaves, with pictures of one gray."""
-    (folder / "pictures" / "0000").mkdir(parents=True)
+    """What `imagen evaluate prompts` leaves, with images of one gray."""
+    (folder / "images" / "0000").mkdir(parents=True)
     for i in range(6):
-        picture = np.full((8, 8, 3), shade + i, np.uint8)
-        Image.fromarray(picture).save(folder / "pictures" / "0000" / f"{i:06d}.png")
+        image = np.full((8, 8, 3), shade + i, np.uint8)
+        Image.fromarray(image).save(folder / "images" / "0000" / f"{i:06d}.png")
     record = {"prompts": "same", "per_prompt": 2, "job": shade, "scores": {"count": 6}}
     (folder / "scores.json").write_text(json.dumps(record))
     (folder / "prompts.json").write_text(json.dumps(PROMPTS))
@@ -43,12 +43,12 @@ def shade(url: str) -> int:
     import base64
     import io
 
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:
-        return int(np.asarray(picture)[0, 0, 0])
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        return int(np.asarray(image)[0, 0, 0])
 
 
 def votes_for(data: dict[str, Any], wanted: str, person: str) -> dict[str, Any]:
-    """Someone who sees which picture is darker: model one; "none" has no preference."""
+    """Someone who sees which image is darker: model one; "none" has no preference."""
     votes = {}
     for i, pair in enumerate(data["pairs"]):
         darker = "left" if shade(pair["left"]) < shade(pair["right"]) else "right"
@@ -120,10 +120,10 @@ def test_runs_that_differ_are_refused(runs: tuple[Path, Path], tmp_path: Path) -
     with pytest.raises(ValueError, match="different prompts"):
         write_vote(one, two, tmp_path / "vote")
     (two / "scores.json").write_text(json.dumps(record))
-    (two / "pictures" / "0000" / "000005.png").unlink()
-    with pytest.raises(ValueError, match="has 6 pictures of 8 pixels"):
+    (two / "images" / "0000" / "000005.png").unlink()
+    with pytest.raises(ValueError, match="has 6 images of 8 pixels"):
         write_vote(one, two, tmp_path / "vote")
-    with pytest.raises(ValueError, match="hold the same pictures"):
+    with pytest.raises(ValueError, match="hold the same images"):
         write_vote(one, one, tmp_path / "vote")
     with pytest.raises(FileNotFoundError, match=r"no scores\.json"):
         write_vote(one, tmp_path, tmp_path / "vote")

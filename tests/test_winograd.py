@@ -28,7 +28,7 @@ def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def picture_and_kernel(*shape: int, features: int, dtype: Any = np.float32) -> Any:
+def image_and_kernel(*shape: int, features: int, dtype: Any = np.float32) -> Any:
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((3, 3, shape[-1], features)) / (3 * shape[-1] ** 0.5)
     return rng.standard_normal(shape).astype(dtype), kernel.astype(dtype)
@@ -51,8 +51,8 @@ def value_and_gradients(convolve: Any, x: Any, kernel: Any, grad: Any) -> dict[s
     ],
 )
 def test_errors_are_rounding(shape: tuple[int, ...], features: int) -> None:
-    x, kernel = picture_and_kernel(*shape, features=features)
-    grad, _ = picture_and_kernel(*shape[:3], features, features=1)
+    x, kernel = image_and_kernel(*shape, features=features)
+    grad, _ = image_and_kernel(*shape[:3], features, features=1)
     with jax.enable_x64(True):
         exact = value_and_gradients(direct, *(a.astype(np.float64) for a in (x, kernel, grad)))
     plain = value_and_gradients(direct, x, kernel, grad)
@@ -74,7 +74,7 @@ def test_transforms_are_exact_without_rounding() -> None:
 
 
 def applies(*shape: int, features: int = 32, dtype: Any = np.float32) -> bool:
-    return winograd.applies(*map(jnp.asarray, picture_and_kernel(
+    return winograd.applies(*map(jnp.asarray, image_and_kernel(
         *shape, features=features, dtype=dtype)))  # fmt: skip
 
 
@@ -92,21 +92,21 @@ def test_where_it_applies() -> None:
 
 
 def test_bad_shapes_are_refused() -> None:
-    x, kernel = picture_and_kernel(1, 8, 8, 24, features=16)
+    x, kernel = image_and_kernel(1, 8, 8, 24, features=16)
     with pytest.raises(Exception, match="multiples of 4, and channels of 16"):
         winograd.convolve(x, kernel).block_until_ready()
     with pytest.raises(Exception, match="as many channels as the kernel takes"):
         winograd.convolve(np.ones((1, 8, 8, 32), np.float32), kernel).block_until_ready()
 
 
-def test_equal_pictures_in_whatever_batch() -> None:
-    x, kernel = picture_and_kernel(64, 32, 32, 16, features=32)
+def test_equal_images_in_whatever_batch() -> None:
+    x, kernel = image_and_kernel(64, 32, 32, 16, features=32)
     convolve = jax.jit(winograd.convolve)
     np.testing.assert_array_equal(convolve(x, kernel)[5:6], convolve(x[5:6], kernel))
 
 
 def test_a_batch_of_calls() -> None:
-    x, kernel = picture_and_kernel(3, 2, 8, 8, features=16)
+    x, kernel = image_and_kernel(3, 2, 8, 8, features=16)
     x = np.repeat(x[..., None], 16, axis=-1)
     kernel = np.broadcast_to(kernel[:, :, :1], (3, 3, 16, 16))
     found = jax.vmap(winograd.convolve, (0, None))(x, kernel)
@@ -123,7 +123,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layer_uses_it() -> None:
-    x, kernel = picture_and_kernel(4, 16, 16, 32, features=32)
+    x, kernel = image_and_kernel(4, 16, 16, 32, features=32)
     layer = Conv(32, jnp.float32)
     params = {"params": {"conv": {"kernel": kernel, "bias": np.zeros(32, np.float32)}}}
     apply = lambda x: layer.apply(params, x)  # noqa: E731

@@ -94,7 +94,7 @@ encoder_lib.ENCODERS["tiny"] = lambda weights, vocabulary, dtype: encoder()  # t
 
 
 class Example(NamedTuple):
-    """A captioned picture."""
+    """A captioned image."""
 
     id: str
     caption: str
@@ -105,13 +105,13 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black
 
 
 class Colours:
-    """Pictures of one colour that the caption names: as easy to learn as pictures can be."""
+    """Images of one colour that the caption names: as easy to learn as images can be."""
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
         for i in range(shard, len(self), num_shards):
             name = list(COLOURS)[i // num_shards % len(COLOURS)]
             image = np.broadcast_to(np.uint8(COLOURS[name]), (SR, SR, 3))
-            yield Example(str(i), f"a {name} picture", np.ascontiguousarray(image))
+            yield Example(str(i), f"a {name} image", np.ascontiguousarray(image))
 
     def describe(self) -> dict[str, Any]:
         return {"name": "colours"}
@@ -138,20 +138,20 @@ def conditioning(of: Stage, batch_size: int, seed: int = 0) -> Conditioning:
     text = TextEmbedding(states, jnp.arange(length)[None] < jnp.full((batch_size, 1), length - 2))
     if of.low_res is None:
         return Conditioning(text)
-    picture = rng.normal(size=(batch_size, of.resolution, of.resolution, 3))
-    return Conditioning(text, jnp.asarray(picture, jnp.float32), jnp.linspace(0.1, 0.9, batch_size))
+    image = rng.normal(size=(batch_size, of.resolution, of.resolution, 3))
+    return Conditioning(text, jnp.asarray(image, jnp.float32), jnp.linspace(0.1, 0.9, batch_size))
 
 
 def batch(of: Stage, batch_size: int, seed: int = 0) -> dict[str, jax.Array]:
     """A random training batch."""
     rng = np.random.default_rng(seed)
 
-    def picture(size: int) -> jax.Array:
+    def image(size: int) -> jax.Array:
         return jnp.asarray(rng.uniform(-1, 1, (batch_size, size, size, 3)), jnp.float32)
 
     text = conditioning(of, batch_size, seed).text
-    arrays = {"image": picture(of.resolution), "text_emb": text.states, "text_mask": text.mask}
-    return arrays if of.low_res is None else arrays | {"low_res": picture(of.low_res)}
+    arrays = {"image": image(of.resolution), "text_emb": text.states, "text_mask": text.mask}
+    return arrays if of.low_res is None else arrays | {"low_res": image(of.low_res)}
 
 
 def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:

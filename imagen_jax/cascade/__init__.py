@@ -1,10 +1,10 @@
-"""From prompts to pictures through all stages of a cascade.
+"""From prompts to images through all stages of a cascade.
 
     cascade = Cascade.load()                                  # the one that comes along
     samples = cascade.sample(["a red apple on a blue background"], seed=1, per_prompt=4)
-    save_samples(samples, "pictures")
+    save_samples(samples, "images")
 
-Pictures can also be edited (image and strength or mask), enlarged (image alone), swept over
+Images can also be edited (image and strength or mask), enlarged (image alone), swept over
 settings (`sweep`) and repeated from their files (`read_record`, `repeat`).
 """
 
@@ -15,10 +15,10 @@ from imagen_jax.cascade.files import (
     grid_of,
     read_record,
     repeat,
-    save_picture,
+    save_image,
     save_samples,
 )
-from imagen_jax.cascade.pictures import crop_to, read_mask, read_picture
+from imagen_jax.cascade.images import crop_to, read_image, read_mask
 from imagen_jax.cascade.prompts import Blend, check_prompts
 from imagen_jax.cascade.run import BATCH_SIZES, Step
 from imagen_jax.cascade.samples import CascadeSamples, Finished
@@ -38,11 +38,11 @@ __all__ = [
     "check_prompts",
     "crop_to",
     "grid_of",
+    "read_image",
     "read_mask",
-    "read_picture",
     "read_record",
     "repeat",
-    "save_picture",
+    "save_image",
     "save_samples",
     "sweep",
 ]

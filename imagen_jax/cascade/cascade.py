@@ -104,7 +104,7 @@ class Cascade:
           encoder_weights, vocabulary: files of the text encoder, see `load_encoder`; needed by
             cascades that were trained with T5.
           stages: names of those to use, one after another in the cascade; None is all. A later
-            one as the first needs a picture to start from.
+            one as the first needs an image to start from.
           dtype: of weights and activations, "float32" or "bfloat16"; None is float32 weights, and
             activations as the config says.
           keep: "all" loads everything now and keeps it; "one" loads the encoder, if there is a text
@@ -143,7 +143,7 @@ class Cascade:
 
     @property
     def size(self) -> int:
-        """Pixels per side of the pictures that the cascade makes unless asked for another size."""
+        """Pixels per side of the images that the cascade makes unless asked for another size."""
         return self.stages[-1].resolution
 
     @property
@@ -162,7 +162,7 @@ class Cascade:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Stage name -> of all that decides its pictures, see Pretrained.fingerprint."""
+        """Stage name -> of all that decides its images, see Pretrained.fingerprint."""
         return {
             stage.name: self._pretrained.fingerprint(stage)
             for stage in choose_stages(
@@ -217,15 +217,15 @@ class Cascade:
         mask: np.ndarray | None = None,
         **options: Any,
     ) -> CascadeSamples:
-        """Pictures of prompts.
+        """Images of prompts.
 
-        Picture r of a prompt has the seed `seed + r`; equal prompt, seed and settings give the
-        equal picture, whatever else is sampled with it.
+        Image r of a prompt has the seed `seed + r`; equal prompt, seed and settings give the
+        equal image, whatever else is sampled with it.
 
         Args:
           prompts: one or more, not empty; texts, or a Blend of two.
-          seed: of the first picture of every prompt, in [0, 2**32).
-          per_prompt: pictures of each prompt.
+          seed: of the first image of every prompt, in [0, 2**32).
+          per_prompt: images of each prompt.
           negative_prompts: one for all, or one for each prompt; see sample_each.
           image, mask: one for all, or one for each prompt; see sample_each.
           **options: of sample_each.
@@ -273,13 +273,13 @@ class Cascade:
         on_finished: Callable[[Finished], None] | None = None,
         **overrides: Any,
     ) -> CascadeSamples:
-        """One picture of each of n prompts with the seed at its place.
+        """One image of each of n prompts with the seed at its place.
 
         An image alone is enlarged: it is what start_stage starts from. With a strength, it is
         noised so far and sampled anew from there (SDEdit), by start_stage; later stages enlarge the
         result. With a mask, every stage paints anew what it says, and keeps the rest
-        of the image (RePaint). Stages run one after another over all pictures; what a stage hands
-        on has 8 bits a channel, so that starting from a picture that was kept gives the same.
+        of the image (RePaint). Stages run one after another over all images; what a stage hands
+        on has 8 bits a channel, so that starting from an image that was kept gives the same.
 
         Args:
           prompts: n, not empty; texts, or a Blend of two.
@@ -288,7 +288,7 @@ class Cascade:
             precomputed ones; [n, l, d] with l at most what the stages were trained with.
           negative_prompts: one for all, or n: prediction = w conditional + (1 - w) negative in
             place of unconditional; "" is unconditional. It changes nothing where guidance is 1.
-          size: of the last stage's pictures: side, or (height, width). None is what it was trained
+          size: of the last stage's images: side, or (height, width). None is what it was trained
             for; when enlarging, what the image gives.
           image: uint8 [h, w, 3] for all, or [n, h, w, 3]; brought to the sizes that stages need.
           mask: bool [h, w] or [n, h, w], True where the image is to be painted anew.
@@ -297,11 +297,11 @@ class Cascade:
           resamples, jump: of inpainting, see diffusion.inpaint: more agree better with what is
             kept, for as many times the steps.
           start_stage: the first that runs; None is the first that can.
-          batch_size: pictures made at once, at most; None is 16 on each device.
-          intermediates: also keep the estimates of the clean picture at every step.
+          batch_size: images made at once, at most; None is 16 on each device.
+          intermediates: also keep the estimates of the clean image at every step.
           show_progress: draw a progress bar for each stage.
           on_step: called after every step; may raise to stop.
-          on_finished: called with the pictures of every batch that a stage finishes.
+          on_finished: called with the images of every batch that a stage finishes.
           **overrides: see `settings`.
 
         Raises:
@@ -331,7 +331,7 @@ class Cascade:
             runs, prompts, negative, seeds, self.fingerprints, self.dtype, image=image, mask=mask,
             text=None if text is None else states.states,
         )  # fmt: skip
-        pictures: dict[str, np.ndarray] = {}
+        by_stage: dict[str, np.ndarray] = {}
         estimates: dict[str, np.ndarray] = {}
         previous: np.ndarray | None = None
         for run in runs:
@@ -346,7 +346,7 @@ class Cascade:
                     on_finished(Finished(run.stage.name, rows, images, recipe, is_last))
 
             try:
-                pictures[name], estimates[name] = run_stage(
+                by_stage[name], estimates[name] = run_stage(
                     run, self.weights(name), rows_of, self.mesh, batch_size=batch_size,
                     intermediates=intermediates, show_progress=show_progress, on_step=on_step,
                     on_batch=finished,
@@ -354,10 +354,10 @@ class Cascade:
             finally:
                 if self.keep == "one":
                     self._weights.pop(name, None)
-            previous = pictures[name]
+            previous = by_stage[name]
         return CascadeSamples(
             **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)},
-            images=pictures[runs[-1].stage.name],
-            stages=pictures,
+            images=by_stage[runs[-1].stage.name],
+            stages=by_stage,
             intermediates=estimates if intermediates else {},
         )

@@ -1,4 +1,4 @@
-"""Pictures as files that say how they were made, and pictures made again from their files."""
+"""Images as files that say how they were made, and images made again from their files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KEY = "imagen"
 _DESCRIPTION = 0x010E
 
 
-def save_picture(image: np.ndarray, record: dict[str, Any], path: str | Path) -> Path:
-    """Writes a picture with its record in its metadata, without loss.
+def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> Path:
+    """Writes an image with its record in its metadata, without loss.
 
     Args:
       image: [h, w, 3] uint8.
@@ -48,17 +48,17 @@ def save_picture(image: np.ndarray, record: dict[str, Any], path: str | Path) ->
         options = {"format": "webp", "lossless": True, "exif": exif}
     else:
         raise UserError(f"{path} must end in one of {', '.join('.' + name for name in FORMATS)}")
-    # Under another name first, so that an interruption leaves no half of a picture.
+    # Under another name first, so that an interruption leaves no half of an image.
     part = path.with_name(path.name + ".part")
     Image.fromarray(image).save(part, **options)
     return part.replace(path)
 
 
 class Writer:
-    """Writes pictures as they are done; to be given to sample as on_finished.
+    """Writes images as they are done; to be given to sample as on_finished.
 
     Attributes:
-      written: files of the pictures that are done.
+      written: files of the images that are done.
       grids: the last grid that was written.
     """
 
@@ -87,7 +87,7 @@ class Writer:
     def _save(self, finished: Finished, stage: str) -> list[Path]:
         self._output.mkdir(parents=True, exist_ok=True)
         return [
-            save_picture(
+            save_image(
                 image,
                 finished.recipe.record(row),
                 self._output / f"{self._before + row:04d}{stage}.{self._format}",
@@ -96,20 +96,20 @@ class Writer:
         ]
 
     def save_grid(self, grid: Image.Image, name: str = "grid.png") -> None:
-        """Writes a grid beside the pictures."""
+        """Writes a grid beside the images."""
         self._output.mkdir(parents=True, exist_ok=True)
         self.grids = self._output / name
         grid.save(self.grids)
 
     def interrupted(self) -> str:
-        """Writes what earlier stages made of pictures that are not done; says what there is."""
+        """Writes what earlier stages made of images that are not done; says what there is."""
         done = len(self.written) - self._before
         earlier: list[Path] = []
         for finished in self._earlier:
             left = finished.rows >= done
             rest = finished._replace(rows=finished.rows[left], images=finished.images[left])
             earlier += self._save(rest, f".{finished.stage}")
-        said = f"; {len(self.written)} pictures are done"
+        said = f"; {len(self.written)} images are done"
         if self.written:
             said += f", in {self._output}"
         if earlier:
@@ -123,7 +123,7 @@ class Writer:
 def save_samples(
     samples: CascadeSamples, output: str | Path, file_format: str = "png"
 ) -> list[Path]:
-    """Writes grid.png, labelled, and one file per picture with its record in its metadata.
+    """Writes grid.png, labelled, and one file per image with its record in its metadata.
 
     Returns:
       Paths of the written files, the grid first.
@@ -136,7 +136,7 @@ def save_samples(
 
 
 def grid_of(samples: CascadeSamples) -> Image.Image:
-    """All pictures, labelled with their prompts."""
+    """All images, labelled with their prompts."""
     scale = max(1, 192 // samples.images.shape[1])
     columns = min(len(samples.images), 4)
     labels = [str(prompt) for prompt in samples.prompts]
@@ -144,17 +144,17 @@ def grid_of(samples: CascadeSamples) -> Image.Image:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """What a picture that was written here says of how it was made.
+    """What an image that was written here says of how it was made.
 
     Raises:
       OSError: there is no such file.
-      UserError: it is no picture, or says nothing that can be read.
+      UserError: it is no image, or says nothing that can be read.
     """
     try:
-        with Image.open(path) as picture:
-            said = picture.info.get(KEY) or picture.getexif().get(_DESCRIPTION)
+        with Image.open(path) as opened:
+            said = opened.info.get(KEY) or opened.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no picture of a kind that can be read") from error
+        raise UserError(f"{path} is no image of a kind that can be read") from error
     try:
         record = json.loads(said or "")
         version = record["version"]
@@ -174,7 +174,7 @@ def repeat(
     mask: np.ndarray | None = None,
     **options: Any,
 ) -> CascadeSamples:
-    """Makes the picture of a record again.
+    """Makes the image of a record again.
 
     It is the same to the bit on the same kind of device in a batch of the same size, and differs
     by rounding else.
@@ -183,10 +183,10 @@ def repeat(
       cascade: the one that made it, with the same dtype.
       record: what read_record or CascadeSamples.record returns.
       image, mask: what was edited, if something was.
-      **options: of Cascade.sample_each that do not change the picture, such as show_progress.
+      **options: of Cascade.sample_each that do not change the image, such as show_progress.
 
     Raises:
-      UserError: another cascade, picture or mask than the record tells of, or one that was made of
+      UserError: another cascade, image or mask than the record tells of, or one that was made of
         token states, which it does not hold; or a record that is damaged.
     """
     try:
@@ -203,17 +203,17 @@ def repeat(
     _check_cascade(cascade, {name: said for name, (said, _, _) in sections.items()}, dtype)
     if "text" in given:
         raise UserError(
-            "the picture was made of token states that were given; its record does not hold them"
+            "the image was made of token states that were given; its record does not hold them"
         )
     for name, array in (("image", image), ("mask", mask)):
         if (array is None) != (name not in given):
             raise UserError(
-                f"the picture was made with{'out' * (name not in given)} {name}; give "
+                f"the image was made with{'out' * (name not in given)} {name}; give "
                 + ("none" if name not in given else f"the same {name} again")
             )
         if array is not None and hash_of(np.asarray(array)) != given[name]:
             raise UserError(
-                f"the {name} is not the one that the picture was made with: its hash is "
+                f"the {name} is not the one that the image was made with: its hash is "
                 f"{hash_of(np.asarray(array))}, not {given[name]}"
             )
     edits = {name: edit for name, (_, _, edit) in sections.items() if edit is not None}
@@ -242,14 +242,14 @@ def _check_cascade(cascade: Cascade, recorded: dict[str, str], dtype: str | None
     names = [stage.name for stage in cascade.stages]
     if list(recorded) != names[len(names) - len(recorded) :]:
         raise UserError(
-            f"the picture was made by stages {', '.join(recorded)}, but the cascade has "
+            f"the image was made by stages {', '.join(recorded)}, but the cascade has "
             f"{', '.join(names)}"
         )
     for name, fingerprint in recorded.items():
         if cascade.fingerprints[name] != fingerprint:
             raise UserError(
-                f"the picture was made by another cascade: its stage {name!r} has the fingerprint "
+                f"the image was made by another cascade: its stage {name!r} has the fingerprint "
                 f"{fingerprint}, the one here {cascade.fingerprints[name]}"
             )
     if cascade.dtype != dtype:
-        raise UserError(f"the picture was made with dtype {dtype}, not with {cascade.dtype}")
+        raise UserError(f"the image was made with dtype {dtype}, not with {cascade.dtype}")

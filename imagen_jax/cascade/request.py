@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade.pictures import (
+from imagen_jax.cascade.images import (
     check_aspect,
+    check_images,
     check_masks,
-    check_pictures,
     resize,
     resize_mask,
 )
@@ -29,19 +29,19 @@ class StageRun:
 
     Attributes:
       settings: how it is sampled.
-      size: height and width of its pictures.
+      size: height and width of its images.
       low_res: [1 or n, h, w, 3] uint8 that it starts from; None for a base stage, and where it
         starts from what the stage before makes.
-      picture: [1 or n, height, width, 3] uint8 that it edits, or None.
+      image: [1 or n, height, width, 3] uint8 that it edits, or None.
       change: [1 or n, height, width] bool, where it is painted anew; None for everywhere.
-      edit: how; None where there is no picture.
+      edit: how; None where there is no image.
     """
 
     stage: Stage
     settings: SampleConfig
     size: tuple[int, int]
     low_res: np.ndarray | None = None
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     change: np.ndarray | None = None
     edit: Edit | None = None
 
@@ -146,9 +146,9 @@ def per_stage(what: str, value: Any, names: Sequence[str]) -> Mapping[str, Any]:
 
 
 def size_step(stages: Sequence[Stage]) -> int:
-    """Height and width of the last stage's pictures must be multiples of this."""
+    """Height and width of the last stage's images must be multiples of this."""
     last = stages[-1].resolution
-    # What a stage makes is as large as the last one's pictures times resolution / last.
+    # What a stage makes is as large as the last one's images times resolution / last.
     wanted = [(stage.resolution, stage.network.size_multiple) for stage in stages]
     wanted += [(stage.low_res, 1) for stage in stages if stage.low_res is not None]
     step = 1
@@ -160,7 +160,7 @@ def size_step(stages: Sequence[Stage]) -> int:
 
 
 def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the last stage's pictures.
+    """Height and width of the last stage's images.
 
     Raises:
       UserError: a size that the stages cannot make, or none; says the nearest that they can.
@@ -175,7 +175,7 @@ def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[in
         near = [max(step, round(side / step) * step) for side in (height, width)]
         made = " -> ".join(str(stage.resolution) for stage in stages)
         raise UserError(
-            f"this cascade ({made} pixels) cannot make pictures of {height} x {width}: height and "
+            f"this cascade ({made} pixels) cannot make images of {height} x {width}: height and "
             f"width must be multiples of {step}; the nearest is {near[0]} x {near[1]}"
         )
     return height, width
@@ -197,7 +197,7 @@ def plan_stages(
     """What each stage does, from the first that runs to the last.
 
     Args: as for Cascade.sample.
-      count: of the pictures that are made.
+      count: of the images that are made.
 
     Raises:
       UserError: arguments that do not fit one another or the stages; says which.
@@ -212,36 +212,36 @@ def plan_stages(
     enlarges = image is not None and mask is None and strength is None
     first = _first_stage(stages, start_stage, image is not None, enlarges)
     run = stages[first:]
-    pictures = None if image is None else check_pictures(image, count)
-    if pictures is not None and enlarges:
+    images = None if image is None else check_images(image, count)
+    if images is not None and enlarges:
         factor = run[-1].resolution // (run[0].low_res or 1)
-        whole = pictures.shape[1] * factor, pictures.shape[2] * factor
+        whole = images.shape[1] * factor, images.shape[2] * factor
         height, width = check_size(run, whole if size is None else size)
     else:
         height, width = check_size(run, run[-1].resolution if size is None else size)
 
-    if pictures is not None:
-        check_aspect(pictures.shape[1:3], (height, width))
+    if images is not None:
+        check_aspect(images.shape[1:3], (height, width))
 
     def of(resolution: int) -> tuple[int, int]:
         last = run[-1].resolution
         return height * resolution // last, width * resolution // last
 
     if enlarges:
-        assert pictures is not None
+        assert images is not None
         assert run[0].low_res is not None
-        small = resize(pictures, of(run[0].low_res))
+        small = resize(images, of(run[0].low_res))
         return [
             StageRun(stage, settings[stage.name], of(stage.resolution),
                      small if stage is run[0] else None)
             for stage in run
         ]  # fmt: skip
-    if pictures is None:
+    if images is None:
         return [StageRun(stage, settings[stage.name], of(stage.resolution)) for stage in run]
 
-    masks = None if mask is None else check_masks(mask, pictures)
+    masks = None if mask is None else check_masks(mask, images)
     if masks is not None and len(masks) not in (1, count):
-        raise UserError(f"{len(masks)} masks for {count} pictures; give one for all, or one each")
+        raise UserError(f"{len(masks)} masks for {count} images; give one for all, or one each")
     strengths = {run[0].name: strength} if not isinstance(strength, Mapping) else strength
     per_stage("strength", strengths, names)
     runs = []
@@ -249,7 +249,7 @@ def plan_stages(
         of_stage = _number("strength", strengths.get(stage.name))
         low_res: np.ndarray | None = None
         if stage is run[0] and stage.low_res is not None:
-            low_res = resize(pictures, of(stage.low_res))
+            low_res = resize(images, of(stage.low_res))
         here = of(stage.resolution)
         if of_stage is None and masks is None:
             runs.append(StageRun(stage, settings[stage.name], here, low_res))
@@ -260,7 +260,7 @@ def plan_stages(
                 settings[stage.name],
                 here,
                 low_res,
-                resize(pictures, here),
+                resize(images, here),
                 None if masks is None else resize_mask(masks, here),
                 Edit(1.0 if of_stage is None else of_stage, resamples, jump),
             )
@@ -283,7 +283,7 @@ def _first_stage(
     if start_stage is not None:
         first = names.index(start_stage)
     else:
-        # The first that can: to enlarge, it must start from a picture.
+        # The first that can: to enlarge, it must start from an image.
         able = [i for i, stage in enumerate(stages) if stage.low_res is not None or not enlarges]
         first = able[0] if able else 0
     if enlarges and stages[first].low_res is None:
@@ -293,7 +293,7 @@ def _first_stage(
         )
     if not given and stages[first].low_res is not None:
         raise UserError(
-            f"stage {names[first]!r} starts from a picture of {stages[first].low_res} pixels; give "
+            f"stage {names[first]!r} starts from an image of {stages[first].low_res} pixels; give "
             "it as image"
         )
     return first

@@ -1,4 +1,4 @@
-"""One stage over all pictures of a request, batch by batch."""
+"""One stage over all images of a request, batch by batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from imagen_jax.cascade.request import StageRun
 from imagen_jax.diffusion.editing import resampling_path
-from imagen_jax.sampling import StageInputs, from_uint8, picture_keys, sample_stage, to_uint8
-from imagen_jax.sharding import BATCH_SPEC, PICTURE_SPEC, batch_divisor
+from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
 from imagen_jax.typing import TextEmbedding
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
-"""Pictures that are made at once on each device: a batch is padded to one of these, so that few
+"""Images that are made at once on each device: a batch is padded to one of these, so that few
 shapes are compiled. The largest is the default limit."""
 
 
@@ -27,10 +27,10 @@ class Step(NamedTuple):
 
     Attributes:
       stage: name of the stage.
-      rows: [k] which of all n pictures are in the batch.
+      rows: [k] which of all n images are in the batch.
       step: from 1 to steps.
       steps: of this batch.
-      images: () -> [k, h, w, 3] uint8 estimates of the clean pictures; only during the call.
+      images: () -> [k, h, w, 3] uint8 estimates of the clean images; only during the call.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 class StageRows(NamedTuple):
-    """What a stage is given for each of n pictures, in the host's memory.
+    """What a stage is given for each of n images, in the host's memory.
 
     Attributes:
       seeds: n.
@@ -68,15 +68,15 @@ def run_stage(
     on_step: Callable[[Step], None] | None,
     on_batch: Callable[[np.ndarray, np.ndarray], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of one stage.
+    """Images of one stage.
 
     Args:
       run: what it does.
       params: its weights, on the mesh.
-      given: what it is given for each picture.
+      given: what it is given for each image.
       mesh: devices that batches are divided over.
       batch_size, intermediates, show_progress, on_step: as for Cascade.sample_each.
-      on_batch: called with (rows, pictures) of every batch that is done.
+      on_batch: called with (rows, images) of every batch that is done.
 
     Returns:
       ([n, h, w, 3] uint8, [steps, n, h, w, 3] uint8 estimates, of 0 steps unless asked for).
@@ -142,7 +142,7 @@ def _inputs(run: StageRun, given: StageRows, rows: np.ndarray, mesh: Mesh) -> St
     def of_rows(x: np.ndarray) -> np.ndarray:
         return x[rows] if len(x) > 1 else x.repeat(len(rows), axis=0)
 
-    def pictures(x: np.ndarray | None) -> Any:
+    def images(x: np.ndarray | None) -> Any:
         return None if x is None else from_uint8(of_rows(x))
 
     keep: Any = None
@@ -151,22 +151,22 @@ def _inputs(run: StageRun, given: StageRows, rows: np.ndarray, mesh: Mesh) -> St
     guided = run.settings.guidance != 1
     inputs = StageInputs(
         text=TextEmbedding(*(x[rows] for x in given.text)),
-        keys=picture_keys([given.seeds[i] for i in rows]),
-        low_res=pictures(given.low_res),
+        keys=image_keys([given.seeds[i] for i in rows]),
+        low_res=images(given.low_res),
         negative=TextEmbedding(*(x[rows] for x in given.negative)) if guided else None,
-        picture=pictures(run.picture),
+        image=images(run.image),
         keep=keep,
     )
 
     def place(x: Any) -> jax.Array:
-        spec = PICTURE_SPEC if x.ndim == 4 else BATCH_SPEC
+        spec = IMAGE_SPEC if x.ndim == 4 else BATCH_SPEC
         return jax.device_put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, inputs)
 
 
 def _on_host(x0: jax.Array) -> np.ndarray:
-    """Pictures as uint8 on every host."""
+    """Images as uint8 on every host."""
     if jax.process_count() > 1:
         x0 = multihost_utils.process_allgather(x0, tiled=True)
     return to_uint8(x0)

@@ -1,4 +1,4 @@
-"""What sampling returns: pictures, and everything that is needed to make them again."""
+"""What sampling returns: images, and everything that is needed to make them again."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that n pictures are made of.
+    """Everything that n images are made of.
 
     Attributes:
       prompts: n prompts.
       negative_prompts: n texts that are guided away from; "" for none.
-      seeds: n seeds; picture i is a function of its row of everything here.
+      seeds: n seeds; image i is a function of its row of everything here.
       settings: name of each stage that runs -> how it is sampled.
       sizes: stage name -> (height, width).
-      fingerprints: stage name -> of its weights and all else that decides its pictures.
+      fingerprints: stage name -> of its weights and all else that decides its images.
       dtype: of weights and activations, where it is not the config's.
-      edits: stage name -> how the given picture is edited; empty where there is none.
+      edits: stage name -> how the given image is edited; empty where there is none.
       given: n records of what else was given, by hashes: of "image", "mask" and "text".
     """
 
@@ -45,7 +45,7 @@ class Recipe:
     given: list[dict[str, str]]
 
     def record(self, index: int) -> dict[str, Any]:
-        """Everything that picture `index` was made of, as JSON knows it; `repeat` takes it."""
+        """Everything that image `index` was made of, as JSON knows it; `repeat` takes it."""
         prompt = self.prompts[index]
         return {
             "version": VERSION,
@@ -68,12 +68,12 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class CascadeSamples(Recipe):
-    """Pictures, and everything that is needed to make them again.
+    """Images, and everything that is needed to make them again.
 
     Attributes:
       images: [n, h, w, 3] uint8 of the last stage.
-      stages: stage name -> [n, h, w, 3] uint8 pictures of that stage.
-      intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean picture at every
+      stages: stage name -> [n, h, w, 3] uint8 images of that stage.
+      intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean image at every
         step; empty unless asked for.
     """
 
@@ -83,13 +83,13 @@ class CascadeSamples(Recipe):
 
 
 class Finished(NamedTuple):
-    """Pictures of one stage that are done.
+    """Images of one stage that are done.
 
     Attributes:
       stage: name of the stage.
-      rows: [k] which of all n pictures they are.
+      rows: [k] which of all n images they are.
       images: [k, h, w, 3] uint8.
-      recipe: of all n pictures.
+      recipe: of all n images.
       is_last: whether the stage is the last one, and they are the result.
     """
 
@@ -119,7 +119,7 @@ def make_recipe(
     mask: np.ndarray | None,
     text: Any,
 ) -> Recipe:
-    """The recipe of n pictures that stages are to make.
+    """The recipe of n images that stages are to make.
 
     Args:
       runs: what each stage does.

@@ -48,17 +48,17 @@ class Axis:
         return {self.field: value if self.stage is None else {self.stage: value}}
 
     def label(self, value: Any) -> str:
-        """Of a picture."""
+        """Of an image."""
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         return f"{'' if self.stage is None else self.stage + ' '}{self.field} {shown}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The pictures of a sweep.
+    """The images of a sweep.
 
     Attributes:
-      samples: one for each combination, the last axis changing fastest; each of one picture.
+      samples: one for each combination, the last axis changing fastest; each of one image.
       labels: of each.
       columns: values of the last axis.
     """
@@ -80,7 +80,7 @@ class Sweep:
 
 
 def sweep(cascade: Cascade, prompt: Prompt, axes: Sequence[Axis], **options: Any) -> Sweep:
-    """Pictures of a prompt for all combinations of the values of one or two settings.
+    """Images of a prompt for all combinations of the values of one or two settings.
 
     Guidance, steps, aug_level and strength are data to the compiled programs: sweeping over them
     compiles nothing anew.

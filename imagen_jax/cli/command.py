@@ -118,7 +118,7 @@ def add_scenes(parser: argparse.ArgumentParser) -> None:
         "--scenes",
         choices=LEVELS,
         required=True,
-        help="how rich the pictures are: what minutes on a CPU can learn, what hours can, or all "
+        help="how rich the images are: what minutes on a CPU can learn, what hours can, or all "
         "there is",
     )
     add_emoji(parser)
@@ -214,7 +214,7 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
         "--threshold",
         type=per_stage(threshold),
         metavar="KIND",
-        help=f"{', '.join(THRESHOLDS)}: how each step's estimate is kept in the range of a picture",
+        help=f"{', '.join(THRESHOLDS)}: how each step's estimate is kept in the range of an image",
     )
     group.add_argument(
         "--percentile",
@@ -242,7 +242,7 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
         "--aug-level",
         type=per_stage(float),
         metavar="LEVEL",
-        help="noise put on the small picture before it is enlarged, 0 (none) to 1 (only noise); "
+        help="noise put on the small image before it is enlarged, 0 (none) to 1 (only noise); "
         "more invents more detail",
     )
 

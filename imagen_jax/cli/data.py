@@ -1,4 +1,4 @@
-"""`imagen data`: the built-in pictures, and what is in embedding directories."""
+"""`imagen data`: the built-in images, and what is in embedding directories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "data",
-        "look at pictures: built-in or embedded ones; fetch more of them",
+        "look at images: built-in or embedded ones; fetch more of them",
         """
         The built-in scenes, sprites on coloured backgrounds with captions of a small grammar; and
         reports on what was embedded.""",
@@ -50,7 +50,7 @@ def add_command(commands: Commands) -> None:
         type=positive,
         default=128,
         metavar="PIXELS",
-        help="side of each picture, at most 256 (default: %(default)s)",
+        help="side of each image, at most 256 (default: %(default)s)",
     )
     add_seed(show, "of the scenes")
     show.set_defaults(run=_show)
@@ -74,7 +74,7 @@ def add_command(commands: Commands) -> None:
         "a report on an embedding directory",
         """
         Writes a report on what `imagen embed` wrote: counts, sizes, what was left out and why,
-        lengths of captions, sizes of pictures, and examples. One HTML file, for any browser.""",
+        lengths of captions, sizes of images, and examples. One HTML file, for any browser.""",
         """
         imagen data inspect runs/quickstart/embeddings --output report.html""",
     )

@@ -13,7 +13,7 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "demo",
-        "a page in the browser: pictures as they are made, edited, enlarged and kept",
+        "a page in the browser: images as they are made, edited, enlarged and kept",
         """
         Serves a page on this machine alone, until Ctrl-C. It needs no internet. Without --workdir,
         the pretrained demo cascade is used.""",

@@ -1,4 +1,4 @@
-"""`imagen embed`: captions and pictures to shards of token states."""
+"""`imagen embed`: captions and images to shards of token states."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "embed",
-        "pictures and captions -> shards with the captions' token states",
+        "images and captions -> shards with the captions' token states",
         """
-        Reads captioned pictures, or draws scenes, runs their captions through the frozen language
-        model, and writes pictures, captions and token states as shards for `imagen train`. Done
+        Reads captioned images, or draws scenes, runs their captions through the frozen language
+        model, and writes images, captions and token states as shards for `imagen train`. Done
         once: training never runs the language model. What cannot be used is left out, counted by
         reason, and listed beside the shards. Interrupted, the same command goes on after the last
         complete shard.""",
@@ -97,13 +97,13 @@ def add_command(commands: Commands) -> None:
         type=positive,
         default=64,
         metavar="PIXELS",
-        help="side of the pictures, at least that of the last stage (default: %(default)s)",
+        help="side of the images, at least that of the last stage (default: %(default)s)",
     )
     parser.add_argument(
         "--fit",
         choices=FITS,
         default=FITS[0],
-        help="pictures of another size: leave them out, or reduce larger ones and crop them to the "
+        help="images of another size: leave them out, or reduce larger ones and crop them to the "
         "middle (default: %(default)s)",
     )
     parser.add_argument(
@@ -146,14 +146,14 @@ def add_command(commands: Commands) -> None:
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
-        "--scenes", choices=LEVELS, help="built-in scenes: how rich the pictures are"
+        "--scenes", choices=LEVELS, help="built-in scenes: how rich the images are"
     )
     sources.add_argument(
         "--tfrecords", metavar="PATTERN", help="TFRecord files, as img2dataset writes them"
     )
     sources.add_argument("--webdataset", metavar="PATTERN", help="tar files of WebDataset")
     sources.add_argument(
-        "--table", metavar="FILE", help=".csv or .parquet with columns of captions and pictures"
+        "--table", metavar="FILE", help=".csv or .parquet with columns of captions and images"
     )
     sources.add_argument(
         "--tfds", metavar="NAME:SPLIT", help="a prepared dataset of TensorFlow Datasets"
@@ -163,12 +163,12 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed",
         type=int,
-        help="with --scenes: the same seed gives the same pictures (default: 0)",
+        help="with --scenes: the same seed gives the same images (default: 0)",
     )
     parser.add_argument(
         "--image-key",
         metavar="NAME",
-        help="feature, extension or column of pictures (default: jpg, jpeg, png, webp or image; of "
+        help="feature, extension or column of images (default: jpg, jpeg, png, webp or image; of "
         "--table and --tfds, image)",
     )
     parser.add_argument(
@@ -267,7 +267,7 @@ def training_arguments(
 ) -> list[str]:
     """The command that embeds a corpus for training, after `imagen`.
 
-    Pictures are as large as those of the config's last stage, so that all stages read them.
+    Images are as large as those of the config's last stage, so that all stages read them.
 
     Args:
       data: the corpus, KIND:WHERE with KIND one of CORPORA.

@@ -1,4 +1,4 @@
-"""`imagen evaluate`: how well pictures match their prompts, and how near they come to real ones."""
+"""`imagen evaluate`: how well images match their prompts, and how near they come to real ones."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "evaluate",
-        "how well a cascade's pictures match prompts, and how near they come to real ones",
+        "how well a cascade's images match prompts, and how near they come to real ones",
         """
         Protocols that sample a cascade and measure what comes out (scenes, prompts, coco, sweep),
-        votes of people on two cascades (vote, votes), and distances between pictures from anywhere
+        votes of people on two cascades (vote, votes), and distances between images from anywhere
         (features, compare). docs/evaluation.md says what every number means.""",
         """
         imagen evaluate scenes --workdir runs/quickstart --output runs/quickstart/evaluation
         imagen evaluate prompts --output runs/prompts
         imagen evaluate sweep --guidance 1 2 4 --output runs/sweep
-        imagen evaluate compare samples real_pictures --size 64""",
+        imagen evaluate compare samples real_images --size 64""",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_scenes(actions)
@@ -44,11 +44,11 @@ def _add_scenes(actions: Commands) -> None:
     parser = command(
         actions,
         "scenes",
-        "how often pictures of built-in scenes show what the prompts say",
+        "how often images of built-in scenes show what the prompts say",
         """
-        Samples captions whose layout is known, finds the objects in the pictures by template
+        Samples captions whose layout is known, finds the objects in the images by template
         matching, and compares: object, colour, count, relation, style, background and all at once,
-        for compositions seen in training and held out from it. Real pictures (the ceiling) and
+        for compositions seen in training and held out from it. Real images (the ceiling) and
         shuffled captions (the floor) are scored beside them.""",
         """
         imagen evaluate scenes --workdir runs/quickstart --output runs/quickstart/evaluation
@@ -62,7 +62,7 @@ def _add_scenes(actions: Commands) -> None:
         "--count",
         type=positive,
         default=64,
-        help="pictures of each split and number of objects (default: %(default)s)",
+        help="images of each split and number of objects (default: %(default)s)",
     )
     parser.add_argument(
         "--splits",
@@ -78,7 +78,7 @@ def _add_scenes(actions: Commands) -> None:
         "--output",
         metavar="DIR",
         default="evaluation",
-        help="where the scores and pictures go (default: %(default)s)",
+        help="where the scores and images go (default: %(default)s)",
     )
     parser.set_defaults(run=_scenes)
 

@@ -1,4 +1,4 @@
-"""`imagen evaluate features`, `compare`, `vote`, `votes`: pictures from anywhere."""
+"""`imagen evaluate features`, `compare`, `vote`, `votes`: images from anywhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         default="clean",
-        help="how inception-v3 gets its pictures: as clean-fid, as TensorFlow 1 and "
+        help="how inception-v3 gets its images: as clean-fid, as TensorFlow 1 and "
         "torch-fidelity, or as pytorch-fid resizes them (default: %(default)s)",
     )
 
@@ -59,14 +59,14 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=positive,
         metavar="PIXELS",
-        help="side that pictures are brought to before the network sees them (default: that of the "
-        "first picture)",
+        help="side that images are brought to before the network sees them (default: that of the "
+        "first image)",
     )
     parser.add_argument(
         "--fit",
         choices=FITS,
         default="exact",
-        help="pictures of another size: refuse them, or take the middle square and resize it "
+        help="images of another size: refuse them, or take the middle square and resize it "
         "(default: %(default)s)",
     )
 
@@ -75,19 +75,19 @@ def _add_features(actions: Commands) -> None:
     parser = command(
         actions,
         "features",
-        "features of a folder of pictures, kept for comparisons",
+        "features of a folder of images, kept for comparisons",
         """
-        Computes the features of all pictures in a folder and writes them, with their moments and
-        with hashes of weights, preprocessing and pictures: reference statistics that need not be
+        Computes the features of all images in a folder and writes them, with their moments and
+        with hashes of weights, preprocessing and images: reference statistics that need not be
         computed again, and that nothing else can be mistaken for.""",
         """
         imagen evaluate features val2014 --size 256 --fit crop --network inception-v3 \\
             --weights pt_inception-2015-12-05-6726825d.pth --output coco256.npz
-        imagen evaluate features runs/tpu/coco/pictures --output sampled.npz
+        imagen evaluate features runs/tpu/coco/images --output sampled.npz
         imagen evaluate features photographs --network clip --weights clip-vit-large --size 224 \\
             --fit crop --output clip.npz""",
     )
-    parser.add_argument("pictures", metavar="DIR", help="folder of pictures, with those below it")
+    parser.add_argument("images", metavar="DIR", help="folder of images, with those below it")
     _add_reading(parser)
     add_network(parser)
     parser.add_argument("--output", metavar="NPZ", required=True, help="the file to write")
@@ -98,21 +98,21 @@ def _add_compare(actions: Commands) -> None:
     parser = command(
         actions,
         "compare",
-        "distances of pictures from real ones",
+        "distances of images from real ones",
         """
         Prints the Frechet and the kernel distance, precision, recall, density and coverage of one
-        set of pictures against another, beside those of other real pictures; on Inception, the
+        set of images against another, beside those of other real images; on Inception, the
         Inception score of both sets, too. Sets of different numbers, networks or preprocessing are
         refused.""",
         """
-        imagen evaluate compare samples real_pictures --floor more_real_pictures
+        imagen evaluate compare samples real_images --floor more_real_images
         imagen evaluate compare sampled.npz coco256.npz
-        imagen evaluate compare samples real_pictures --size 256 --fit crop --count 5000""",
+        imagen evaluate compare samples real_images --size 256 --fit crop --count 5000""",
     )
     parser.add_argument("sampled", metavar="SAMPLED", help="folder, or file of `features`")
     parser.add_argument("real", metavar="REAL", help="folder, or file of `features`")
     parser.add_argument(
-        "--floor", metavar="REAL", help="other real pictures: what they get is the least to expect"
+        "--floor", metavar="REAL", help="other real images: what they get is the least to expect"
     )
     parser.add_argument(
         "--count", type=positive, metavar="N", help="take the first N of each set (default: all)"
@@ -128,7 +128,7 @@ def _add_vote(actions: Commands) -> None:
         "vote",
         "a page on which people vote between two cascades without knowing which is which",
         """
-        Puts the pictures of two cascades for the same prompts side by side, in random order and on
+        Puts the images of two cascades for the same prompts side by side, in random order and on
         random sides. Give vote.html to people, keep key.json from them; what they download goes to
         `imagen evaluate votes`.""",
         """
@@ -166,20 +166,20 @@ def _read_set(path: str, args: argparse.Namespace, network: FeatureNetwork | Non
     from pathlib import Path
 
     from imagen_jax.eval.feature_sets import FeatureSet, compute_features
-    from imagen_jax.eval.pictures import Files, list_pictures, side_of
+    from imagen_jax.eval.images import Files, list_images, side_of
 
     if path.endswith(".npz"):
         return FeatureSet.load(path)
-    files = list_pictures(path)
+    files = list_images(path)
     side = args.size or side_of(files[0])
-    pictures = Files(path, [*map(Path, files)], side, args.fit)
-    return compute_features(network or load_network(args), pictures)
+    images = Files(path, [*map(Path, files)], side, args.fit)
+    return compute_features(network or load_network(args), images)
 
 
 def _features(args: argparse.Namespace) -> None:
-    found = _read_set(args.pictures, args, load_network(args))
+    found = _read_set(args.images, args, load_network(args))
     found.save(args.output)
-    print(f"features of {len(found)} pictures in {args.output}")
+    print(f"features of {len(found)} images in {args.output}")
 
 
 def _compare(args: argparse.Namespace) -> None:

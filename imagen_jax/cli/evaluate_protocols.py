@@ -40,11 +40,11 @@ def _add_prompts(actions: Commands) -> None:
     parser = command(
         actions,
         "prompts",
-        "pictures of a set of prompts by category, with scores, as a page",
+        "images of a set of prompts by category, with scores, as a page",
         """
         Samples DrawBench, PartiPrompts, or, by default, a suite of its own in DrawBench's eleven
         categories for cascades that were trained on the built-in scenes, and writes report.html:
-        scores and pictures of every category. Of the scenes, what a picture shows is read from it;
+        scores and images of every category. Of the scenes, what an image shows is read from it;
         of other prompts, CLIP tells how well they match, where its weights are given.""",
         """
         imagen evaluate prompts --output runs/prompts
@@ -69,7 +69,7 @@ def _add_prompts(actions: Commands) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="pictures of each prompt (default: %(default)s)",
+        help="images of each prompt (default: %(default)s)",
     )
     _add_common(parser, "runs/prompts")
     add_settings(parser)
@@ -80,19 +80,19 @@ def _add_coco(actions: Commands) -> None:
     parser = command(
         actions,
         "coco",
-        "distance from the pictures of a captioned validation set, as in the paper",
+        "distance from the images of a captioned validation set, as in the paper",
         """
         The paper's zero-shot protocol: 30,000 captions of COCO's validation set, guidance 1.35 of
-        the base stage, distance from the pictures of these captions. It is an FID only with the
-        weights of Inception (--network inception-v3 --weights FILE). All pictures are kept; a
+        the base stage, distance from the images of these captions. It is an FID only with the
+        weights of Inception (--network inception-v3 --weights FILE). All images are kept; a
         command that was killed goes on, and several processes may share the work.""",
         """
-        imagen evaluate coco --annotations captions_val2014.json --pictures val2014 \\
+        imagen evaluate coco --annotations captions_val2014.json --images val2014 \\
             --network inception-v3 --weights pt_inception-2015-12-05-6726825d.pth \\
             --workdir runs/tpu --output runs/tpu/coco
         imagen evaluate coco --tfds coco_captions/2014:restval --data-dir tfds --count 5000 \\
             --workdir runs/tpu --output runs/tpu/coco5k
-        imagen evaluate coco --annotations captions.json --pictures . --process 3/16 \\
+        imagen evaluate coco --annotations captions.json --images . --process 3/16 \\
             --workdir runs/tpu --output shared/coco
             one of 16 processes; the last to finish computes the scores""",
         RESUMES,
@@ -116,7 +116,7 @@ def _add_sweep(actions: Commands) -> None:
         "distance against alignment over sampling settings: tables, curves, what is best",
         """
         Samples the same captions from the same noise under all combinations of the values given,
-        and writes sweep.csv and sweep.png: distance from real pictures against alignment, with the
+        and writes sweep.csv and sweep.png: distance from real images against alignment, with the
         settings that none beats in both. What was sampled is kept: a sweep that was killed goes on,
         and one with more values adds to what is there. Captions are of built-in scenes, or of a
         validation set; of the latter, alignment is the CLIP score.""",
@@ -126,7 +126,7 @@ def _add_sweep(actions: Commands) -> None:
         imagen evaluate sweep --aug-level 0 0.05 0.2 --steps 8 16 --sampler ddim dpmpp_2m
         imagen evaluate sweep --stage sr --steps 4 8 16 --output runs/sweep_sr
         imagen evaluate sweep --guidance 1 1.35 2 4 --annotations captions_val2014.json \\
-            --pictures val2014 --count 5000 --clip clip-vit-large --workdir runs/tpu""",
+            --images val2014 --count 5000 --clip clip-vit-large --workdir runs/tpu""",
         RESUMES,
     )
     _add_captions(parser, required=False)
@@ -140,7 +140,7 @@ def _add_sweep(actions: Commands) -> None:
         "--count",
         type=positive,
         default=128,
-        help="pictures of each combination (default: %(default)s)",
+        help="images of each combination (default: %(default)s)",
     )
     swept = parser.add_argument_group("settings, each with any number of values")
     of_config = "(default: the config's)"
@@ -186,7 +186,7 @@ def _add_captions(parser: argparse.ArgumentParser, required: bool) -> None:
         "--tfds", metavar="NAME:SPLIT", help="a prepared dataset with image and captions/text"
     )
     parser.add_argument(
-        "--pictures", metavar="DIR", help="with --annotations: the files that they name"
+        "--images", metavar="DIR", help="with --annotations: the files that they name"
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="with --tfds: where the dataset was prepared"
@@ -207,7 +207,7 @@ def _add_common(parser: argparse.ArgumentParser, output: str) -> None:
         "--output",
         metavar="DIR",
         default=output,
-        help="where pictures, scores and report go (default: %(default)s)",
+        help="where images, scores and report go (default: %(default)s)",
     )
 
 
@@ -263,9 +263,9 @@ def _captions_work(args: argparse.Namespace, side: int) -> Work:
     from imagen_jax.eval import coco, protocols
 
     if args.annotations is not None:
-        if args.pictures is None:
-            raise UserError("--annotations needs --pictures, the folder of the files it names")
-        captions = coco.read_annotations(args.annotations, args.pictures, args.count, args.seed)
+        if args.images is None:
+            raise UserError("--annotations needs --images, the folder of the files it names")
+        captions = coco.read_annotations(args.annotations, args.images, args.count, args.seed)
     else:
         captions = coco.read_tfds(args.tfds, args.data_dir, args.count, args.seed)
     return protocols.coco_work(captions, side)

@@ -1,4 +1,4 @@
-"""`imagen sample`: prompts to pictures, and pictures to pictures. Imports neither TensorFlow nor
+"""`imagen sample`: prompts to images, and images to images. Imports neither TensorFlow nor
 seqio."""
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def add_command(commands: Commands) -> None:
     parser = command(
         commands,
         "sample",
-        "prompts -> pictures; or a picture edited, enlarged or repeated",
+        "prompts -> images; or an image edited, enlarged or repeated",
         """
-        Makes pictures of prompts: one labelled grid, and one file for each picture that says in its
+        Makes images of prompts: one labelled grid, and one file for each image that says in its
         metadata how it was made. Without --workdir the pretrained demo cascade is used. What is not
-        said here is taken from the config of the cascade. Ctrl-C keeps the pictures that are done.
+        said here is taken from the config of the cascade. Ctrl-C keeps the images that are done.
         """,
         """
         imagen sample "a drawing of a red apple left of a dog on a blue background" --per-prompt 4
@@ -47,27 +47,27 @@ def add_command(commands: Commands) -> None:
             the same noise under all of these settings, as one grid
         imagen sample "a flat icon of a red car" --image photo.png --mask mask.png --crop
             paints anew what is white in the mask; --strength 0.3 in its place keeps only the rough
-            shapes, and --image alone enlarges a small picture
+            shapes, and --image alone enlarges a small image
         imagen sample --from samples/0003.png --output again
-            the same picture again, from what its file says""",
+            the same image again, from what its file says""",
     )
-    parser.add_argument("prompt", nargs="*", help="what the picture shows; quote each prompt")
+    parser.add_argument("prompt", nargs="*", help="what the image shows; quote each prompt")
     parser.add_argument("--prompts", metavar="FILE", help="more prompts, one on each line")
     parser.add_argument(
-        "--negative", metavar="TEXT", help="what the pictures are guided away from, needs guidance"
+        "--negative", metavar="TEXT", help="what the images are guided away from, needs guidance"
     )
-    parser.add_argument("--per-prompt", type=positive, metavar="N", help="pictures of each prompt, "
+    parser.add_argument("--per-prompt", type=positive, metavar="N", help="images of each prompt, "
                         "of seeds that follow one another (default: 1)")  # fmt: skip
     parser.add_argument(
         "--seed",
         type=int,
-        help="of the noise; the same seed gives the same picture (default: 0)",
+        help="of the noise; the same seed gives the same image (default: 0)",
     )
     parser.add_argument(
         "--size",
         type=size,
         metavar="SIDE|HEIGHTxWIDTH",
-        help="of the pictures, in pixels (default: what the cascade was trained for)",
+        help="of the images, in pixels (default: what the cascade was trained for)",
     )
     parser.add_argument(
         "--blend-with",
@@ -78,7 +78,7 @@ def add_command(commands: Commands) -> None:
         "--blends",
         type=positive,
         metavar="N",
-        help="pictures from one prompt to the other (default: 5)",
+        help="images from one prompt to the other (default: 5)",
     )
     parser.add_argument(
         "--sweep",
@@ -90,8 +90,8 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--from",
         dest="repeated",
-        metavar="PICTURE",
-        help="make this picture again, from its metadata; what was edited must be given again",
+        metavar="IMAGE",
+        help="make this image again, from its metadata; what was edited must be given again",
     )
     _add_editing(parser)
     add_settings(parser)
@@ -101,7 +101,7 @@ def add_command(commands: Commands) -> None:
         "--output",
         metavar="DIR",
         default="samples",
-        help="where the pictures go (default: %(default)s)",
+        help="where the images go (default: %(default)s)",
     )
     where.add_argument(
         "--format",
@@ -113,7 +113,7 @@ def add_command(commands: Commands) -> None:
         "--batch-size",
         type=positive,
         metavar="N",
-        help="pictures made at once, where memory is short (default: 16 on each device)",
+        help="images made at once, where memory is short (default: 16 on each device)",
     )
     where.add_argument(
         "--dtype",
@@ -130,7 +130,7 @@ def add_command(commands: Commands) -> None:
 
 def _add_editing(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("editing and enlarging")
-    group.add_argument("--image", metavar="FILE", help="a picture; by itself, it is enlarged")
+    group.add_argument("--image", metavar="FILE", help="an image; by itself, it is enlarged")
     group.add_argument(
         "--strength",
         type=per_stage(float),
@@ -138,7 +138,7 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
         help="edit the image: noise it so far, above 0 (as it is) to 1 (all new), and sample anew",
     )
     group.add_argument(
-        "--mask", metavar="FILE", help="edit the image where this picture is not black"
+        "--mask", metavar="FILE", help="edit the image where this image is not black"
     )
     group.add_argument(
         "--resamples",
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = [] if args.repeated else read_prompts(args.prompt, args.prompts)
     if args.repeated:
         _check_nothing_else(args)
-    image, mask = _read_pictures(args)
+    image, mask = _read_images(args)
     from imagen_jax.cascade import Cascade, Writer, grid_of, read_record, repeat
 
     record = read_record(args.repeated) if args.repeated else {}
@@ -218,11 +218,11 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         args.when_interrupted = writer.interrupted()
         raise
-    print(f"{len(writer.written)} pictures in {args.output}, together in {writer.grids}")
+    print(f"{len(writer.written)} images in {args.output}, together in {writer.grids}")
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of Cascade.sample that were given, but for pictures and seeds."""
+    """Arguments of Cascade.sample that were given, but for images and seeds."""
     asked = {
         "negative_prompts": args.negative,
         "size": args.size,
@@ -243,7 +243,7 @@ def _sweep(
     from imagen_jax.cascade import Axis, sweep
 
     if args.blend_with or args.per_prompt:
-        raise UserError("--sweep makes one picture of each prompt and setting; leave out "
+        raise UserError("--sweep makes one image of each prompt and setting; leave out "
                          "--blend-with and --per-prompt")  # fmt: skip
     axes = [Axis(name, values, stage) for stage, name, values in args.sweep]
     asked = _asked(args) | given
@@ -272,16 +272,16 @@ def blended(prompts: Sequence[str], other: str | None, count: int | None) -> lis
     return [Blend(p, other, i / (count - 1)) for p in prompts for i in range(count)]
 
 
-def _read_pictures(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _read_images(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
     if args.mask and not args.image:
         raise UserError("--mask says where --image is painted anew, but there is no --image")
     if args.crop and not args.image:
         raise UserError("--crop is of --image, but there is no --image")
     if not args.image:
         return None, None
-    from imagen_jax.cascade import crop_to, read_mask, read_picture
+    from imagen_jax.cascade import crop_to, read_image, read_mask
 
-    image = read_picture(args.image)
+    image = read_image(args.image)
     mask = read_mask(args.mask) if args.mask else None
     if mask is not None and mask.shape != image.shape[:2]:
         raise UserError(
@@ -296,7 +296,7 @@ def _read_pictures(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndar
 
 
 def _check_nothing_else(args: argparse.Namespace) -> None:
-    """A picture is repeated as it was: other arguments would change it."""
+    """An image is repeated as it was: other arguments would change it."""
     names = (
         "prompt", "prompts", "negative", "per_prompt", "seed", "size", "blend_with", "blends",
         "sweep", "strength", "resamples", "start_stage", "dtype", *SETTINGS,
@@ -305,7 +305,7 @@ def _check_nothing_else(args: argparse.Namespace) -> None:
     if given:
         flags = ["--" + name.replace("_", "-") if name != "prompt" else "prompts" for name in given]
         shown = ", ".join(flags)
-        raise UserError(f"--from repeats a picture as it was made; leave out {shown}")
+        raise UserError(f"--from repeats an image as it was made; leave out {shown}")
 
 
 def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
@@ -317,7 +317,7 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     """
     prompts = [prompt.strip() for prompt in prompts]
     if "" in prompts:
-        raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the picture shows")
+        raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the image shows")
     if file is not None:
         try:
             text = Path(file).read_text(encoding="utf-8")

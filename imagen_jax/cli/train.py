@@ -51,9 +51,9 @@ def add_command(commands: Commands) -> None:
             on every host of a TPU pod, a GKE job or a Slurm job; the folders are shared by all
         imagen train --config quickstart --stage base --init-from runs/quickstart \\
             --data runs/mine/embeddings --workdir runs/mine
-            fine-tune on other pictures
+            fine-tune on other images
         tensorboard --logdir runs/quickstart
-            follow the loss and the pictures in a browser""",
+            follow the loss and the images in a browser""",
         when_interrupted="; the same command goes on from the last checkpoint",
     )
     add_config(parser)
@@ -73,7 +73,7 @@ def add_command(commands: Commands) -> None:
         action="extend",
         default=[],
         help="where --data is a corpus: more options of `imagen embed`, of "
-        f"{', '.join(TRAIN_OPTIONS)}; the encoder is the config's, and pictures are as large as "
+        f"{', '.join(TRAIN_OPTIONS)}; the encoder is the config's, and images are as large as "
         "those of its last stage unless image-size is given",
     )
     parser.add_argument(

@@ -4,7 +4,7 @@ The first of each is the default.
 """
 
 FITS = ("exact", "crop")
-"""What is done with pictures of another size: left out, or reduced and cropped to the middle."""
+"""What is done with images of another size: left out, or reduced and cropped to the middle."""
 LONG_CAPTIONS = ("drop", "truncate")
 """What is done with captions of more tokens than the encoder takes: left out, or cut."""
 STATES = ("bfloat16", "int8")

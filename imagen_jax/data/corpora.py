@@ -1,4 +1,4 @@
-"""Corpora of captioned pictures as sources: TFRecords, tar files, TensorFlow Datasets.
+"""Corpora of captioned images as sources: TFRecords, tar files, TensorFlow Datasets.
 
 Files are divided over the shards whole, in the order of their names, so that a shard is the same
 whenever it is read and reads nothing of others. Examples of TensorFlow Datasets are divided by
@@ -35,7 +35,7 @@ class CorpusExample(NamedTuple):
     Attributes:
       id: file and key within it.
       caption: the text; empty if there is none.
-      image: encoded picture; None if there is none.
+      image: encoded image; None if there is none.
     """
 
     id: str
@@ -61,9 +61,9 @@ class Files:
     Args:
       name: of the kind of corpus, for its description.
       pattern: of the files, such as "laion/*.tar".
-      read: (path, names of pictures, names of captions) -> its examples, with ids that are unique
+      read: (path, names of images, names of captions) -> its examples, with ids that are unique
         in the file; raises DamagedFileError.
-      image_keys, caption_keys: names of pictures and captions, in order of preference.
+      image_keys, caption_keys: names of images and captions, in order of preference.
       damaged: one of choices.DAMAGED_FILES: "stop" is an error at the first damaged file; "drop"
         yields, where the damage begins, a DamagedFile in place of the rest of the file.
 

@@ -1,6 +1,6 @@
 """From compressed records to the arrays that a stage trains on.
 
-A record holds an encoded picture and the token states of its caption. Records stay compressed until
+A record holds an encoded image and the token states of its caption. Records stay compressed until
 after shuffling; `ImagenFeatureConverter` then decodes them into
 
   image      float32 [h, w, 3]  in [-1, 1]
@@ -10,8 +10,8 @@ after shuffling; `ImagenFeatureConverter` then decodes them into
   id         string             name of the record in its source
 
 Nothing is stretched, recoloured or truncated: a record of another size is an error that names it.
-There is no augmentation either: a flipped picture would contradict a caption that says "left of".
-Only where a stage asks for it, it gets a random square of the picture (Imagen's 1024-pixel stage
+There is no augmentation either: a flipped image would contradict a caption that says "left of".
+Only where a stage asks for it, it gets a random square of the image (Imagen's 1024-pixel stage
 trains on squares of 256, section 2.4); which one is a function of the seed and of the example's
 position.
 """
@@ -59,7 +59,7 @@ TASK_FEATURE_LENGTHS = {
 
 
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses a serialized record in a TensorFlow graph; picture and token states stay as stored.
+    """Parses a serialized record in a TensorFlow graph; image and token states stay as stored.
 
     Raises (when iterated):
       tf.errors.InvalidArgumentError: a feature is missing.
@@ -72,7 +72,7 @@ def area_downsample(image: tf.Tensor, factor: int) -> tf.Tensor:
 
     Args:
       image: [h, w, c] float; both sides are multiples of `factor`.
-      factor: whole number, 1 returns the picture unchanged.
+      factor: whole number, 1 returns the image unchanged.
 
     Returns:
       [h / factor, w / factor, c] in the units of `image`.
@@ -85,11 +85,11 @@ def area_downsample(image: tf.Tensor, factor: int) -> tf.Tensor:
 class ImagenFeatureConverter(seqio.FeatureConverter):
     """Decodes records into {"image", "text_emb", "text_mask", "low_res"?} of one fixed size.
 
-    Pictures are recorded at `record_size` and averaged over whole blocks of pixels down to
+    Images are recorded at `record_size` and averaged over whole blocks of pixels down to
     `image_size`, and from there to `low_res_size`, so all stages of a cascade read the same shards.
 
     Args:
-      record_size: side of the recorded pictures, in pixels.
+      record_size: side of the recorded images, in pixels.
       image_size: side of "image"; divides `record_size`.
       low_res_size: side of "low_res", or None for a stage without one; divides `image_size`.
       text_length: length l that token states are padded to.
@@ -102,7 +102,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
 
     Raises:
       UserError: sizes that do not divide, or a length below 1. While iterating, an
-        `InvalidArgumentError` that names the record: wrong picture size or channels, an embedding
+        `InvalidArgumentError` that names the record: wrong image size or channels, an embedding
         that is empty, longer than `text_length` or of another width.
     """
 
@@ -131,7 +131,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
     ):
         if image_size < 1 or record_size % image_size:
             raise UserError(
-                f"image_size {image_size} does not divide the recorded picture size {record_size}; "
+                f"image_size {image_size} does not divide the recorded image size {record_size}; "
                 f"choose one of {_divisors(record_size)}"
             )
         if low_res_size is not None:
@@ -189,12 +189,12 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         return {name: features[name] for name in self.MODEL_FEATURES}
 
     def _image_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        # channels=0 keeps the file's own channels, so that grey or transparent pictures are seen.
+        # channels=0 keeps the file's own channels, so that grey or transparent images are seen.
         pixels = tf.io.decode_image(record["image"], channels=0, expand_animations=False)
         size = [self._record_size, self._record_size, 3]
         suitable = tf.debugging.Assert(
             tf.reduce_all(tf.equal(tf.shape(pixels), size)),
-            ["record", record["id"], "has a picture of size", tf.shape(pixels), "expected", size],
+            ["record", record["id"], "has an image of size", tf.shape(pixels), "expected", size],
         )
         # Without the dependency another operation may fail first, and its error names no record.
         with tf.control_dependencies([suitable]):

@@ -208,7 +208,7 @@ def train_batches(
     shuffle_records: int = tasks.SHUFFLE_RECORDS,
     threads: int = 2,
 ) -> BatchIterator:
-    """Shuffled batches of pictures and token states from embedding directories.
+    """Shuffled batches of images and token states from embedding directories.
 
     Every batch is a dict of numpy arrays, b = batch_size / num_shards:
       image      float32 [b, image_size, image_size, 3] in [-1, 1]
@@ -219,7 +219,7 @@ def train_batches(
 
     Args:
       data: what `imagen embed` wrote, or several of them with rates: see `tasks.open_data`.
-      image_size: side of the pictures in pixels. It divides the recorded size; smaller pictures are
+      image_size: side of the images in pixels. It divides the recorded size; smaller images are
         exact area averages, so that all stages read the same shards.
       low_res_size: side of the area-averaged "low_res"; divides `image_size`. None leaves it out.
       text_length: token states are zero-padded to this length; longer captions are an error.
@@ -232,7 +232,7 @@ def train_batches(
       split: split of the manifest.
       text_width: width of the token states that the model expects; None takes the recorded one.
       crop: side of random squares that "image" then has, with "low_res" to match; None for whole
-        pictures.
+        images.
       max_damaged: share of the records that a host reads that may be damaged or unsuitable. They
         are counted in `damage`, reported, and others read in their place, the same on any number of
         hosts.

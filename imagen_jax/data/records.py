@@ -54,7 +54,7 @@ class Record:
     Attributes:
       id: name of the example in its source.
       caption: the text.
-      image: encoded RGB picture, PNG or JPEG.
+      image: encoded RGB image, PNG or JPEG.
       states: [l, d] bfloat16 token states of the caption.
     """
 

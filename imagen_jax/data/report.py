@@ -1,6 +1,6 @@
 """A report on an embedding directory, as one HTML file that needs nothing else.
 
-Numbers of all records are those of the manifest; histograms and pictures come from records that are
+Numbers of all records are those of the manifest; histograms and images come from records that are
 evenly spaced through all shards.
 """
 
@@ -39,7 +39,7 @@ def write_report(
       directory: what `imagen embed` wrote.
       output: the HTML file.
       sampled: records of each split that histograms are made of.
-      shown: records of each split whose pictures are shown.
+      shown: records of each split whose images are shown.
 
     Returns:
       The number of records that were read.
@@ -51,7 +51,7 @@ def write_report(
     facts = {
         "encoder": ", ".join(f"{key} {value}" for key, value in manifest["encoder"].items()),
         "token states": manifest["states"],
-        "pictures": f"{manifest['image_size']} x {manifest['image_size']} pixels",
+        "images": f"{manifest['image_size']} x {manifest['image_size']} pixels",
         "fingerprint": manifest["fingerprint"],
     }
     parts = [f"<h1>{html.escape(str(directory))}</h1>", _table(facts)]
@@ -101,9 +101,9 @@ def _split(
         _table(facts),
         f"<h3>Tokens of a caption, of {len(sample):,} examples</h3>",
         _histogram(lengths, whole=True),
-        "<h3>Size of a recorded picture, in kB</h3>",
+        "<h3>Size of a recorded image, in kB</h3>",
         _histogram(kilobytes, whole=False),
-        "<h3>Shorter side of the pictures as they came, in pixels, of all examples</h3>",
+        "<h3>Shorter side of the images as they came, in pixels, of all examples</h3>",
         _bars(sorted(entry["sides"].items(), key=lambda item: int(item[0].split("-")[0]))),
         f"<h3>{len(chosen)} examples</h3>",
         f'<div class="sheet">{"".join(map(_figure, chosen))}</div>',

@@ -1,4 +1,4 @@
-"""What an embedding job reads: sources of captioned pictures.
+"""What an embedding job reads: sources of captioned images.
 
 Any object with the methods of `Source` will do; the built-in one is `SceneSource`, and `corpora`
 has those that read files.
@@ -26,7 +26,7 @@ class Example(Protocol):
     Attributes:
       id: name of the example, unique in the source.
       caption: the text.
-      image: [size, size, 3] uint8 pixels, or an encoded picture; None if there is none.
+      image: [size, size, 3] uint8 pixels, or an encoded image; None if there is none.
     """
 
     @property
@@ -51,7 +51,7 @@ class DamagedFile:
 
 
 class Source(Protocol):
-    """Captioned pictures, in a fixed order and division into shards.
+    """Captioned images, in a fixed order and division into shards.
 
     One that knows how many examples it has says so by __len__.
     """
@@ -78,7 +78,7 @@ class SceneSource:
       split: "train" or "heldout".
       seed: names the sequence.
       count: number of scenes.
-      size: side of the pictures in pixels.
+      size: side of the images in pixels.
       emoji: directory of fetched emoji that join the level "full"; None for the vendored alone.
     """
 
@@ -145,6 +145,6 @@ def check_rendering(description: Mapping[str, Any] | None, where: str) -> None:
     if (found := description.get("rendering")) != RENDERING:
         raise UserError(
             f"the scenes in {where} were drawn by version {found} of the renderer, and this is "
-            f"version {RENDERING}: pictures or captions have changed since; embed them again into "
+            f"version {RENDERING}: images or captions have changed since; embed them again into "
             "a new directory"
         )

@@ -1,4 +1,4 @@
-"""A table of captions and pictures, CSV or parquet, as a source; shards are divided by row."""
+"""A table of captions and images, CSV or parquet, as a source; shards are divided by row."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Table:
 
     Args:
       path: the file, .csv or .parquet.
-      image_column: holds paths of pictures, relative to the folder of the table, or, in parquet,
-        encoded pictures or both, as {"bytes", "path"} of Hugging Face's datasets.
+      image_column: holds paths of images, relative to the folder of the table, or, in parquet,
+        encoded images or both, as {"bytes", "path"} of Hugging Face's datasets.
       caption_column: holds captions.
 
     Raises:
       FileNotFoundError: there is no such file.
       UserError: another kind of file, a damaged one, a column that is missing (names those there
-        are), or one that holds no captions or no pictures.
+        are), or one that holds no captions or no images.
     """
 
     def __init__(self, path: str | Path, image_column: str, caption_column: str):
@@ -54,7 +54,7 @@ class Table:
             yield CorpusExample(f"{self._path.stem}/{number}", caption or "", image)
 
     def describe(self) -> dict[str, Any]:
-        """The table's own hash; the pictures that it names are not looked at."""
+        """The table's own hash; the images that it names are not looked at."""
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {
@@ -92,7 +92,7 @@ class Table:
         names = next(lines)
         image, caption = (names.index(column) for column in self._columns)
         for line in islice(lines, start, end):
-            line += [""] * (len(names) - len(line))  # a short line has no picture or no caption
+            line += [""] * (len(names) - len(line))  # a short line has no image or no caption
             yield line[image], line[caption]
 
     # parquet
@@ -112,7 +112,7 @@ class Table:
             image = image.field("bytes").type
         if not (_is_text(image) or _is_binary(image)):
             raise UserError(
-                f"{self._path}: column {self._columns[0]!r} holds {image}; it must hold pictures: "
+                f"{self._path}: column {self._columns[0]!r} holds {image}; it must hold images: "
                 "binary, paths as string, or struct<bytes: binary, path: string>"
             )
         if not _is_text(caption):

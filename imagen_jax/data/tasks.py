@@ -132,7 +132,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
     Raises:
       FileNotFoundError, UserError: see `records.load_manifest`; a rate that is no number above 0;
         a task that does not read an embedding directory; or directories whose encoder or size of
-        pictures differ, which one stage cannot be trained on.
+        images differ, which one stage cannot be trained on.
     """
     name = os.fspath(data)
     if name in seqio.TaskRegistry.names():

@@ -4,7 +4,7 @@ The code uses the symbols of this derivation and cites its equations. lam is log
 than s; D(x_t, lam) is the denoiser, the estimate of x0.
 
 Process (schedule.py, parametrization.py, augment.py)
-  A clean picture x0 in [-1, 1] is noised, variance preserving, to
+  A clean image x0 in [-1, 1] is noised, variance preserving, to
     (1)  x_t = alpha x0 + sigma eps,  eps ~ N(0, I),  alpha^2 + sigma^2 = 1.
   Its logarithmic signal-to-noise ratio lam = log(alpha^2 / sigma^2) says it all:
     (2)  alpha^2 = sigmoid(lam),  sigma^2 = sigmoid(-lam).
@@ -46,7 +46,7 @@ Sampling (transitions.py, samplers.py)
   Towards noise, from s to t, with the ratio of the alphas a = alpha_t / alpha_s:
     (16) x_t = a x_s + sigma_t sqrt(1 - exp(t - s)) noise       (t and s stand for their lam),
   because sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - SNR_t / SNR_s).
-  Towards the picture, from t to s: put eps of (6) back in, a part of it renewed. With
+  Towards the image, from t to s: put eps of (6) back in, a part of it renewed. With
   h = (lam_s - lam_t) / 2 and k^2 = 1 - eta^2 (1 - exp(-2 h)),
     (17) x_s = alpha_s D + k sigma_s (x_t - alpha_t D) / sigma_t
                + eta sigma_s sqrt(1 - exp(-2 h)) noise
@@ -67,7 +67,7 @@ Sampling (transitions.py, samplers.py)
   either variance, DDIM that of the ODE.
 
 Editing (editing.py)
-  Replacing D by the known picture y where it is to be kept, m = 1,
+  Replacing D by the known image y where it is to be kept, m = 1,
     (21) D <- m y + (1 - m) D,
   makes (17) keep x_s = alpha_s y + sigma_s eps there, eps being the noise of x_t, renewed by eta:
   the known part is noised as (1) demands. Walking steps again after (16) harmonises the parts.

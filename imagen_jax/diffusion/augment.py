@@ -1,7 +1,7 @@
 """Noise conditioning augmentation of super-resolution models.
 
 Convention, in training and in sampling: aug_level in [0, 1] is a time of the given schedule; 0
-leaves the picture (almost) as it is, 1 replaces it by noise. The network is told aug_level. Ho et
+leaves the image (almost) as it is, 1 replaces it by noise. The network is told aug_level. Ho et
 al. 2022 (cascaded diffusion models), section 4; Saharia et al. 2022, section 2.4.
 """
 
@@ -34,7 +34,7 @@ def augment_low_res(
       schedule: the schedule whose time aug_level is.
 
     Returns:
-      [b, h, w, c] noised pictures, not clipped to [-1, 1].
+      [b, h, w, c] noised images, not clipped to [-1, 1].
 
     Raises:
       UserError: aug_level is neither a scalar nor [b].
@@ -51,7 +51,7 @@ def augment_sweep(
     aug_levels: Float[Array, "n"],
     schedule: NoiseSchedule,
 ) -> Float[Array, "n h w c"]:
-    """One picture at several augmentation levels with the same noise, to compare levels.
+    """One image at several augmentation levels with the same noise, to compare levels.
 
     Args:
       key: a single key.
@@ -60,6 +60,6 @@ def augment_sweep(
       schedule: the schedule whose time aug_level is.
     """
     count = aug_levels.shape[0]
-    pictures = jnp.broadcast_to(low_res_upsampled, (count, *low_res_upsampled.shape))
+    images = jnp.broadcast_to(low_res_upsampled, (count, *low_res_upsampled.shape))
     keys = jnp.broadcast_to(per_example_keys(key, 1), (count,))
-    return augment_low_res(keys, pictures, aug_levels, schedule)
+    return augment_low_res(keys, images, aug_levels, schedule)

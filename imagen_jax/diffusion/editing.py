@@ -1,6 +1,6 @@
-"""Editing of pictures with any sampler and any denoiser: img2img and inpainting.
+"""Editing of images with any sampler and any denoiser: img2img and inpainting.
 
-Both work in the pixels of the stage whose denoiser is given, so they edit a base picture as well as
+Both work in the pixels of the stage whose denoiser is given, so they edit a base image as well as
 a super-resolved one.
 """
 
@@ -29,7 +29,7 @@ from imagen_jax.typing import Denoiser, Image, LogSNR, PRNGKey
 def img2img(
     name: str,
     denoise: Denoiser,
-    picture: Image,
+    image: Image,
     noise: Image,
     grid: Float[Array, "steps+1"],
     key: PRNGKey | None = None,
@@ -38,14 +38,14 @@ def img2img(
     intermediates: bool = False,
     **options: Any,
 ) -> Samples:
-    """Samples from a noised picture: Meng et al. 2022 (SDEdit); equation (1).
+    """Samples from a noised image: Meng et al. 2022 (SDEdit); equation (1).
 
     How much may change is set by where the grid starts: time_grid(..., t_start=0.6), for example.
 
     Args:
       name: one of SAMPLERS.
       denoise: (x_t, logsnr []) -> x0.
-      picture: [b, h, w, c] in [-1, 1].
+      image: [b, h, w, c] in [-1, 1].
       noise: [b, h, w, c] standard normal.
       grid: [steps + 1] increasing logsnr.
       key: see samplers.
@@ -56,7 +56,7 @@ def img2img(
     Raises:
       UserError: what sample raises.
     """
-    x_t = diffuse(picture, noise, jnp.asarray(grid[0], picture.dtype))
+    x_t = diffuse(image, noise, jnp.asarray(grid[0], image.dtype))
     return sample(
         name,
         denoise,
@@ -103,7 +103,7 @@ def resampling_path(steps: int, resamples: int, jump: int) -> np.ndarray:
 def inpaint(
     name: str,
     denoise: Denoiser,
-    picture: Image,
+    image: Image,
     keep: Float[Array, "b h w 1"],
     noise: Image,
     grid: Float[Array, "steps+1"],
@@ -115,19 +115,19 @@ def inpaint(
     intermediates: bool = False,
     **options: Any,
 ) -> Samples:
-    """Samples what is not kept of a picture: RePaint, Lugmayr et al. 2022; equation (21).
+    """Samples what is not kept of an image: RePaint, Lugmayr et al. 2022; equation (21).
 
-    The kept part of every estimate of x0 is replaced by the picture. By equation (17) the kept part
-    of x_t is then the picture with the right amount of noise, whatever the sampler. Without
+    The kept part of every estimate of x0 is replaced by the image. By equation (17) the kept part
+    of x_t is then the image with the right amount of noise, whatever the sampler. Without
     resampling, the new part does not know the old one well; every time that a block of steps is
-    walked again the two agree better. The result equals the picture, bit for bit, where keep is 1.
+    walked again the two agree better. The result equals the image, bit for bit, where keep is 1.
 
     Args:
       name: one of SAMPLERS.
       denoise: (x_t, logsnr []) -> x0.
-      picture: [b, h, w, c] in [-1, 1]. What it has where keep is 0 matters only if the grid does
+      image: [b, h, w, c] in [-1, 1]. What it has where keep is 0 matters only if the grid does
         not start at pure noise: then the new part starts from it, as in img2img.
-      keep: [b or 1, h, w, 1] in [0, 1], 1 where the picture stays as it is; or bool.
+      keep: [b or 1, h, w, 1] in [0, 1], 1 where the image stays as it is; or bool.
       noise: [b, h, w, c] standard normal.
       grid: [steps + 1] increasing logsnr.
       key: one key or [b] keys; only needed if resamples > 1 or if the sampler draws noise.
@@ -146,8 +146,8 @@ def inpaint(
     steps = grid.shape[0] - 1
     return run_transitions(
         STEP_RULES[name](steps, **options),
-        keep_known(denoise, picture, keep),
-        diffuse(picture, noise, jnp.asarray(grid[0], picture.dtype)),
+        keep_known(denoise, image, keep),
+        diffuse(image, noise, jnp.asarray(grid[0], image.dtype)),
         path_transitions(grid, resampling_path(steps, resamples, jump)),
         key,
         progress,
@@ -156,26 +156,26 @@ def inpaint(
     )
 
 
-def keep_known(denoise: Denoiser, picture: Image, keep: Float[Array, "b h w 1"]) -> Denoiser:
-    """The denoiser that knows a part of the picture: equation (21).
+def keep_known(denoise: Denoiser, image: Image, keep: Float[Array, "b h w 1"]) -> Denoiser:
+    """The denoiser that knows a part of the image: equation (21).
 
     Args:
       denoise: (x_t, logsnr []) -> x0.
-      picture, keep: as for inpaint.
+      image, keep: as for inpaint.
 
     Raises:
       UserError: keep of another shape.
     """
-    batch, height, width, channels = picture.shape
+    batch, height, width, channels = image.shape
     fits = keep.ndim == 4 and keep.shape[1:3] == (height, width)
     if not (fits and keep.shape[0] in (1, batch) and keep.shape[3] in (1, channels)):
         raise UserError(
             f"keep must have shape {(batch, height, width, 1)} (or 1 in place of {batch}) for "
-            f"pictures of shape {picture.shape}, got {keep.shape}"
+            f"images of shape {image.shape}, got {keep.shape}"
         )
-    keep = jnp.asarray(keep, picture.dtype)
+    keep = jnp.asarray(keep, image.dtype)
 
     def denoise_unknown(x_t: Image, logsnr: LogSNR) -> jax.Array:
-        return keep * picture + (1.0 - keep) * denoise(x_t, logsnr)
+        return keep * image + (1.0 - keep) * denoise(x_t, logsnr)
 
     return denoise_unknown

@@ -14,7 +14,7 @@ from imagen_jax.typing import LogSNR, PRNGKey
 
 
 class GaussianMixture(NamedTuple):
-    """A mixture of k Gaussians over pictures, flattened to d = h w c numbers.
+    """A mixture of k Gaussians over images, flattened to d = h w c numbers.
 
     Attributes:
       weights: [k] positive, adding up to 1.

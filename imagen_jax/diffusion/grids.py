@@ -89,7 +89,7 @@ def time_grid(
       schedule: noise schedule.
       steps: at least 1.
       kind: one of TIME_GRIDS.
-      t_start: time of the first entry in (0, 1]; below 1 to start from a noised picture.
+      t_start: time of the first entry in (0, 1]; below 1 to start from a noised image.
       **options: options of the kind.
 
     Returns:

@@ -65,7 +65,7 @@ def _order_statistic(bits: jax.Array, rank: int) -> jax.Array:
     """[b] the number of a rank (0 is the least) among the unsigned integers of each example.
 
     Decides one bit after the other by counting. Against a sort: nothing is moved between devices
-    but the counts, so pictures may be split along any axis, and time grows with the number of
+    but the counts, so images may be split along any axis, and time grows with the number of
     pixels only.
     """
     axes = tuple(range(1, bits.ndim))
@@ -96,7 +96,7 @@ def absolute_percentile(x0: jax.Array, percentile: float) -> Float[Array, "b"]:
     """
     _check_threshold(percentile, None)
     axes, size = tuple(range(1, x0.ndim)), math.prod(x0.shape[1:])
-    # In Python's double precision: float32 cannot count the numbers of a 1024 x 1024 picture.
+    # In Python's double precision: float32 cannot count the numbers of a 1024 x 1024 image.
     position = (size - 1) * percentile / 100.0
     rank = min(int(position), size - 1)
     fraction = position - rank
@@ -117,7 +117,7 @@ def dynamic_threshold(x0: Image, percentile: float, cap: float | None = None) ->
     s is the percentile of |x0| over all pixels and channels of an example, at least 1.
 
     Args:
-      x0: [b, h, w, c] estimates of clean pictures.
+      x0: [b, h, w, c] estimates of clean images.
       percentile: in (0, 100], for example 99.5.
       cap: upper bound of s, at least 1; None for no bound.
 

@@ -167,7 +167,7 @@ def diffusion_loss(
 
     Args:
       network: (x_t, logsnr [b], conditioning) -> prediction.
-      x0: [b, h, w, c] clean pictures in [-1, 1].
+      x0: [b, h, w, c] clean images in [-1, 1].
       conditioning: given to the network as it is; dropping of text happens before.
       key: a single key for times and noise of the global batch.
       schedule: noise schedule.

@@ -1,4 +1,4 @@
-"""What a network predicts: the noise eps, the velocity v, or the clean picture x0.
+"""What a network predicts: the noise eps, the velocity v, or the clean image x0.
 
 With x_t = alpha x0 + sigma eps, any one of the three and x_t give the other two: equations (4)
 to (6) of imagen_jax/diffusion/__init__.py.
@@ -51,7 +51,7 @@ def diffuse(x0: Image, eps: Image, logsnr: LogSNR) -> Image:
     """x_t = alpha x0 + sigma eps: equation (1).
 
     Args:
-      x0: [b, h, w, c] clean pictures in [-1, 1].
+      x0: [b, h, w, c] clean images in [-1, 1].
       eps: standard normal noise of the same shape.
       logsnr: [] or [b].
     """
@@ -64,7 +64,7 @@ def target(kind: str, x0: Image, eps: Image, logsnr: LogSNR) -> Image:
 
     Args:
       kind: one of PARAMETRIZATIONS.
-      x0: [b, h, w, c] clean pictures.
+      x0: [b, h, w, c] clean images.
       eps: the noise that was added, of the same shape.
       logsnr: [] or [b].
 

@@ -4,7 +4,7 @@ All share their arguments:
   denoise: (x_t, logsnr []) -> x0.
   x_t: [b, h, w, c] starting point at grid[0], standard normal noise (see noise.initial_noise).
   grid: [steps + 1] increasing logsnr, see time_grid. The last step returns the estimate of x0
-    itself, without which a little noise would stay in the picture.
+    itself, without which a little noise would stay in the image.
   key: one key or [b] keys. With [b] keys a sample depends on its own key only, not on the rest of
     the batch nor on the number of devices. None for a deterministic sampler.
   progress: called with the index of each step, unordered, from the running computation.

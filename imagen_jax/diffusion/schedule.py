@@ -141,8 +141,8 @@ class ShiftedCosineSchedule(CosineSchedule):
     noise seen after averaging down to reference_size. The limits hold after the shift.
 
     Attributes:
-      image_size: side of the pictures in pixels.
-      reference_size: side of the pictures for which the plain cosine schedule is right.
+      image_size: side of the images in pixels.
+      reference_size: side of the images for which the plain cosine schedule is right.
     """
 
     image_size: int = dataclasses.field(kw_only=True)

@@ -36,8 +36,8 @@ class State(NamedTuple):
     """Carry of the loop.
 
     Attributes:
-      x: [b, h, w, c] noisy picture.
-      x0: [b, h, w, c] last estimate of the clean picture.
+      x: [b, h, w, c] noisy image.
+      x0: [b, h, w, c] last estimate of the clean image.
       h: [] half the logsnr that the last step covered; 0 where x0 is not part of a history.
     """
 
@@ -53,7 +53,7 @@ class Transition(NamedTuple):
       number: counts moves; every number has its own noise.
       t: logsnr at its start.
       s: logsnr at its end.
-      last: True if it ends at the clean picture: then the estimate of x0 is its result.
+      last: True if it ends at the clean image: then the estimate of x0 is its result.
     """
 
     number: jax.Array
@@ -126,7 +126,7 @@ def check_grid(grid: jax.Array) -> None:
 
 
 def path_transitions(grid: Float[Array, "steps+1"], path: np.ndarray) -> Transition:
-    """The moves along a path [n + 1] of positions in a grid, whose end is the clean picture."""
+    """The moves along a path [n + 1] of positions in a grid, whose end is the clean image."""
     start, end = path[:-1], path[1:]
     return Transition(
         number=jnp.arange(len(start)),

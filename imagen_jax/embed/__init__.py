@@ -1,4 +1,4 @@
-"""Embeds captions once, offline: pictures and captions -> shards of pictures and token states."""
+"""Embeds captions once, offline: images and captions -> shards of images and token states."""
 
 from imagen_jax.embed.job import embed
 

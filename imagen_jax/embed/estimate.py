@@ -47,7 +47,7 @@ class Estimate:
       usable: share of examples that can be used.
       distinct: captions per usable example; below 1 where captions repeat within the sample.
       tokens: mean number of tokens of a caption.
-      picture_bytes: mean size of a recorded picture.
+      image_bytes: mean size of a recorded image.
       bytes_of: how states are stored -> mean size of a record.
       prepare_seconds, encode_seconds: per example and per caption, here.
       flops: operations of the encoder per caption, padding included.
@@ -60,7 +60,7 @@ class Estimate:
     usable: float
     distinct: float
     tokens: float
-    picture_bytes: float
+    image_bytes: float
     bytes_of: dict[str, float]
     prepare_seconds: float
     encode_seconds: float
@@ -110,8 +110,8 @@ def estimate(
     encode_seconds = (time.perf_counter() - started) / len(tokens)
     bytes_of = {
         kind: sum(
-            len(records.serialize_record(Record(name, caption, picture, states_of[caption]), kind))
-            for name, caption, picture in examples
+            len(records.serialize_record(Record(name, caption, image, states_of[caption]), kind))
+            for name, caption, image in examples
         )
         / len(examples)
         for kind in STATES
@@ -128,7 +128,7 @@ def estimate(
         usable=usable,
         distinct=distinct,
         tokens=sum(len(tokens_of[caption]) for _, caption, _ in examples) / len(examples),
-        picture_bytes=sum(len(picture) for _, _, picture in examples) / len(examples),
+        image_bytes=sum(len(image) for _, _, image in examples) / len(examples),
         bytes_of=bytes_of,
         prepare_seconds=prepare_seconds / sampled,
         encode_seconds=encode_seconds,
@@ -156,8 +156,8 @@ def report(found: Estimate, chip: Chip) -> str:
     """The estimate in words."""
     lines = [
         f"of {found.sampled} examples: {found.usable:.1%} usable, {found.tokens:.1f} tokens to a "
-        f"caption, {found.distinct:.1%} of captions different, pictures of "
-        f"{found.picture_bytes / 1e3:.1f} kB",
+        f"caption, {found.distinct:.1%} of captions different, images of "
+        f"{found.image_bytes / 1e3:.1f} kB",
         *(f"  dropped: {number} {reason}" for reason, number in found.dropped.items()),
         f"here: {1 / found.encode_seconds:,.0f} captions/s encoded, "
         f"{1 / found.prepare_seconds:,.0f} examples/s read and prepared",

@@ -48,22 +48,22 @@ def embed(
     """Writes one split of an embedding directory (layout: `imagen_jax.data.records`).
 
     Examples that cannot be used are left out, counted by reason in the manifest and listed in a
-    file beside their shard: an empty caption, one with too many tokens, a picture that is missing,
+    file beside their shard: an empty caption, one with too many tokens, an image that is missing,
     undecodable, too small or of another size, and what a source gives up of damaged files. What is
     changed is counted, too.
 
     Args:
-      source: captioned pictures.
+      source: captioned images.
       encoder: frozen text encoder.
       output_dir: made if it does not exist. Further splits may be added later, with the same
         encoder and image size.
       split: name of the split, such as "train".
-      image_size: side of the pictures in pixels.
+      image_size: side of the images in pixels.
       num_shards: files to divide the split into.
       shards: those of them that this process writes, for dividing the job over hosts; None for
         all.
       states: how token states are stored: "bfloat16", or "int8" with a scale for each token.
-      fit: "exact" leaves out pictures of another size, "crop" reduces larger ones and crops them to
+      fit: "exact" leaves out images of another size, "crop" reduces larger ones and crops them to
         the middle.
       long_captions: "drop" leaves out captions with too many tokens, "truncate" cuts them.
 

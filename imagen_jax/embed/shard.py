@@ -1,8 +1,8 @@
 """Writes one shard of an embedding directory: the same bytes whenever it is written.
 
 Examples go through in chunks, bounded in number and bytes. While one chunk is encoded and written,
-the pictures of the next are decoded and its captions tokenised, on all processor cores: memory
-holds two chunks, of the second also the pictures as they came.
+the images of the next are decoded and its captions tokenised, on all processor cores: memory
+holds two chunks, of the second also the images as they came.
 
 The token states of all captions of a shard are held in memory until it is written, because a
 caption is encoded once however often it comes: 10,000 captions of 20 tokens by T5-XXL are 1.6 GB.
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.data import records
-from imagen_jax.data.pictures import Picture, UnusableError, record_picture
+from imagen_jax.data.images import RecordImage, UnusableError, record_image
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import DamagedFile, Example, Source
 from imagen_jax.text.encoder import TextEncoder
@@ -30,7 +30,7 @@ from imagen_jax.text.tokenizer import CaptionTooLongError
 
 CHUNK_EXAMPLES = 2048
 CHUNK_BYTES = 2**28
-"""A chunk ends with the example that brings it to either: so many, or so many bytes of pictures."""
+"""A chunk ends with the example that brings it to either: so many, or so many bytes of images."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Handling:
     """What is done with examples that do not fit as they are.
 
     Attributes:
-      image_size: side of the recorded pictures in pixels.
-      fit: of pictures of another size, one of choices.FITS.
+      image_size: side of the recorded images in pixels.
+      fit: of images of another size, one of choices.FITS.
       long_captions: one of choices.LONG_CAPTIONS.
     """
 
@@ -58,7 +58,7 @@ class Counts:
       tokens: token states in the records.
       dropped: examples left out, by reason.
       changed: examples recorded otherwise than they came, by what was done.
-      sides: examples by the shorter side of their picture as it came: "256-511" pixels.
+      sides: examples by the shorter side of their image as it came: "256-511" pixels.
     """
 
     examples: int = 0
@@ -74,11 +74,11 @@ class Chunk:
     """Examples that are ready to be encoded.
 
     Attributes:
-      examples: (id, caption, encoded picture) of those that can be used.
+      examples: (id, caption, encoded image) of those that can be used.
       new: tokens of the captions that no chunk before has.
       dropped: (id, reason, detail) of the others, and of damaged files.
       changed: what was done to the examples, counted.
-      sides: shorter sides of their pictures, counted.
+      sides: shorter sides of their images, counted.
       seen: all examples, and damaged files.
     """
 
@@ -134,18 +134,18 @@ def _prepare(
     known: set[str],
     pool: ThreadPoolExecutor,
 ) -> Chunk:
-    def picture(example: Example | DamagedFile) -> Picture | UnusableError:
+    def read(example: Example | DamagedFile) -> RecordImage | UnusableError:
         try:
             if isinstance(example, DamagedFile):
                 raise UnusableError("rest of a damaged file", example.fault)
             if not example.caption.strip():
                 raise UnusableError("empty caption")
-            return record_picture(example.image, handling.image_size, handling.fit)
+            return record_image(example.image, handling.image_size, handling.fit)
         except UnusableError as error:
             return error
 
     chunk = Chunk([], {}, [], Counter(), Counter(), len(examples))
-    for example, result in zip(examples, pool.map(picture, examples), strict=True):
+    for example, result in zip(examples, pool.map(read, examples), strict=True):
         try:
             if isinstance(result, UnusableError):
                 raise result
@@ -202,8 +202,8 @@ def write_shard(
             encoded = encoder.encode_tokens(list(chunk.new.values()), bar.update)
             for caption, of_caption in zip(chunk.new, encoded, strict=True):
                 states_of[caption] = of_caption.astype(ml_dtypes.bfloat16)
-            for name, caption, picture in chunk.examples:
-                record = Record(name, caption, picture, states_of[caption])
+            for name, caption, image in chunk.examples:
+                record = Record(name, caption, image, states_of[caption])
                 writer.write(records.serialize_record(record, states))
                 counts.tokens += len(states_of[caption])
             counts.examples += len(chunk.examples)

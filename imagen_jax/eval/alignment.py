@@ -1,4 +1,4 @@
-"""Alignment of pictures with the scenes that their captions describe, measured exactly.
+"""Alignment of images with the scenes that their captions describe, measured exactly.
 
 Attributes of a scene that a caption names:
   background  the border has its colour
@@ -32,37 +32,37 @@ from imagen_jax.eval.template_matching import (
 
 ATTRIBUTES = ("background", "object", "colour", "count", "style", "relation", "size", "all_correct")
 LARGE = 34 / 64
-"""Longer side, as a fraction of the picture, between what counts as small and as large."""
+"""Longer side, as a fraction of the image, between what counts as small and as large."""
 _AXIS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 """Relation -> (axis 0 for x or 1 for y, sign of second minus first along it)."""
 
 
-def score(scene: Scene, picture: np.ndarray, level: Level) -> dict[str, bool]:
-    """Which attributes of a scene a picture shows.
+def score(scene: Scene, image: np.ndarray, level: Level) -> dict[str, bool]:
+    """Which attributes of a scene an image shows.
 
     Args:
       scene: what the caption describes.
-      picture: uint8 [h, h, 3].
-      level: whose vocabulary the picture is read with.
+      image: uint8 [h, h, 3].
+      level: whose vocabulary the image is read with.
 
     Returns:
       Attribute -> whether it holds, for those the scene has (no "relation" with one group, "size"
       only if named), and "all_correct".
     """
-    return score_all([scene], [picture], level)[0]
+    return score_all([scene], [image], level)[0]
 
 
 def score_all(
-    scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
+    scenes: Sequence[Scene], images: Sequence[np.ndarray] | np.ndarray, level: Level
 ) -> list[dict[str, bool]]:
     """`score` of many, much faster than one by one.
 
     Raises:
-      UserError: not as many pictures as scenes, or a picture that is not square uint8 RGB.
+      UserError: not as many images as scenes, or an image that is not square uint8 RGB.
     """
-    if len(scenes) != len(pictures):
-        raise UserError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
-    return [_compare(s, d) for s, d in zip(scenes, decode_all(pictures, level), strict=True)]
+    if len(scenes) != len(images):
+        raise UserError(f"{len(images)} images for {len(scenes)} scenes; need as many")
+    return [_compare(s, d) for s, d in zip(scenes, decode_all(images, level), strict=True)]
 
 
 def _compare(scene: Scene, seen: Decoded) -> dict[str, bool]:
@@ -132,39 +132,39 @@ def _relation_holds(relation: str, first: list[DecodedObject], second: list[Deco
 
 
 def alignment_report(
-    scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
+    scenes: Sequence[Scene], images: Sequence[np.ndarray] | np.ndarray, level: Level
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Score pictures against their scenes, between the best and the worst that can be expected.
+    """Score images against their scenes, between the best and the worst that can be expected.
 
     Args:
       scenes: n scenes.
-      pictures: n of uint8 [h, h, 3].
+      images: n of uint8 [h, h, 3].
       level: as for `score`.
 
     Returns:
-      "pictures" -> attribute -> {"accuracy", "low", "high" (95% Wilson interval), "correct", "n"};
-      "ceiling": the same for the real pictures of the scenes; "floor": for the pictures given,
+      "images" -> attribute -> {"accuracy", "low", "high" (95% Wilson interval), "correct", "n"};
+      "ceiling": the same for the real images of the scenes; "floor": for the images given,
       each against the scene of another. Attributes that no scene has are left out.
 
     Raises:
-      UserError: no scenes, or not as many pictures as scenes.
+      UserError: no scenes, or not as many images as scenes.
     """
-    if len(scenes) == 0 or len(scenes) != len(pictures):
-        raise UserError(f"{len(pictures)} pictures for {len(scenes)} scenes; need as many")
+    if len(scenes) == 0 or len(scenes) != len(images):
+        raise UserError(f"{len(images)} images for {len(scenes)} scenes; need as many")
     real = [render(scene, SIDE) for scene in scenes]
     # Half way round: neighbours may stem from one prompt, sampled several times.
     others = np.roll(np.arange(len(scenes)), max(1, len(scenes) // 2))
     return {
-        "pictures": _accuracies(scenes, pictures, level),
+        "images": _accuracies(scenes, images, level),
         "ceiling": _accuracies(scenes, real, level),
-        "floor": _accuracies(scenes, [pictures[int(i)] for i in others], level),
+        "floor": _accuracies(scenes, [images[int(i)] for i in others], level),
     }
 
 
 def _accuracies(
-    scenes: Sequence[Scene], pictures: Sequence[np.ndarray] | np.ndarray, level: Level
+    scenes: Sequence[Scene], images: Sequence[np.ndarray] | np.ndarray, level: Level
 ) -> dict[str, dict[str, float]]:
-    results = score_all(scenes, pictures, level)
+    results = score_all(scenes, images, level)
     accuracies = {}
     for attribute in ATTRIBUTES:
         held = [result[attribute] for result in results if attribute in result]

@@ -1,4 +1,4 @@
-"""Captions of a validation set with their pictures: COCO's, or any in its form."""
+"""Captions of a validation set with their images: COCO's, or any in its form."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ PAPER_GUIDANCE = 1.35
 
 
 class Captioned(NamedTuple):
-    """A caption with its picture: a file, or one as it is encoded."""
+    """A caption with its image: a file, or one as it is encoded."""
 
     caption: str
-    picture: Path | bytes
+    image: Path | bytes
 
 
 class Captions(NamedTuple):
     """What is sampled, and what it is compared with.
 
     Attributes:
-      chosen: as many captions as asked for, of different pictures, in the order of sampling.
-      rest: pictures whose captions were not chosen, in random order: for real against real.
+      chosen: as many captions as asked for, of different images, in the order of sampling.
+      rest: images whose captions were not chosen, in random order: for real against real.
     """
 
     chosen: list[Captioned]
     rest: list[Path | bytes]
 
 
-def read_annotations(path: str | Path, pictures: str | Path, count: int, seed: int) -> Captions:
+def read_annotations(path: str | Path, images: str | Path, count: int, seed: int) -> Captions:
     """Captions from a file in the form of captions_val2014.json.
 
-    Pictures are put in random order; each of the first `count` gives its caption of the smallest
+    Images are put in random order; each of the first `count` gives its caption of the smallest
     id.
 
     Args:
       path: JSON with "images" (id, file_name) and "annotations" (image_id, id, caption).
-      pictures: folder of the files.
+      images: folder of the files.
       count: captions.
       seed: of the order.
 
     Raises:
-      FileNotFoundError: the file or one of the pictures is missing.
-      UserError: another form, or fewer pictures with captions.
+      FileNotFoundError: the file or one of the images is missing.
+      UserError: another form, or fewer images with captions.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
@@ -60,17 +60,17 @@ def read_annotations(path: str | Path, pictures: str | Path, count: int, seed: i
                                                          str(annotation["caption"]))  # fmt: skip
             first[image] = min(first.get(image, found), found)
         captioned = [
-            Captioned(" ".join(text.split()), Path(pictures) / names[image])
+            Captioned(" ".join(text.split()), Path(images) / names[image])
             for image, (_, text) in sorted(first.items())
         ]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not of the form of COCO's captions_val2014.json: {error!r}"
         ) from error
-    missing = [c.picture for c in captioned if isinstance(c.picture, Path)
-               and not c.picture.is_file()]  # fmt: skip
+    missing = [c.image for c in captioned if isinstance(c.image, Path)
+               and not c.image.is_file()]  # fmt: skip
     if missing:
-        raise FileNotFoundError(f"{len(missing)} pictures of {path} are missing: {missing[0]}")
+        raise FileNotFoundError(f"{len(missing)} images of {path} are missing: {missing[0]}")
     return choose(captioned, count, seed)
 
 
@@ -99,7 +99,7 @@ def read_tfds(name_and_split: str, data_dir: str | None, count: int, seed: int) 
 
 
 def choose(captioned: Sequence[Captioned], count: int, seed: int) -> Captions:
-    """The first `count` in random order, and the pictures of the others.
+    """The first `count` in random order, and the images of the others.
 
     Raises:
       UserError: there are not so many, or a chosen caption is empty.
@@ -110,4 +110,4 @@ def choose(captioned: Sequence[Captioned], count: int, seed: int) -> Captions:
     chosen = [captioned[int(i)] for i in order[:count]]
     if empty := sum(not example.caption for example in chosen):
         raise UserError(f"{empty} of the chosen captions are empty")
-    return Captions(chosen, [captioned[int(i)].picture for i in order[count:]])
+    return Captions(chosen, [captioned[int(i)].image for i in order[count:]])

@@ -1,4 +1,4 @@
-"""Features of a set of pictures with what they must agree in to be compared."""
+"""Features of a set of images with what they must agree in to be compared."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from imagen_jax.data.records import atomic_path, differences
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.network import FeatureNetwork
+from imagen_jax.eval.images import Images, chunks
 from imagen_jax.eval.metrics.frechet import frechet_distance, frechet_of_features
 from imagen_jax.eval.metrics.intervals import frechet_interval
 from imagen_jax.eval.metrics.kernel import kernel_distance
 from imagen_jax.eval.metrics.manifold import manifold_scores
 from imagen_jax.eval.metrics.moments import Moments, merge_all
 from imagen_jax.eval.metrics.scores import inception_score
-from imagen_jax.eval.pictures import Pictures, chunks
 
 INCEPTION = "inception-v3"
 RESAMPLES = 50
@@ -29,13 +29,13 @@ SCORE_SPLITS = 10
 
 
 class FeatureSet:
-    """Features [n, d] float32 of n pictures.
+    """Features [n, d] float32 of n images.
 
     Attributes:
-      features: one row for each picture.
-      identity: network, weights, preprocessing and side of the pictures: equal where two sets are
+      features: one row for each image.
+      identity: network, weights, preprocessing and side of the images: equal where two sets are
         compared.
-      data: what the pictures are: "name", "made", "source" (a hash of where they come from) and
+      data: what the images are: "name", "made", "source" (a hash of where they come from) and
         "sha256" of their pixels, or of what determines them.
       moments: of the features; gathered part by part as they were computed.
       logits: [n, classes] float32, without biases, of Inception, for its score; None of others.
@@ -61,13 +61,13 @@ class FeatureSet:
         return Moments.of(self.features) if self._moments is None else self._moments
 
     def first(self, count: int) -> FeatureSet:
-        """The first pictures of the set.
+        """The first images of the set.
 
         Raises:
           UserError: there are not so many.
         """
         if not 1 <= count <= len(self):
-            raise UserError(f"the first {count} of {len(self)} pictures")
+            raise UserError(f"the first {count} of {len(self)} images")
         if count == len(self):
             return self
         logits = None if self.logits is None else self.logits[:count]
@@ -106,10 +106,10 @@ class FeatureSet:
             ) from error
 
 
-def compute_features(network: FeatureNetwork, pictures: Pictures) -> FeatureSet:
-    """Features of pictures, read and measured a part at a time."""
+def compute_features(network: FeatureNetwork, images: Images) -> FeatureSet:
+    """Features of images, read and measured a part at a time."""
     parts, logits, moments, digest = [], [], [], hashlib.sha256()
-    for part in chunks(pictures):
+    for part in chunks(images):
         digest.update(np.ascontiguousarray(part).data)
         outputs = network.outputs(part)
         parts.append(outputs["features"])
@@ -117,23 +117,23 @@ def compute_features(network: FeatureNetwork, pictures: Pictures) -> FeatureSet:
             logits.append(outputs["logits_unbiased"])
         moments.append(Moments.of(parts[-1]))
     data = {
-        "name": pictures.name, "made": pictures.made, "source": pictures.fingerprint(),
+        "name": images.name, "made": images.made, "source": images.fingerprint(),
         "sha256": digest.hexdigest(),
     }  # fmt: skip
-    identity = network.identity | {"side": pictures.side}
+    identity = network.identity | {"side": images.side}
     classified = np.concatenate(logits) if logits else None
     return FeatureSet(np.concatenate(parts), identity, data, merge_all(moments), classified)
 
 
-def cached_features(network: FeatureNetwork, pictures: Pictures, path: Path) -> FeatureSet:
+def cached_features(network: FeatureNetwork, images: Images, path: Path) -> FeatureSet:
     """`compute_features`, kept in a file, and read from it as long as nothing has changed: the
-    network, its weights, the preprocessing, or where the pictures come from."""
+    network, its weights, the preprocessing, or where the images come from."""
     if path.is_file():
         found = FeatureSet.load(path)
-        same_network = found.identity == network.identity | {"side": pictures.side}
-        if same_network and found.data["source"] == pictures.fingerprint():
+        same_network = found.identity == network.identity | {"side": images.side}
+        if same_network and found.data["source"] == images.fingerprint():
             return found
-    computed = compute_features(network, pictures)
+    computed = compute_features(network, images)
     path.parent.mkdir(parents=True, exist_ok=True)
     computed.save(path)
     return computed
@@ -143,36 +143,36 @@ def check_comparable(a: FeatureSet, b: FeatureSet) -> None:
     """That a distance between two sets says something.
 
     Raises:
-      UserError: different networks, preprocessing or sizes of pictures; different numbers of
-        pictures, on which every distance depends; or the same pictures on both sides.
+      UserError: different networks, preprocessing or sizes of images; different numbers of
+        images, on which every distance depends; or the same images on both sides.
     """
     names = f"{a.data['name']!r} and {b.data['name']!r}"
     if lines := differences(a.identity, b.identity):
         raise UserError(f"features of {names} cannot be compared: " + "; ".join(lines))
     if len(a) != len(b):
         raise UserError(
-            f"{names} have {len(a)} and {len(b)} pictures; distances depend on the number, so take "
+            f"{names} have {len(a)} and {len(b)} images; distances depend on the number, so take "
             f"as many of both, such as the first {min(len(a), len(b))}"
         )
     if a.data["sha256"] == b.data["sha256"]:
-        raise UserError(f"{names} are the same pictures")
+        raise UserError(f"{names} are the same images")
 
 
 def compare(
     generated: FeatureSet, real: FeatureSet, floor: FeatureSet | None, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """All distances of generated pictures from real ones, beside those of other real ones.
+    """All distances of generated images from real ones, beside those of other real ones.
 
     Args:
       generated, real: the two sets; equally many.
-      floor: other real pictures. Of fewer than the rest has, as many of the rest are compared with
+      floor: other real images. Of fewer than the rest has, as many of the rest are compared with
         them, and "floor_count" says how many; None for none.
       resamples: of the bootstrap.
 
     Returns:
       "count", "floor_count", "identity", "title" (of the Frechet distance), for every name of
       METRICS {"value", "floor"?, "low"?, "high"?}, and, where both sets have logits of enough
-      pictures, "inception_score": {"value", "deviation", "real", "real_deviation"}.
+      images, "inception_score": {"value", "deviation", "real", "real_deviation"}.
 
     Raises:
       UserError: as check_comparable.

@@ -1,11 +1,11 @@
 """Sampling of many prompts, and their features: resumable, and divided over processes.
 
 <directory>/job.json               what is sampled, and from what; another job is refused
-<directory>/pictures/0001/001234.png
-<directory>/features/<network>/00019.npy   of the pictures of part 19
+<directory>/images/0001/001234.png
+<directory>/features/<network>/00019.npy   of the images of part 19
 
-Pictures are sampled CHUNK at a time, always the same ones together, so that what comes after a kill
-is what would have come without it. Parts of PART pictures go to processes in turn; whichever
+Images are sampled CHUNK at a time, always the same ones together, so that what comes after a kill
+is what would have come without it. Parts of PART images go to processes in turn; whichever
 process finds everything there goes on to the scores.
 """
 
@@ -26,8 +26,8 @@ from imagen_jax.data.records import atomic_path, differences, json_fingerprint, 
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
+from imagen_jax.eval.images import Files
 from imagen_jax.eval.metrics.moments import Moments, merge_all
-from imagen_jax.eval.pictures import Files
 
 CHUNK = 16
 PART = 4 * CHUNK
@@ -37,13 +37,13 @@ class Unfinished(Exception):
     """Another process has not finished its part: scores are for whoever comes last."""
 
 
-class PictureStore:
-    """The sampled pictures of a directory; `Pictures`.
+class ImageStore:
+    """The sampled images of a directory; `Images`.
 
     Args:
       directory: of the job.
-      prompts: texts, one for each picture.
-      seeds: of the noise, one for each picture.
+      prompts: texts, one for each image.
+      seeds: of the noise, one for each image.
       side: pixels per side.
       process: (which of several processes this is, how many there are).
     """
@@ -67,16 +67,16 @@ class PictureStore:
         return len(self.prompts)
 
     def path(self, index: int) -> Path:
-        """Where a picture is or will be."""
-        return self.directory / "pictures" / f"{index // 1000:04d}" / f"{index:06d}.png"
+        """Where an image is or will be."""
+        return self.directory / "images" / f"{index // 1000:04d}" / f"{index:06d}.png"
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """See Pictures."""
+        """See Images."""
         paths = [self.path(i) for i in range(start, end)]
         return Files(self.name, paths, self.side).read(0, len(paths))
 
     def fingerprint(self) -> str:
-        """Of what determines the pictures."""
+        """Of what determines the images."""
         return json_fingerprint(self._job())
 
     @property
@@ -90,7 +90,7 @@ class PictureStore:
         """Samples what is not there yet of this process's parts, and computes their features.
 
         Raises:
-          UserError: the directory holds pictures of another job; a prompt is too long.
+          UserError: the directory holds images of another job; a prompt is too long.
           Unfinished: parts of other processes are not there yet.
         """
         self._claim(cascade, **overrides)
@@ -103,7 +103,7 @@ class PictureStore:
         missing = [c for c in chunks if not all(self.path(i).is_file() for i in c)]
         done = sum(map(len, chunks)) - sum(map(len, missing))
         with tqdm(
-            total=sum(map(len, chunks)), initial=done, desc="pictures", disable=not missing
+            total=sum(map(len, chunks)), initial=done, desc="images", disable=not missing
         ) as bar:
             for chunk in missing:
                 samples = cascade.sample_each(
@@ -124,12 +124,12 @@ class PictureStore:
                 self._part_features(network, number)
         if absent := sum(not self.path(i).is_file() for i in range(len(self))):
             raise Unfinished(
-                f"this process's part is done; {absent} of {len(self)} pictures of others are not "
+                f"this process's part is done; {absent} of {len(self)} images of others are not "
                 "there yet, and the process that finds them all computes the scores"
             )
 
     def features(self, network: FeatureNetwork) -> FeatureSet:
-        """Features of all pictures; those that are there already are read."""
+        """Features of all images; those that are there already are read."""
         parts = [self._part_features(network, number) for number in range(len(self.parts))]
         identity = network.identity | {"side": self.side}
         data = {"name": self.name, "made": self.made, "sha256": self.fingerprint()}
@@ -166,7 +166,7 @@ class PictureStore:
         if path.is_file():
             if lines := differences(self._job(), json.loads(json.dumps(job))):
                 raise UserError(
-                    f"{self.directory} holds pictures of another job (there != now): "
+                    f"{self.directory} holds images of another job (there != now): "
                     + "; ".join(lines)
                     + ". Choose another --output, or remove it"
                 )

@@ -1,4 +1,4 @@
-"""Everything that is measured on the sampled pictures of a job, as numbers with their bounds."""
+"""Everything that is measured on the sampled images of a job, as numbers with their bounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import RESAMPLES, compare
 from imagen_jax.eval.features.clip_weights import Clip
 from imagen_jax.eval.features.network import FeatureNetwork, clip_network, text_features
-from imagen_jax.eval.job import PictureStore
+from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.metrics.intervals import mean_interval
 from imagen_jax.eval.metrics.scores import clip_scores
 from imagen_jax.eval.prompts import Suite
@@ -26,10 +26,10 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruments:
-    """What pictures are measured with.
+    """What images are measured with.
 
     Attributes:
-      network: of the distances; None where there are no real pictures to compare with.
+      network: of the distances; None where there are no real images to compare with.
       clip: of the CLIP score; None for none.
     """
 
@@ -38,38 +38,38 @@ class Instruments:
 
     @functools.cached_property
     def clip_network(self) -> FeatureNetwork | None:
-        """CLIP's picture tower."""
+        """CLIP's image tower."""
         return None if self.clip is None else clip_network(self.clip)
 
     @property
     def networks(self) -> list[FeatureNetwork]:
-        """All networks that see the pictures."""
+        """All networks that see the images."""
         return [n for n in (self.network, self.clip_network) if n is not None]
 
 
 def measure(
-    store: PictureStore,
+    store: ImageStore,
     suite: Suite,
     instruments: Instruments,
     reality: Reality | None,
     level: Level | None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Measures sampled pictures.
+    """Measures sampled images.
 
     Args:
-      store: the pictures, all there; picture i is of suite.prompts[i % len(suite.prompts)].
+      store: the images, all there; image i is of suite.prompts[i % len(suite.prompts)].
       suite: their prompts.
       instruments: what to measure with.
-      reality: real pictures; None where there are none to compare with.
+      reality: real images; None where there are none to compare with.
       level: of the scenes that the prompts describe; None where they are no scenes.
       resamples: of bootstraps of distances.
 
     Returns:
-      "distance" (with real pictures and a network): what feature_sets.compare returns.
+      "distance" (with real images and a network): what feature_sets.compare returns.
       "alignment" (of scenes): category -> {"all_correct" and other attributes: {"accuracy", "low",
       "high", "n", ...}}, with "all", and "floor" and "ceiling" of all.
-      "clip" (with CLIP): category -> {"mean", "low", "high"}, with "all", and "shuffled": pictures
+      "clip" (with CLIP): category -> {"mean", "low", "high"}, with "all", and "shuffled": images
       with captions of others.
     """
     scores: dict[str, Any] = {"count": len(store)}
@@ -88,7 +88,7 @@ def measure(
 
 
 def indices_by_category(suite: Suite, count: int) -> dict[str, np.ndarray]:
-    """Category -> indices of its pictures, where picture i is of prompt i modulo their number."""
+    """Category -> indices of its images, where image i is of prompt i modulo their number."""
     prompts = len(suite.prompts)
     return {
         name: np.array([i for i in range(count) if i % prompts in members])
@@ -96,32 +96,32 @@ def indices_by_category(suite: Suite, count: int) -> dict[str, np.ndarray]:
     }
 
 
-def _alignment(store: PictureStore, suite: Suite, level: Level) -> dict[str, Any]:
+def _alignment(store: ImageStore, suite: Suite, level: Level) -> dict[str, Any]:
     scenes = [suite.prompts[i % len(suite.prompts)].scene for i in range(len(store))]
     known = [scene for scene in scenes if scene is not None]
     if len(known) < len(scenes):
         raise UserError(f"{len(scenes) - len(known)} prompts have no scene to be compared with")
-    pictures = store.read(0, len(store))
-    whole = alignment_report(known, pictures, level)
+    images = store.read(0, len(store))
+    whole = alignment_report(known, images, level)
     result: dict[str, Any] = {
-        ALL: whole["pictures"], "floor": whole["floor"], "ceiling": whole["ceiling"],
+        ALL: whole["images"], "floor": whole["floor"], "ceiling": whole["ceiling"],
     }  # fmt: skip
     for category, members in indices_by_category(suite, len(store)).items():
-        report = alignment_report([known[i] for i in members], pictures[members], level)
-        result[category] = report["pictures"]
+        report = alignment_report([known[i] for i in members], images[members], level)
+        result[category] = report["images"]
     return result
 
 
-def _clip(pictures: np.ndarray, texts: np.ndarray, suite: Suite) -> dict[str, Any]:
-    prompts = np.arange(len(pictures)) % len(texts)
+def _clip(images: np.ndarray, texts: np.ndarray, suite: Suite) -> dict[str, Any]:
+    prompts = np.arange(len(images)) % len(texts)
     # Half way round, as alignment_report: neighbours may be of one category.
     shuffled = (prompts + max(1, len(texts) // 2)) % len(texts)
-    values = clip_scores(pictures, texts[prompts])
+    values = clip_scores(images, texts[prompts])
     groups: dict[str, Sequence[float] | np.ndarray] = {
         ALL: values,
-        "shuffled": clip_scores(pictures, texts[shuffled]),
+        "shuffled": clip_scores(images, texts[shuffled]),
     }
-    for category, members in indices_by_category(suite, len(pictures)).items():
+    for category, members in indices_by_category(suite, len(images)).items():
         groups[category] = values[members]
     result = {}
     for name, group in groups.items():

@@ -1,4 +1,4 @@
-"""Parts of HTML pages that need nothing beside themselves: style, pictures, bars."""
+"""Parts of HTML pages that need nothing beside themselves: style, images, bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from imagen_jax.data.records import atomic_path
 
 SHOWN_SIDE = 256
-"""Larger pictures are reduced to it on pages: a thousand of them must still open."""
+"""Larger images are reduced to it on pages: a thousand of them must still open."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #e3e7ee; --paper: #fff;
@@ -68,28 +68,28 @@ def write_page(path: str | Path, title: str, body: Sequence[str], extra: str = "
         temporary.write_text(head + "\n".join(body) + "</body></html>\n", encoding="utf-8")
 
 
-def data_url(picture: np.ndarray, most: int = SHOWN_SIDE) -> str:
-    """A picture uint8 [h, h, 3] for the src of an <img>: as it is, or reduced to `most` pixels."""
-    image = Image.fromarray(picture)
+def data_url(image: np.ndarray, most: int = SHOWN_SIDE) -> str:
+    """An image uint8 [h, h, 3] for the src of an <img>: as it is, or reduced to `most` pixels."""
+    opened = Image.fromarray(image)
     buffer = io.BytesIO()
-    if max(image.size) > most:
-        image.thumbnail((most, most), Image.Resampling.LANCZOS)
-        image.save(buffer, "WEBP", quality=90)
+    if max(opened.size) > most:
+        opened.thumbnail((most, most), Image.Resampling.LANCZOS)
+        opened.save(buffer, "WEBP", quality=90)
         kind = "webp"
     else:
-        image.save(buffer, "PNG", optimize=True)
+        opened.save(buffer, "PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def figure(picture: np.ndarray, text: str, right: bool | None = None) -> str:
-    """A picture above its text, marked right or wrong where that is known."""
+def figure(image: np.ndarray, text: str, right: bool | None = None) -> str:
+    """An image above its text, marked right or wrong where that is known."""
     mark = "" if right is None else (
         '<span class="right">✓</span> ' if right else '<span class="wrong">✗</span> '
     )  # fmt: skip
-    small = " class=small" if picture.shape[0] < SHOWN_SIDE else ""
+    small = " class=small" if image.shape[0] < SHOWN_SIDE else ""
     return (
-        f'<figure{small}><img loading="lazy" alt="" src="{data_url(picture)}">'
+        f'<figure{small}><img loading="lazy" alt="" src="{data_url(image)}">'
         f"<figcaption>{mark}{html.escape(text)}</figcaption></figure>"
     )
 

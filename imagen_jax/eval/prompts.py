@@ -1,4 +1,4 @@
-"""Sets of prompts that pictures are judged on."""
+"""Sets of prompts that images are judged on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Prompt(NamedTuple):
     Attributes:
       text: what is sampled.
       category: what it tests.
-      scene: what the picture must show, where that is known exactly.
+      scene: what the image must show, where that is known exactly.
     """
 
     text: str

@@ -14,9 +14,9 @@ from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.coco import Captions
-from imagen_jax.eval.job import PictureStore
+from imagen_jax.eval.images import Files, Images, RenderedScenes
+from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.measure import Instruments, measure
-from imagen_jax.eval.pictures import Files, Pictures, RenderedScenes
 from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
@@ -24,7 +24,7 @@ from imagen_jax.eval.scene_suite import scene_suite
 
 SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
 _APART = 1_000
-"""Between seeds of prompts and those of the real scenes that their pictures are compared with."""
+"""Between seeds of prompts and those of the real scenes that their images are compared with."""
 
 
 class Work(NamedTuple):
@@ -33,18 +33,18 @@ class Work(NamedTuple):
     Attributes:
       title: of the report.
       suite: the prompts.
-      per_prompt: pictures of each.
-      real: real pictures, as many as are sampled; None where there are none.
+      per_prompt: images of each.
+      real: real images, as many as are sampled; None where there are none.
       others: further real ones, whose distance from `real` is the floor; None where there are none.
-      shown: pictures of each category in the report.
+      shown: images of each category in the report.
       level: of the scenes that the prompts describe; None where they are no scenes.
     """
 
     title: str
     suite: Suite
     per_prompt: int = 1
-    real: Pictures | None = None
-    others: Pictures | None = None
+    real: Images | None = None
+    others: Images | None = None
     shown: int = 24
     level: Level | None = None
 
@@ -53,7 +53,7 @@ def level_of(cascade: Cascade) -> Level:
     """The level of scenes that a cascade was trained on.
 
     Raises:
-      UserError: it was trained on other pictures.
+      UserError: it was trained on other images.
     """
     source = cascade.source.get("train", {})
     if "level" not in source:
@@ -65,14 +65,14 @@ def level_of(cascade: Cascade) -> Level:
 
 
 def suite_work(suite: Suite, per_prompt: int) -> Work:
-    """Prompts that nobody has real pictures of: DrawBench, PartiPrompts."""
+    """Prompts that nobody has real images of: DrawBench, PartiPrompts."""
     return Work(suite.name, suite, per_prompt)
 
 
 def scene_suite_work(
     level: Level, per_category: int, per_prompt: int, seed: int, side: int
 ) -> Work:
-    """Our suite in DrawBench's categories, compared with real pictures of other such scenes."""
+    """Our suite in DrawBench's categories, compared with real images of other such scenes."""
 
     def real(number: int) -> RenderedScenes:
         other = scene_suite(level, per_category * per_prompt, seed + number * _APART)
@@ -84,7 +84,7 @@ def scene_suite_work(
 
 
 def scene_caption_work(level: Level, split: str, count: int, seed: int, side: int) -> Work:
-    """Captions of scenes of a split, compared with real pictures of others of the same split."""
+    """Captions of scenes of a split, compared with real images of others of the same split."""
 
     def scenes(number: int) -> list[Scene]:
         first = 1_000_000 + seed + number * _APART
@@ -98,21 +98,21 @@ def scene_caption_work(level: Level, split: str, count: int, seed: int, side: in
 
 def _rendered(scenes: Sequence[Scene | None], number: int, side: int) -> RenderedScenes:
     known = [scene for scene in scenes if scene is not None]
-    return RenderedScenes(f"real pictures of scenes, set {number}", known, side)
+    return RenderedScenes(f"real images of scenes, set {number}", known, side)
 
 
 def coco_work(captions: Captions, side: int) -> Work:
-    """Captions of a validation set, compared with the pictures that they belong to.
+    """Captions of a validation set, compared with the images that they belong to.
 
-    The floor is of the pictures whose captions were not chosen, as far as there are any.
+    The floor is of the images whose captions were not chosen, as far as there are any.
     """
     chosen = captions.chosen
     suite = Suite("COCO captions", [Prompt(c.caption, "captions") for c in chosen])
-    real = Files("pictures of the captions", [c.picture for c in chosen], side, "crop")
+    real = Files("images of the captions", [c.image for c in chosen], side, "crop")
     rest = captions.rest[: len(chosen)]
     # Neighbours of a small rest say nothing.
-    others = Files("pictures of other captions", rest, side, "crop") if len(rest) > 10 else None
-    title = f"COCO captions, {len(chosen):,} pictures"
+    others = Files("images of other captions", rest, side, "crop") if len(rest) > 10 else None
+    title = f"COCO captions, {len(chosen):,} images"
     return Work(title, suite, 1, real, others, shown=96)
 
 
@@ -134,22 +134,22 @@ def run(
       work: what is sampled.
       instruments: what it is measured with.
       output: directory, see job; what is there of the same job is kept.
-      seed: picture i has the noise of seed + i.
+      seed: image i has the noise of seed + i.
       process: (which of several processes this is, how many there are).
-      real_features: directory where features of real pictures are kept; None is <output>/real.
+      real_features: directory where features of real images are kept; None is <output>/real.
       **overrides: sampling settings, see Cascade.settings.
 
     Returns:
       What scores.json holds.
 
     Raises:
-      UserError: as PictureStore.sample.
+      UserError: as ImageStore.sample.
       Unfinished: other processes have not finished.
     """
     output, suite = Path(output), work.suite
     texts = [prompt.text for prompt in suite.prompts] * work.per_prompt
     seeds = [seed + i for i in range(len(texts))]
-    store = PictureStore(output, texts, seeds, cascade.size, process)
+    store = ImageStore(output, texts, seeds, cascade.size, process)
     store.sample(cascade, instruments.networks, **overrides)
     reality = None
     if work.real is not None:
@@ -171,7 +171,7 @@ def run(
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    facts = {"pictures": str(record["scores"]["count"]), "seed": str(record["seed"])}
+    facts = {"images": str(record["scores"]["count"]), "seed": str(record["seed"])}
     for number, (name, of) in enumerate(record["job"]["settings"].items()):
         said = [of["sampler"], f"{of['steps']} steps", f"guidance {of['guidance']:g}"]
         dynamic = of["threshold"] == "dynamic"

@@ -1,4 +1,4 @@
-"""Real pictures that sampled ones are compared with."""
+"""Real images that sampled ones are compared with."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from pathlib import Path
 
 from imagen_jax.eval.feature_sets import FeatureSet, cached_features
 from imagen_jax.eval.features.network import FeatureNetwork
-from imagen_jax.eval.pictures import Pictures
+from imagen_jax.eval.images import Images
 
 
 class Reality:
-    """Real pictures and their features.
+    """Real images and their features.
 
     Args:
-      pictures: as many as are sampled.
+      images: as many as are sampled.
       others: further real ones, for the distance of real from real; None for none.
       directory: where their features are kept.
     """
 
-    def __init__(self, pictures: Pictures, others: Pictures | None, directory: Path):
-        self.pictures, self.others, self._directory = pictures, others, directory
+    def __init__(self, images: Images, others: Images | None, directory: Path):
+        self.images, self.others, self._directory = images, others, directory
 
     def features(self, network: FeatureNetwork) -> tuple[FeatureSet, FeatureSet | None]:
-        """Of the pictures, and of the others."""
+        """Of the images, and of the others."""
 
-        def of(pictures: Pictures, name: str) -> FeatureSet:
+        def of(images: Images, name: str) -> FeatureSet:
             path = self._directory / f"{network.name}-{name}.npz"
-            return cached_features(network, pictures, path)
+            return cached_features(network, images, path)
 
         others = None if self.others is None else of(self.others, "others")
-        return of(self.pictures, "reference"), others
+        return of(self.images, "reference"), others

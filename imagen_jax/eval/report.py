@@ -1,4 +1,4 @@
-"""The report on a job: scores beside their bounds, and the pictures, as one HTML file."""
+"""The report on a job: scores beside their bounds, and the images, as one HTML file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagen_jax.data.scenes.levels import Level
 from imagen_jax.eval import page
 from imagen_jax.eval.alignment import score_all
 from imagen_jax.eval.feature_sets import METRICS
-from imagen_jax.eval.job import PictureStore
+from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.measure import ALL, indices_by_category
 from imagen_jax.eval.prompts import Suite
 
@@ -31,7 +31,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     scores: Mapping[str, Any],
-    store: PictureStore,
+    store: ImageStore,
     suite: Suite,
     level: Level | None,
     shown: int = SHOWN,
@@ -42,9 +42,9 @@ def write_report(
       path: the HTML file.
       title, facts: what is reported on.
       scores: what measure.measure returned.
-      store, suite: the pictures and their prompts.
-      level: of the scenes, to mark pictures right or wrong; None where they are no scenes.
-      shown: pictures of each category.
+      store, suite: the images and their prompts.
+      level: of the scenes, to mark images right or wrong; None where they are no scenes.
+      shown: images of each category.
     """
     body = [f"<h1>{html.escape(title)}</h1>", page.facts(facts), _cards(scores)]
     if "alignment" in scores:
@@ -53,15 +53,15 @@ def write_report(
         body.append(_clip(scores["clip"]))
     if "distance" in scores:
         body.append(_distance(scores["distance"]))
-    body.append("<h2>Pictures</h2>")
+    body.append("<h2>Images</h2>")
     for category, members in indices_by_category(suite, len(store)).items():
         chosen = [int(i) for i in members[:shown]]
-        pictures = [store.read(i, i + 1)[0] for i in chosen]
+        images = [store.read(i, i + 1)[0] for i in chosen]
         prompts = [suite.prompts[i % len(suite.prompts)] for i in chosen]
         marks: list[bool | None] = [None] * len(chosen)
         scenes = [prompt.scene for prompt in prompts if prompt.scene is not None]
         if level is not None and len(scenes) == len(prompts):
-            marks = [result["all_correct"] for result in score_all(scenes, pictures, level)]
+            marks = [result["all_correct"] for result in score_all(scenes, images, level)]
         count = f"{len(members)}" if len(members) == len(chosen) else (
             f"the first {len(chosen)} of {len(members)}"
         )  # fmt: skip
@@ -69,15 +69,15 @@ def write_report(
         body.append(
             page.sheet(
                 [
-                    page.figure(picture, prompt.text, mark)
-                    for picture, prompt, mark in zip(pictures, prompts, marks, strict=True)
+                    page.figure(image, prompt.text, mark)
+                    for image, prompt, mark in zip(images, prompts, marks, strict=True)
                 ]
             )
         )
     if store.side > page.SHOWN_SIDE:
         body.append(
-            f'<p class="soft">Pictures are shown at {page.SHOWN_SIDE} of {store.side} pixels; '
-            "those that were measured are in pictures/.</p>"
+            f'<p class="soft">Images are shown at {page.SHOWN_SIDE} of {store.side} pixels; '
+            "those that were measured are in images/.</p>"
         )
     page.write_page(path, title, body)
 
@@ -94,7 +94,7 @@ def _cards(scores: Mapping[str, Any]) -> str:
         row = {name: of[name]["all_correct"] for name in (ALL, "floor", "ceiling")}
         bounds = (
             f"95%: {100 * row[ALL]['low']:.0f}–{100 * row[ALL]['high']:.0f}; shuffled captions "
-            f"{100 * row['floor']['accuracy']:.0f}, real pictures "
+            f"{100 * row['floor']['accuracy']:.0f}, real images "
             f"{100 * row['ceiling']['accuracy']:.0f}"
         )
         cards.append(page.card("everything right", f"{100 * row[ALL]['accuracy']:.0f}%", bounds))
@@ -113,19 +113,19 @@ def _cards(scores: Mapping[str, Any]) -> str:
                 of["title"],
                 f"{row['value']:.4g}",
                 f"95%: {row['low']:.4g}–{row['high']:.4g}; real against real {floor_text(of, row)}"
-                f"; {of['count']} pictures",
+                f"; {of['count']} images",
             )
         )
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def floor_text(distance: Mapping[str, Any], row: Mapping[str, float]) -> str:
-    """The floor of a distance, with its number of pictures where that is another."""
+    """The floor of a distance, with its number of images where that is another."""
     if "floor" not in row:
         return "not measured"
     text = f"{row['floor']:.4g}"
     if distance["floor_count"] != distance["count"]:
-        text += f" (of {distance['floor_count']} pictures only)"
+        text += f" (of {distance['floor_count']} images only)"
     return text
 
 
@@ -133,7 +133,7 @@ def _alignment(alignment: Mapping[str, Any]) -> str:
     bounds = (ALL, "ceiling", "floor")
     labels = {
         ALL: "all",
-        "ceiling": '<span class="soft">real pictures</span>',
+        "ceiling": '<span class="soft">real images</span>',
         "floor": '<span class="soft">shuffled captions</span>',
     }
     names = [name for name in alignment if name not in bounds]
@@ -156,9 +156,9 @@ def _alignment(alignment: Mapping[str, Any]) -> str:
         )
     header = ["", "everything right", "95%", "n", *attributes]
     return (
-        "<h2>Alignment, read from the pictures</h2>"
+        "<h2>Alignment, read from the images</h2>"
         + page.table(header, rows, range(2, len(header)))
-        + '<p class="soft">Percent of pictures that show what the prompt says, by template '
+        + '<p class="soft">Percent of images that show what the prompt says, by template '
         "matching; intervals are Wilson's.</p>"
     )
 
@@ -195,11 +195,11 @@ def _distance(distance: Mapping[str, Any]) -> str:
         )
     identity = distance["identity"]
     return (
-        "<h2>Distance from real pictures</h2>"
+        "<h2>Distance from real images</h2>"
         + page.table(["", "sampled (95%)", "real against real", "better"], rows, (1, 2))
-        + f'<p class="soft">{distance["count"]} pictures on each side, {identity["side"]} px; '
+        + f'<p class="soft">{distance["count"]} images on each side, {identity["side"]} px; '
         f"features of {html.escape(identity['network'])} (weights "
         f"{html.escape(identity['weights'][:12])}), preprocessing: "
         f"{html.escape(identity['preprocessing'])}. No distance means anything without the column "
-        "beside it: what other real pictures get, at the same number.</p>"
+        "beside it: what other real images get, at the same number.</p>"
     )

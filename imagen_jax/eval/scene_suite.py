@@ -1,11 +1,11 @@
-"""A suite of prompts in DrawBench's eleven categories whose pictures can be checked exactly.
+"""A suite of prompts in DrawBench's eleven categories whose images can be checked exactly.
 
 Every prompt describes a built-in scene, so that template matching tells right from wrong:
 
   Colors              one object in a colour
-  Conflicting         a noun in a colour and style that no training picture shows together
+  Conflicting         a noun in a colour and style that no training image shows together
   Counting            two or three of a thing
-  DALL-E              two objects in a relation that no training picture shows them in
+  DALL-E              two objects in a relation that no training image shows them in
   Descriptions        a thing described, not named
   Gary Marcus et al.  the same words twice with their roles exchanged
   Misspellings        a noun with two letters exchanged

@@ -1,4 +1,4 @@
-"""`imagen evaluate scenes`: samples prompts of known scenes, and scores the pictures exactly."""
+"""`imagen evaluate scenes`: samples prompts of known scenes, and scores the images exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
-from imagen_jax.eval.job import PictureStore
+from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.protocols import level_of
 from imagen_jax.grid import labelled_grid
 
@@ -32,18 +32,18 @@ def evaluate_scenes(
     vocabulary: str | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Measures how often the pictures of a cascade are what their prompts say.
+    """Measures how often the images of a cascade are what their prompts say.
 
     Every split is measured for one and for two groups of objects, "unseen" for one. Writes
-    scores.json and a labelled grid for each, and prints a table. Pictures are kept in
+    scores.json and a labelled grid for each, and prints a table. Images are kept in
     <output_dir>/<set>/, see job: after a kill, the same call goes on from there.
 
     Args:
       workdir, encoder_weights, vocabulary: what Cascade.load takes.
-      count: pictures of each split and number of groups.
+      count: images of each split and number of groups.
       splits: some of SPLITS.
-      seed: of the prompts; picture i has the noise of seed + i.
-      output_dir: where scores and pictures go.
+      seed: of the prompts; image i has the noise of seed + i.
+      output_dir: where scores and images go.
       **overrides: sampling settings, see Cascade.settings.
 
     Returns:
@@ -51,7 +51,7 @@ def evaluate_scenes(
 
     Raises:
       UserError: an unknown split, count below 1, a cascade that was not trained on scenes, or
-        output_dir holds pictures of another job.
+        output_dir holds images of another job.
       FileNotFoundError: no cascade.
     """
     unknown = set(splits) - set(SPLITS)
@@ -65,7 +65,7 @@ def evaluate_scenes(
     output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
     for name, scenes, prompts in _prompt_sets(level, splits, seed, count):
-        store = PictureStore(output / name, prompts, range(seed, seed + count), cascade.size)
+        store = ImageStore(output / name, prompts, range(seed, seed + count), cascade.size)
         store.sample(cascade, **overrides)
         images = store.read(0, count)
         scores[name] = alignment_report(scenes, images, level)
@@ -87,7 +87,7 @@ def evaluate_scenes(
     }
     (output / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
     print(table(scores))
-    print(f"\nscores.json and a picture of each row are in {output}")
+    print(f"\nscores.json and an image of each row are in {output}")
     return record
 
 
@@ -114,11 +114,11 @@ def table(scores: dict[str, Any]) -> str:
     attributes = [a for a in ATTRIBUTES if a != "all_correct"]
     lines = [f"{'prompts':<22}{'all correct (95%)':>20}" + "".join(f"{a:>12}" for a in attributes)]
     for name, report in scores.items():
-        for part in ("pictures", "ceiling", "floor"):
+        for part in ("images", "ceiling", "floor"):
             row = report[part]
             total = row["all_correct"]
             interval = f"({100 * total['low']:.0f}-{100 * total['high']:.0f})"
-            label = name if part == "pictures" else f"  {part}"
+            label = name if part == "images" else f"  {part}"
             cells = [f"{100 * row[a]['accuracy']:.0f}" if a in row else "-" for a in attributes]
             lines.append(
                 f"{label:<22}{100 * total['accuracy']:>10.1f} {interval:>9}"

@@ -28,7 +28,7 @@ def summary(scores: Mapping[str, Any]) -> str:
         parts.append("\n".join(lines))
     if "distance" in scores:
         of = scores["distance"]
-        lines = [f"{str(of['count']) + ' pictures':<36}{'sampled (95%)':>28}{'real':>26}"]
+        lines = [f"{str(of['count']) + ' images':<36}{'sampled (95%)':>28}{'real':>26}"]
         for name in METRICS:
             row = of[name]
             cell = f"{row['value']:.4g}"
@@ -51,5 +51,5 @@ def _bounds_last(rows: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(rows.items(), key=lambda item: item[0] in _LABELS)
 
 
-_LABELS = {ALL: "all", "floor": "shuffled captions", "ceiling": "real pictures",
+_LABELS = {ALL: "all", "floor": "shuffled captions", "ceiling": "real images",
            "shuffled": "shuffled captions"}  # fmt: skip

@@ -1,7 +1,7 @@
 """Sweeps over sampling settings: distance against alignment, and which settings are best at both.
 
-<output>/<settings>/     one job each, see job.py: pictures, features, scores.json, report.html
-<output>/real/           features of the real pictures, shared by all
+<output>/<settings>/     one job each, see job.py: images, features, scores.json, report.html
+<output>/real/           features of the real images, shared by all
 <output>/sweep.csv       a line for each
 <output>/sweep.png       the curves
 """
@@ -67,11 +67,11 @@ def sweep(
     What is done is kept, so that a sweep goes on where it was killed, and can be widened.
 
     Args:
-      cascade, work, instruments, seed: as protocols.run; `work` must have real pictures.
+      cascade, work, instruments, seed: as protocols.run; `work` must have real images.
       output: directory.
       grid: setting -> its values.
       stage: whose settings they are; None: guidance is of the first stage, all others are of every
-        one. The first decides what a picture shows; super-resolution that is guided as strongly
+        one. The first decides what an image shows; super-resolution that is guided as strongly
         only spoils its colours.
       process: (which of several processes this is, how many there are); each takes whole
         combinations.
@@ -81,10 +81,10 @@ def sweep(
       The lines of sweep.csv of all combinations that are done.
 
     Raises:
-      UserError: as run; work without real pictures, or nothing to measure alignment with.
+      UserError: as run; work without real images, or nothing to measure alignment with.
     """
     if work.real is None:
-        raise UserError(f"{work.suite.name} has no real pictures to measure a distance from")
+        raise UserError(f"{work.suite.name} has no real images to measure a distance from")
     if work.level is None and instruments.clip is None:
         raise UserError("alignment of prompts that are no scenes needs CLIP: give its weights")
     output = Path(output)

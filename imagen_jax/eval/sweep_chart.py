@@ -71,7 +71,7 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
     if len(floors) == 1:
         axis.axvline(floors.pop(), color=SOFT, linestyle=":", linewidth=1,
                      label="real against real")  # fmt: skip
-    axis.set_xlabel(f"{rows[0]['distance_of']}, {rows[0]['count']} pictures (lower is better)")
+    axis.set_xlabel(f"{rows[0]['distance_of']}, {rows[0]['count']} images (lower is better)")
     axis.set_ylabel("everything right, %" if share else "CLIP score")
     axis.set_title(f"Numbers at the points: {along}", fontsize=10, loc="left", color=SOFT)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Reads a picture back: background colour, and what each object in it is.
+"""Reads an image back: background colour, and what each object in it is.
 
 It never sees a caption. The background is the usual colour of the border; what differs from it
 falls into connected blobs; each blob is cut out, brought to one size and compared with every sprite
@@ -22,7 +22,7 @@ from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, NOUNS
 from imagen_jax.errors import UserError
 
 SIDE = 64
-"""Pictures are brought to this side before they are read."""
+"""Images are brought to this side before they are read."""
 FEATURE_SIDE = 16
 TEMPLATE_PIXELS = (16, 24, 40)
 """Longer sides at which each sprite is drawn as a template: small ones are blurrier."""
@@ -43,7 +43,7 @@ class DecodedObject(NamedTuple):
     Attributes:
       noun, colour, style: of the nearest sprite (colour None: its own colours); noun is None, and
         so are the others, when no sprite is near.
-      box: (left, top, width, height) as fractions 0..1 of the picture's side.
+      box: (left, top, width, height) as fractions 0..1 of the image's side.
       distance: to that sprite, root mean square of colour values in 0..1.
     """
 
@@ -55,16 +55,16 @@ class DecodedObject(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A picture as read: background is None when its border has no colour of the vocabulary."""
+    """An image as read: background is None when its border has no colour of the vocabulary."""
 
     background: str | None
     objects: tuple[DecodedObject, ...]
 
 
 class _Cut(NamedTuple):
-    """A blob: index of its picture, its box in pixels, features [3, d] of cuts around it."""
+    """A blob: index of its image, its box in pixels, features [3, d] of cuts around it."""
 
-    picture: int
+    image: int
     box: tuple[int, int, int, int]
     features: np.ndarray
 
@@ -77,50 +77,48 @@ class _Templates(NamedTuple):
     norms: np.ndarray
 
 
-def decode(picture: np.ndarray, level: Level) -> Decoded:
-    """Read a picture; see `decode_all`."""
-    return decode_all([picture], level)[0]
+def decode(image: np.ndarray, level: Level) -> Decoded:
+    """Read an image; see `decode_all`."""
+    return decode_all([image], level)[0]
 
 
-def decode_all(pictures: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[Decoded]:
-    """Read pictures.
+def decode_all(images: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[Decoded]:
+    """Read images.
 
     Args:
-      pictures: n of uint8 [h, h, 3]; other sizes than 64 are scaled.
+      images: n of uint8 [h, h, 3]; other sizes than 64 are scaled.
       level: whose nouns, colours, styles and backgrounds may occur.
 
     Raises:
-      UserError: a picture is not square uint8 RGB.
+      UserError: an image is not square uint8 RGB.
     """
     cuts: dict[str, list[_Cut]] = defaultdict(list)
     backgrounds: list[str | None] = []
-    for index, original in enumerate(pictures):
-        picture = _at_side(original)
-        pixels = picture.astype(np.float32)
+    for index, original in enumerate(images):
+        image = _at_side(original)
+        pixels = image.astype(np.float32)
         colour = np.median(_border(pixels), axis=0)
         nearest, distance = _nearest_background(colour, level.backgrounds)
         backgrounds.append(nearest if distance <= SAME_BACKGROUND else None)
         cuts[nearest] += [
-            _Cut(index, box, _cut_features(picture, box, nearest))
+            _Cut(index, box, _cut_features(image, box, nearest))
             for box in find_blobs(pixels, colour)
         ]
-    objects: list[list[DecodedObject]] = [[] for _ in pictures]
+    objects: list[list[DecodedObject]] = [[] for _ in images]
     for background, found in cuts.items():
         if found:
             for cut, thing in zip(found, _recognise(found, background, level), strict=True):
-                objects[cut.picture].append(thing)
+                objects[cut.image].append(thing)
     return [Decoded(b, tuple(o)) for b, o in zip(backgrounds, objects, strict=True)]
 
 
-def _at_side(picture: np.ndarray) -> np.ndarray:
-    side = picture.shape[0]
-    if picture.shape != (side, side, 3) or picture.dtype != np.uint8:
-        raise UserError(
-            f"picture must be uint8 [h, h, 3]; got {picture.dtype} {list(picture.shape)}"
-        )
+def _at_side(image: np.ndarray) -> np.ndarray:
+    side = image.shape[0]
+    if image.shape != (side, side, 3) or image.dtype != np.uint8:
+        raise UserError(f"image must be uint8 [h, h, 3]; got {image.dtype} {list(image.shape)}")
     if side == SIDE:
-        return picture
-    resized = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        return image
+    resized = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(resized)
 
 
@@ -174,11 +172,9 @@ def _union(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
-def _cut_features(
-    picture: np.ndarray, box: tuple[int, int, int, int], background: str
-) -> np.ndarray:
+def _cut_features(image: np.ndarray, box: tuple[int, int, int, int], background: str) -> np.ndarray:
     """[3, d] features of three cuts: blur moves the edge of a blob by a pixel, in or out."""
-    return np.stack([_feature(picture, box, margin, background) for margin in (-1, 0, 1)])
+    return np.stack([_feature(image, box, margin, background) for margin in (-1, 0, 1)])
 
 
 def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedObject]:
@@ -200,7 +196,7 @@ def _recognise(cuts: list[_Cut], background: str, level: Level) -> list[DecodedO
 
 
 def _feature(
-    picture: np.ndarray, box: tuple[int, int, int, int], margin: int, background: str
+    image: np.ndarray, box: tuple[int, int, int, int], margin: int, background: str
 ) -> np.ndarray:
     """Feature [d] of a cut: its pixels at one size, and its aspect.
 
@@ -211,9 +207,9 @@ def _feature(
         margin = max(margin, 0)
     left, top, right, bottom = left - margin, top - margin, right + margin, bottom + margin
     pad = 2
-    canvas = np.empty((picture.shape[0] + 2 * pad, picture.shape[1] + 2 * pad, 3), np.uint8)
+    canvas = np.empty((image.shape[0] + 2 * pad, image.shape[1] + 2 * pad, 3), np.uint8)
     canvas[:] = BACKGROUNDS[background]
-    canvas[pad:-pad, pad:-pad] = picture
+    canvas[pad:-pad, pad:-pad] = image
     cut = canvas[top + pad : bottom + pad, left + pad : right + pad]
     scaled = Image.fromarray(cut).resize((FEATURE_SIDE,) * 2, Image.Resampling.BILINEAR)
     colours = np.asarray(scaled, np.float32).ravel() / 255

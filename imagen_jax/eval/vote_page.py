@@ -1,6 +1,6 @@
 """A page to vote on blindly: which of two cascades people prefer.
 
-As in the paper's section 4.3, people see the pictures of two models for one prompt side by side and
+As in the paper's section 4.3, people see the images of two models for one prompt side by side and
 answer two questions, each with the left one, the right one, or no preference. The page does not
 know which model is which: sides and order are drawn at random, and the key stays in another file.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from imagen_jax.data.records import json_fingerprint, write_json
 from imagen_jax.errors import UserError
 from imagen_jax.eval import page
-from imagen_jax.eval.pictures import list_pictures, read_picture, side_of
+from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
 
 PAGE, KEY = "vote.html", "key.json"
@@ -36,26 +36,26 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
 
     Raises:
       FileNotFoundError: a directory has no finished job.
-      UserError: jobs of different prompts, numbers of pictures or sizes.
+      UserError: jobs of different prompts, numbers of images or sizes.
     """
     prompts, records = _read_jobs(Path(a), Path(b))
     count = records[0]["scores"]["count"]
-    folders = [Path(run) / "pictures" for run in (a, b)]
-    files = [list_pictures(folder) for folder in folders]
+    folders = [Path(run) / "images" for run in (a, b)]
+    files = [list_images(folder) for folder in folders]
     sides = [side_of(of[0]) for of in files]
     if sides[0] != sides[1] or not len(files[0]) == len(files[1]) == count:
         raise UserError(
-            f"{a} has {len(files[0])} pictures of {sides[0]} pixels, {b} {len(files[1])} of "
+            f"{a} has {len(files[0])} images of {sides[0]} pixels, {b} {len(files[1])} of "
             f"{sides[1]}; a fair comparison needs as many of the same size"
         )
     if records[0]["job"] == records[1]["job"]:
-        raise UserError(f"{a} and {b} hold the same pictures")
+        raise UserError(f"{a} and {b} hold the same images")
     rng = np.random.default_rng(seed)
     order, flipped = rng.permutation(count), rng.random(count) < 0.5
     pairs, key = [], {}
     for number, index in enumerate(map(int, order)):
         shown = [
-            page.data_url(read_picture(of[index], sides[0], "exact"), SHOWN_SIDE) for of in files
+            page.data_url(read_image(of[index], sides[0], "exact"), SHOWN_SIDE) for of in files
         ]
         left, right = shown[::-1] if flipped[number] else shown
         text, category = prompts[index % len(prompts)]
@@ -70,7 +70,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
     data = json.dumps({"id": identity, "questions": QUESTIONS, "pairs": pairs})
     body = [_BODY, f'<script type="application/json" id="data">{_inert(data)}</script>',
             f"<script>{_SCRIPT}</script>"]  # fmt: skip
-    page.write_page(output / PAGE, "Which picture is better?", body, f"<style>{_STYLE}</style>")
+    page.write_page(output / PAGE, "Which image is better?", body, f"<style>{_STYLE}</style>")
     return count
 
 
@@ -116,10 +116,10 @@ input { font: inherit; padding: .5em .7em; border: 1px solid var(--line); border
 """
 
 _BODY = """
-<h1>Which picture is better?</h1>
+<h1>Which image is better?</h1>
 <progress id="progress" value="0" max="1"></progress>
 <p class="prompt" id="prompt"></p>
-<div class="pair"><img id="left" alt="left picture"><img id="right" alt="right picture"></div>
+<div class="pair"><img id="left" alt="left image"><img id="right" alt="right image"></div>
 <div id="questions"></div>
 <div class="row">
   <button id="back">← back</button><button id="next">next →</button>

@@ -13,7 +13,7 @@ from imagen_jax.eval.metrics.intervals import clopper_pearson_interval, wilson_i
 
 QUESTIONS = {
     "alignment": "Which shows more exactly what the text says?",
-    "fidelity": "Which is the better picture, whatever the text says?",
+    "fidelity": "Which is the better image, whatever the text says?",
 }
 ANSWERS = ("left", "none", "right")
 

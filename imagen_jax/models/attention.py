@@ -129,7 +129,7 @@ class TextContext(nn.Module):
 
 
 def coordinates(height: int, width: int) -> Float[Array, "n 16"]:
-    """Sines and cosines of where each of n = height * width positions lies in the picture.
+    """Sines and cosines of where each of n = height * width positions lies in the image.
 
     Along each side the angle grows to pi/2, pi, 2 pi and 4 pi, whatever the resolution.
     """
@@ -151,7 +151,7 @@ class ImageAttention(nn.Module):
       head_channels: channels of a head; the input's channels must be a multiple.
       to_image: attend to the image's own positions.
       to_text: attend to text tokens.
-      positions: tell each position where in the picture it lies. Not in the paper: networks learn
+      positions: tell each position where in the image it lies. Not in the paper: networks learn
         it from the borders of convolutions, which takes long where noise hides all else.
       qk_norm: root-mean-square norm of every head's queries and keys, which bounds the logits
         (Dehghani et al. 2023, arXiv:2302.05442). Not in the paper.
@@ -172,7 +172,7 @@ class ImageAttention(nn.Module):
         mask: Bool[Array, "b l"],
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        heads = num_heads(c, self.head_channels, "a picture")
+        heads = num_heads(c, self.head_channels, "an image")
         tokens = layers.GroupNorm(self.dtype, name="norm")(x).reshape(b, h * w, c)
         if self.positions:
             where = coordinates(h, w).astype(self.dtype)

@@ -28,7 +28,7 @@ class ConditioningEncoder(nn.Module):
     """Conditioning vector [b, features] and text tokens [b, l, text_channels] of a U-Net.
 
     The vector is the embedded logsnr, plus the pooled text (Imagen, section 2.5), plus,
-    for super-resolution, the embedded aug_level of the low-resolution picture (section 2.2).
+    for super-resolution, the embedded aug_level of the low-resolution image (section 2.2).
     Text states are layer-normalised first, which the paper found to matter (appendix D.3).
 
     Attributes:
@@ -38,7 +38,7 @@ class ConditioningEncoder(nn.Module):
         the paper, useful with small sentence encoders, which bind attributes to nouns weakly and
         hardly remember the order of words.
       text_pool: "attention" of a learned query, as the paper has it, or "mean" over the tokens.
-      has_low_res: the network is conditioned on a low-resolution picture and its aug_level.
+      has_low_res: the network is conditioned on a low-resolution image and its aug_level.
     """
 
     features: int
@@ -76,7 +76,7 @@ class ConditioningEncoder(nn.Module):
                 )
             vector += self.embed_scalar(conditioning.aug_level * 1000.0, "aug_level")
         elif conditioning.low_res is not None:
-            raise UserError("a base network takes no low_res picture, but one was given")
+            raise UserError("a base network takes no low_res image, but one was given")
         vector = layers.Dense(self.features, self.dtype, name="out")(nn.silu(vector))
         return nn.silu(vector), tokens, mask
 

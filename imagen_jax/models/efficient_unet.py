@@ -66,7 +66,7 @@ class EfficientUNet(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of pictures must be multiples of this."""
+        """Height and width of images must be multiples of this."""
         return 2 ** len(self.channels)
 
     @nn.compact

@@ -228,7 +228,7 @@ def downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h
     """
     b, h, w, c = x.shape
     if h % factor or w % factor:
-        raise UserError(f"a picture of {h} x {w} cannot be downsampled by {factor}")
+        raise UserError(f"an image of {h} x {w} cannot be downsampled by {factor}")
     return constrain(x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4)))
 
 

@@ -23,7 +23,7 @@ def check_divisible(shape: tuple[int, ...], factor: int) -> None:
     """Raises UserError unless height and width are multiples of a power of two."""
     if shape[1] % factor or shape[2] % factor:
         raise UserError(
-            f"a picture of {shape[1]} x {shape[2]} pixels cannot be halved "
+            f"an image of {shape[1]} x {shape[2]} pixels cannot be halved "
             f"{factor.bit_length() - 1} times; height and width must be multiples of {factor}"
         )
 
@@ -48,7 +48,7 @@ class UNet(nn.Module):
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
       text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
-      cross_attention: attention sees the text tokens beside the picture, as in the paper; without
+      cross_attention: attention sees the text tokens beside the image, as in the paper; without
         it, text comes pooled alone.
       remat: what is computed again in the backward pass, see stack.REMAT.
     """
@@ -73,7 +73,7 @@ class UNet(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of pictures must be multiples of this."""
+        """Height and width of images must be multiples of this."""
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.compact

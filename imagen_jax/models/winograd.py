@@ -27,7 +27,7 @@ keep the numbers in the transforms small and with them the rounding errors (Bara
 MULTIPLE = 16
 """Of channels, in and out: the numbers in a vector register of AVX-512."""
 MIN_PIXELS = 64
-"""Of a picture, from which on it is faster."""
+"""Of an image, from which on it is faster."""
 
 
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ B, G, A = _transforms()
 
 
 def applies(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether convolve takes this picture [b, h, w, in] and kernel [3, 3, in, out], and is faster
+    """Whether convolve takes this image [b, h, w, in] and kernel [3, 3, in, out], and is faster
     on a CPU."""
     batch, height, width, _ = x.shape
     *window, channels, features = kernel.shape

@@ -1,6 +1,6 @@
-// 3x3 convolutions of float32 pictures by Winograd's minimal filtering (Lavin & Gray 2016).
+// 3x3 convolutions of float32 images by Winograd's minimal filtering (Lavin & Gray 2016).
 //
-// A picture is cut into tiles of 4 x 4 outputs, each of which sees 6 x 6 inputs. Tiles and kernel are
+// An image is cut into tiles of 4 x 4 outputs, each of which sees 6 x 6 inputs. Tiles and kernel are
 // transformed to 36 points; at each of them, channels are a product of matrices. Tiles go through
 // all of it in groups that stay in a core's caches, where XLA's own products and fusions would each
 // pass over the whole batch.
@@ -47,24 +47,24 @@ INLINE void transform(const float (&matrix)[Rows][Cols], const Vector (&x)[M][M]
   transform_columns<kTransposed>(matrix, half, y);
 }
 
-// A batch of pictures [batch, height, width, channels], cut into tiles.
-struct Pictures {
+// A batch of images [batch, height, width, channels], cut into tiles.
+struct Images {
   int64_t batch, height, width, channels;
 
   int64_t tiles() const { return batch * (height / kOutputs) * (width / kOutputs); }
 
-  // Where the Size x Size pixels from (-margin, -margin) of a tile on are; -1 outside the picture.
+  // Where the Size x Size pixels from (-margin, -margin) of a tile on are; -1 outside the image.
   template <int Size>
   void offsets(int64_t tile, int margin, int64_t (&result)[Size][Size]) const {
     const int64_t across = width / kOutputs, down = height / kOutputs;
     const int64_t left = tile % across * kOutputs - margin;
     const int64_t top = tile / across % down * kOutputs - margin;
-    const int64_t picture = tile / across / down;
+    const int64_t image = tile / across / down;
     for (int i = 0; i < Size; ++i) {
       for (int j = 0; j < Size; ++j) {
         const int64_t y = top + i, x = left + j;
         const bool inside = 0 <= y && y < height && 0 <= x && x < width;
-        result[i][j] = inside ? ((picture * height + y) * width + x) * channels : -1;
+        result[i][j] = inside ? ((image * height + y) * width + x) * channels : -1;
       }
     }
   }
@@ -72,7 +72,7 @@ struct Pictures {
 
 // Transforms Size x Size pixels of a tile; channels from c on at point p go to *store(p, c).
 template <bool kTransposed, int Size, int Rows, int Cols, typename Store>
-INLINE void transform_tile(const Pictures& shape, const float* pictures, int64_t tile, int margin,
+INLINE void transform_tile(const Images& shape, const float* images, int64_t tile, int margin,
                            const float (&matrix)[Rows][Cols], const Store& store) {
   int64_t offset[Size][Size];
   shape.offsets(tile, margin, offset);
@@ -80,7 +80,7 @@ INLINE void transform_tile(const Pictures& shape, const float* pictures, int64_t
     Vector x[Size][Size], y[kInputs][kInputs];
     UNROLL for (int i = 0; i < Size; ++i) {
       UNROLL for (int j = 0; j < Size; ++j) {
-        x[i][j] = offset[i][j] < 0 ? Vector{} : at(pictures + offset[i][j] + c);
+        x[i][j] = offset[i][j] < 0 ? Vector{} : at(images + offset[i][j] + c);
       }
     }
     transform<kTransposed>(matrix, x, y);
@@ -88,26 +88,26 @@ INLINE void transform_tile(const Pictures& shape, const float* pictures, int64_t
   }
 }
 
-// Whether pictures can be cut into tiles, and `expected` is their number of channels.
-ffi::Error check(const Pictures& in, int64_t expected, int64_t outputs) {
+// Whether images can be cut into tiles, and `expected` is their number of channels.
+ffi::Error check(const Images& in, int64_t expected, int64_t outputs) {
   if (in.channels != expected) {
-    return ffi::Error::InvalidArgument("pictures must have as many channels as the kernel takes");
+    return ffi::Error::InvalidArgument("images must have as many channels as the kernel takes");
   }
   if (in.tiles() == 0 || in.height % kOutputs || in.width % kOutputs || in.channels % kMultiple ||
       outputs % kMultiple) {
     return ffi::Error::InvalidArgument(
-        "pictures must not be empty, height and width multiples of 4, and channels of 16");
+        "images must not be empty, height and width multiples of 4, and channels of 16");
   }
   return ffi::Error::Success();
 }
 
-// The convolution of pictures with a kernel [3, 3, in, out]; with kTransposed, of the gradient of
+// The convolution of images with a kernel [3, 3, in, out]; with kTransposed, of the gradient of
 // its results with the same kernel, whose axes are then [3, 3, out, in] and turned around.
 template <bool kTransposed>
 ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) {
   const auto size = x.dimensions(), window = kernel.dimensions();
   const int64_t inputs = size[3], outputs = window[kTransposed ? 2 : 3];
-  const Pictures in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
+  const Images in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
   ffi::Error error = check(in, window[kTransposed ? 3 : 2], outputs);
   if (error.failure()) return error;
   const int64_t panels = ceil_div(outputs, kColumns), padded = panels * kColumns;
@@ -181,11 +181,11 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) 
   return ffi::Error::Success();
 }
 
-// The kernel's gradient [3, 3, in, out], from pictures and the gradient of the results.
+// The kernel's gradient [3, 3, in, out], from images and the gradient of the results.
 ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result result) {
   const auto size = x.dimensions();
   const int64_t inputs = size[3], outputs = gradient.dimensions()[3];
-  const Pictures in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
+  const Images in{size[0], size[1], size[2], inputs}, out{size[0], size[1], size[2], outputs};
   ffi::Error error = check(in, inputs, outputs);
   if (error.failure()) return error;
   const int64_t panels = ceil_div(outputs, kColumns), padded = panels * kColumns;

@@ -3,12 +3,12 @@
     server.py    serves it
     guard.py     which requests are answered at all
     form.py      what the page asks for -> arguments of Cascade.sample_each, or an error
-    jobs.py      one job at a time, its progress and its pictures
-    drawing.py   pictures for the browser, and masks from strokes of a brush
+    jobs.py      one job at a time, its progress and its images
+    drawing.py   images for the browser, and masks from strokes of a brush
 
 and, of NiceGUI,
 
     layout.py    the page of a tab
-    controls.py  its left half: fields, and canvas.py, the picture that is edited
-    results.py   its right half: pictures as they are made, and picture.py, all about one of them
+    controls.py  its left half: fields, and canvas.py, the image that is edited
+    results.py   its right half: images as they are made, and image.py, all about one of them
 """

@@ -1,4 +1,4 @@
-"""The picture that is edited: uploaded, cropped to the shape that is made, and painted over."""
+"""The image that is edited: uploaded, cropped to the shape that is made, and painted over."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 import numpy as np
 from nicegui import events, run, ui
 
-from imagen_jax.cascade import crop_to, read_picture
+from imagen_jax.cascade import crop_to, read_image
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, data_url, mask_of, preview, strokes_as_svg
 from imagen_jax.page.limits import MAX_UPLOAD
 
 SHOWN = 512
-"""Longest side, in pixels, of the picture in the browser."""
+"""Longest side, in pixels, of the image in the browser."""
 
 
 class Canvas:
-    """A picture and the strokes over it.
+    """An image and the strokes over it.
 
     Attributes:
       image: uint8 [h, w, 3] as it was uploaded; None before.
@@ -27,7 +27,7 @@ class Canvas:
 
     def __init__(self, size: tuple[int, int], on_error: Callable[[str], None]):
         """Args:
-        size: height and width of the pictures that are made; their shape is cut out.
+        size: height and width of the images that are made; their shape is cut out.
         on_error: told what is wrong with an upload.
         """
         self.image: np.ndarray | None = None
@@ -39,7 +39,7 @@ class Canvas:
         self._shown: np.ndarray | None = None
         with ui.column().classes("w-full gap-2") as self.element:
             self._upload = ui.upload(
-                label="Choose a picture, or drop it here",
+                label="Choose an image, or drop it here",
                 auto_upload=True,
                 max_file_size=MAX_UPLOAD,
                 on_upload=self._uploaded,
@@ -50,7 +50,7 @@ class Canvas:
             self._upload.props("flat bordered hide-upload-btn").classes("w-full upload")
             self._upload.on("failed", lambda: self._on_error("the upload failed"))
             self._note = ui.label().classes("note")
-            self._picture = ui.interactive_image(
+            self._image = ui.interactive_image(
                 on_mouse=self._draw,
                 events=["mousedown", "mousemove", "mouseup"],
                 sanitize=False,  # the strokes are numbers that were formatted here
@@ -64,20 +64,20 @@ class Canvas:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """bool [h, w] of what is painted over, of the size of the cropped picture."""
+        """bool [h, w] of what is painted over, of the size of the cropped image."""
         if self.image is None or self._shown is None or not self._strokes:
             return None
         cropped = crop_to(self.image, self._size)
         return mask_of(self._strokes, self._shown.shape[:2], cropped.shape[:2])
 
     def load(self, image: np.ndarray, name: str) -> None:
-        """Takes a picture [h, w, 3] uint8 in place of the one before."""
+        """Takes an image [h, w, 3] uint8 in place of the one before."""
         self.image, self._name = image, name
         self.clear()
         self._show()
 
     def set_size(self, size: tuple[int, int]) -> None:
-        """Cuts the picture to the shape of pictures of another size."""
+        """Cuts the image to the shape of images of another size."""
         if size != self._size:
             self._size = size
             self.clear()
@@ -99,7 +99,7 @@ class Canvas:
 
     def _show_strokes(self) -> None:
         drawn = self._painting and self._strokes
-        self._picture.content = strokes_as_svg(self._strokes) if drawn else ""
+        self._image.content = strokes_as_svg(self._strokes) if drawn else ""
 
     async def _uploaded(self, event: events.UploadEventArguments) -> None:
         content = await event.file.read()
@@ -107,7 +107,7 @@ class Canvas:
         try:
             if len(content) > MAX_UPLOAD:
                 raise UserError(f"the file is larger than {MAX_UPLOAD // 2**20} MB")
-            image = await run.io_bound(read_picture, content)
+            image = await run.io_bound(read_image, content)
         except (ValueError, OSError) as error:
             self._on_error(f"{event.file.name}: {error}")
             return
@@ -116,12 +116,12 @@ class Canvas:
 
     def _show(self) -> None:
         self._tools.visible = self._painting and self.image is not None
-        self._picture.visible = self._note.visible = self.image is not None
+        self._image.visible = self._note.visible = self.image is not None
         if self.image is None:
             return
         cropped = crop_to(self.image, self._size)
         self._shown = preview(cropped, SHOWN)
-        self._picture.set_source(data_url(self._shown))
+        self._image.set_source(data_url(self._shown))
         self._show_strokes()
         height, width = self.image.shape[:2]
         said = f"{self._name}, {width} x {height}"

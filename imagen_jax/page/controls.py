@@ -14,7 +14,7 @@ from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
-from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
 
 FIRST = {"guidance": "Guidance", "steps": "Steps"}
 MORE = {
@@ -22,16 +22,16 @@ MORE = {
     "time_grid": "Time grid",
     "threshold": "Threshold",
     "percentile": "Percentile",
-    "aug_level": "Noise on the small picture",
+    "aug_level": "Noise on the small image",
 }
 STRENGTH = 0.3
-"""Of a change, to begin with: what it changes shows, and the picture is still there."""
+"""Of a change, to begin with: what it changes shows, and the image is still there."""
 HELP = {
     "guidance": "1 is off; more follows the text closer",
     "time_grid": "where the sampler's steps lie; heun needs karras",
     "percentile": "of dynamic thresholding",
     "aug_level": "noise conditioning augmentation, 0 to 1: more invents more detail",
-    "threshold": "how each step's estimate is kept in the range of a picture",
+    "threshold": "how each step's estimate is kept in the range of an image",
 }
 
 
@@ -39,7 +39,7 @@ class Controls:
     """The fields of the page.
 
     Attributes:
-      canvas: the picture that is edited.
+      canvas: the image that is edited.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Controls:
             self.canvas = Canvas((cascade.size, cascade.size), on_error)
             with ui.column().classes("w-full gap-0") as self._of_change:
                 self._strength = self._slider("Strength", 0.01, 1.0, 0.01, STRENGTH)
-                ui.label("share of noise: 1 keeps nothing of the picture").classes("note")
+                ui.label("share of noise: 1 keeps nothing of the image").classes("note")
             with ui.column().classes("w-full gap-0") as self._of_paint:
                 self._resamples = self._slider("Passes", 1, 10, 1, 2)
                 ui.label("more passes fit it better to the rest, and take longer").classes("note")
-        self._prompt = self._area("Prompt", "what the picture shows")
+        self._prompt = self._area("Prompt", "what the image shows")
         self._negative = self._area("Negative prompt", "what it is guided away from; may be empty")
         with ui.row().classes("w-full gap-3"):
-            self._pictures = self._number("Pictures", 4, 1, MAX_PICTURES)
+            self._images = self._number("Images", 4, 1, MAX_IMAGES)
             self._seed = self._number("Seed", 0, 0, 2**32 - 1)
             with self._seed.add_slot("append"):
                 dice = ui.button(icon="casino", on_click=self._roll)
@@ -81,7 +81,7 @@ class Controls:
             self._table(FIRST, heads=True)
             with ui.expansion("More settings").props("dense").classes("w-full more"):
                 self._table(MORE, heads=False)
-        self.button = ui.button("Make pictures", on_click=lambda: on_make(self.form()))
+        self.button = ui.button("Make images", on_click=lambda: on_make(self.form()))
         self.button.props("no-caps unelevated size=lg").classes("w-full")
         self._show_mode()
 
@@ -91,7 +91,7 @@ class Controls:
             mode=self._mode.value,
             prompt=self._prompt.value,
             negative=self._negative.value,
-            pictures=self._pictures.value,
+            images=self._images.value,
             seed=self._seed.value,
             size=self._size.value,
             strength=float(self._strength.value),
@@ -105,10 +105,10 @@ class Controls:
         )
 
     def fill(self, form: Form, seed: int) -> None:
-        """Sets the fields to what a picture of this seed was made of, but for strokes."""
+        """Sets the fields to what an image of this seed was made of, but for strokes."""
         self._mode.value = form.mode
         self._prompt.value, self._negative.value = form.prompt, form.negative
-        self._pictures.value, self._seed.value, self._size.value = 1, seed, form.size
+        self._images.value, self._seed.value, self._size.value = 1, seed, form.size
         self._strength.value, self._resamples.value = form.strength, form.resamples
         for field, of_stages in form.settings.items():
             for name, value in of_stages.items():
@@ -119,7 +119,7 @@ class Controls:
         self._prompt.value = prompt
 
     def edit(self, image: np.ndarray, name: str, mode: str) -> None:
-        """Puts a picture on the canvas."""
+        """Puts an image on the canvas."""
         self._mode.value = mode
         self.canvas.load(image, name)
 
@@ -134,14 +134,14 @@ class Controls:
         if mode == "enlarge":
             small = next((s.low_res for s in self._cascade.stages if s.low_res is not None), None)
             if small is None:
-                return "No stage of this cascade enlarges pictures."
+                return "No stage of this cascade enlarges images."
             return (
-                f"The picture is brought to {small} px and enlarged to {self._cascade.size} px, "
+                f"The image is brought to {small} px and enlarged to {self._cascade.size} px, "
                 "guided by a prompt that says what it shows."
             )
         return {
-            "create": "Pictures from noise, as the prompt says.",
-            "change": "The picture is noised, and sampled anew from there as the prompt says.",
+            "create": "Images from noise, as the prompt says.",
+            "change": "The image is noised, and sampled anew from there as the prompt says.",
             "paint": "What you brush over is painted anew; the rest stays as it is.",
         }[mode]
 

@@ -1,4 +1,4 @@
-"""Pictures for the browser, and masks from strokes of a brush."""
+"""Images for the browser, and masks from strokes of a brush."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imagen_jax.cascade import save_picture
+from imagen_jax.cascade import save_image
 from imagen_jax.page.limits import PREVIEW
 
 
@@ -20,7 +20,7 @@ class Stroke(NamedTuple):
     """A line that a round brush has drawn.
 
     Attributes:
-      points: (x, y) in pixels of the picture that was drawn on.
+      points: (x, y) in pixels of the image that was drawn on.
       width: of the brush, in the same pixels.
     """
 
@@ -29,7 +29,7 @@ class Stroke(NamedTuple):
 
 
 def preview(image: np.ndarray, longest: int = PREVIEW) -> np.ndarray:
-    """A picture [h, w, 3] uint8 whose sides are at most `longest`, by the mean of areas."""
+    """An image [h, w, 3] uint8 whose sides are at most `longest`, by the mean of areas."""
     factor = max(image.shape[:2]) / longest
     if factor <= 1:
         return image
@@ -39,7 +39,7 @@ def preview(image: np.ndarray, longest: int = PREVIEW) -> np.ndarray:
 
 
 def data_url(image: np.ndarray) -> str:
-    """A picture [h, w, 3] uint8 as the address of an <img>: without loss where it is small."""
+    """An image [h, w, 3] uint8 as the address of an <img>: without loss where it is small."""
     file = io.BytesIO()
     small = max(image.shape) <= 128
     kind = "png" if small else "webp"
@@ -49,16 +49,16 @@ def data_url(image: np.ndarray) -> str:
 
 
 def png_of(given: np.ndarray) -> bytes:
-    """The PNG file of a picture [h, w, 3] uint8, or of a mask [h, w] bool, white where it is."""
+    """The PNG file of an image [h, w, 3] uint8, or of a mask [h, w] bool, white where it is."""
     file = io.BytesIO()
     Image.fromarray(given).save(file, "png")
     return file.getvalue()
 
 
 def png_with_record(image: np.ndarray, record: dict[str, Any]) -> bytes:
-    """The PNG file that `imagen sample` would have written of a picture [h, w, 3] uint8."""
+    """The PNG file that `imagen sample` would have written of an image [h, w, 3] uint8."""
     with tempfile.TemporaryDirectory() as directory:
-        return save_picture(image, record, Path(directory) / "picture.png").read_bytes()
+        return save_image(image, record, Path(directory) / "image.png").read_bytes()
 
 
 def mask_of(
@@ -67,7 +67,7 @@ def mask_of(
     """What strokes cover.
 
     Args:
-      strokes: in pixels of the picture that was drawn on.
+      strokes: in pixels of the image that was drawn on.
       drawn_on: its height and width.
       size: height and width of the mask.
 
@@ -88,7 +88,7 @@ def mask_of(
 
 
 def strokes_as_svg(strokes: Sequence[Stroke]) -> str:
-    """Strokes as an overlay on the picture that was drawn on."""
+    """Strokes as an overlay on the image that was drawn on."""
     lines = []
     for stroke in strokes:
         # A line of no length is drawn as the dot that its round ends make.

@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.cascade import Cascade, check_prompts, crop_to
 from imagen_jax.cascade.request import size_step
 from imagen_jax.errors import UserError
-from imagen_jax.page.limits import MAX_PICTURES, MAX_PROMPT, MAX_STEPS
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
 
 MODES = {
     "create": "Create",
@@ -28,9 +28,9 @@ class Form:
     Attributes:
       mode: one of MODES.
       prompt, negative: texts.
-      pictures: how many; picture i has seed + i.
+      images: how many; image i has seed + i.
       seed: of the first.
-      size: height and width of the pictures.
+      size: height and width of the images.
       strength: how much "change" changes.
       resamples: how often "paint" walks each step.
       settings: field of SampleConfig -> stage -> value.
@@ -41,7 +41,7 @@ class Form:
     mode: str
     prompt: str
     negative: str
-    pictures: Any
+    images: Any
     seed: Any
     size: tuple[int, int]
     strength: float
@@ -52,7 +52,7 @@ class Form:
 
 
 def sizes(cascade: Cascade) -> dict[tuple[int, int], str]:
-    """Height and width of pictures that the page offers -> how it calls them."""
+    """Height and width of images that the page offers -> how it calls them."""
     side, step = cascade.size, size_step(cascade.stages)
     long = max(step, round(1.5 * side / step) * step)
     offered = {"square": (side, side), "wide": (side, long), "tall": (long, side)}
@@ -69,9 +69,9 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
         raise UserError(f"unknown mode {form.mode!r}; choices: {', '.join(MODES)}")
     prompt = _text("prompt", form.prompt)
     if not prompt:
-        raise UserError("say in the prompt what the picture shows")
+        raise UserError("say in the prompt what the image shows")
     negative = _text("negative prompt", form.negative)
-    count = _whole("number of pictures", form.pictures, 1, MAX_PICTURES)
+    count = _whole("number of images", form.images, 1, MAX_IMAGES)
     seed = _whole("seed", form.seed, 0, 2**32 - count)
     settings = {field: dict(values) for field, values in form.settings.items()}
     for name, steps in settings.get("steps", {}).items():
@@ -83,18 +83,18 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
     options: dict[str, Any] = {"size": tuple(form.size), **settings}
     if form.mode != "create":
         if form.image is None:
-            raise UserError("choose a picture to start from")
+            raise UserError("choose an image to start from")
         options["image"] = crop_to(form.image, options["size"])
     if form.mode == "change":
         options["strength"] = form.strength
     if form.mode == "paint":
         if form.mask is None or not form.mask.any():
-            raise UserError("brush over the part of the picture that is to be painted anew")
+            raise UserError("brush over the part of the image that is to be painted anew")
         options["mask"] = form.mask
         options["resamples"] = _whole("number of passes", form.resamples, 1, 20)
     ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]
     if not ran:
-        raise UserError("this cascade has no stage that enlarges pictures")
+        raise UserError("this cascade has no stage that enlarges images")
     checked = cascade.settings(**settings)
     if negative and all(checked[stage.name].guidance == 1 for stage in ran):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Jobs: one at a time, each with its progress, its pictures and a way to stop it."""
+"""Jobs: one at a time, each with its progress, its images and a way to stop it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 
 class Frame(NamedTuple):
-    """An estimate of a picture at one step, as the browser shows it.
+    """An estimate of an image at one step, as the browser shows it.
 
     Attributes:
       stage: that made it.
       step, steps: of the stage, from 1.
-      url: the picture, as an address.
+      url: the image, as an address.
     """
 
     stage: str
@@ -39,16 +39,16 @@ class Frame(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Pictures that were asked for.
+    """Images that were asked for.
 
     Attributes:
       form: what was asked for on the page.
       arguments: of Cascade.sample_each, that it stands for.
       state: waiting, running, done, stopped by the user or failed.
       error: why it failed.
-      frames: of each picture, estimates at the steps of all stages so far, the newest last.
-      stages: stage name -> number of the picture -> [h, w, 3] uint8 that the stage made.
-      recipe: what the pictures are made of, once a stage is done.
+      frames: of each image, estimates at the steps of all stages so far, the newest last.
+      stages: stage name -> number of the image -> [h, w, 3] uint8 that the stage made.
+      recipe: what the images are made of, once a stage is done.
       last_stage: name of the last stage, once it is done.
       seconds: that it ran.
       version: grows with every change, for those who show it.
@@ -72,12 +72,12 @@ class Job:
 
     @property
     def prompt(self) -> str:
-        """Of all its pictures."""
+        """Of all its images."""
         return str(self.arguments["prompts"][0])
 
     @property
     def count(self) -> int:
-        """Pictures that were asked for."""
+        """Images that were asked for."""
         return len(self.frames)
 
     @property
@@ -85,8 +85,8 @@ class Job:
         """Whether nothing more comes."""
         return self.state in ("done", "stopped", "failed")
 
-    def picture(self, row: int) -> np.ndarray | None:
-        """A picture of the last stage, [h, w, 3] uint8, if it is done."""
+    def image(self, row: int) -> np.ndarray | None:
+        """An image of the last stage, [h, w, 3] uint8, if it is done."""
         return self.stages.get(self.last_stage or "", {}).get(row)
 
 
@@ -102,7 +102,7 @@ def _is_between(frame: Frame) -> bool:
 
 
 class Worker:
-    """Makes the pictures of one job at a time, in a thread of its own."""
+    """Makes the images of one job at a time, in a thread of its own."""
 
     def __init__(self, cascade: Cascade):
         """Args:
@@ -111,7 +111,7 @@ class Worker:
         self.cascade = cascade
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, daemon=True, name="pictures").start()
+        threading.Thread(target=self._work, daemon=True, name="images").start()
 
     def submit(self, form: Form) -> Job:
         """Puts a job at the end of the queue.

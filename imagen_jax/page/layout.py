@@ -8,8 +8,8 @@ from nicegui import app, ui
 
 from imagen_jax.page.controls import Controls
 from imagen_jax.page.form import Form
+from imagen_jax.page.image import Detail
 from imagen_jax.page.jobs import Job, Worker
-from imagen_jax.page.picture import Detail
 from imagen_jax.page.results import Kept, Results
 
 STYLE = Path(__file__).with_name("style.css")
@@ -28,7 +28,7 @@ async def build(worker: Worker) -> None:
     """Puts the page of a tab together; jobs of the tab are still there when it is loaded again.
 
     Args:
-      worker: what makes the pictures, for all tabs.
+      worker: what makes the images, for all tabs.
     """
     cascade = worker.cascade
     ui.colors(primary="#4338ca", negative="#b91c1c")
@@ -47,7 +47,7 @@ async def build(worker: Worker) -> None:
 
     def reuse(job: Job, row: int) -> None:
         if job.form.image is not None:
-            controls.edit(job.form.image, "the same picture", job.form.mode)
+            controls.edit(job.form.image, "the same image", job.form.mode)
         controls.fill(job.form, job.arguments["seeds"][row])
 
     with ui.element("main").classes("page"):
@@ -61,7 +61,7 @@ async def build(worker: Worker) -> None:
             error.visible = False
         with ui.column().classes("results gap-4"):
             with ui.column().classes("w-full gap-2 welcome") as welcome:
-                ui.label("Say what the picture shows, and press Make pictures.")
+                ui.label("Say what the image shows, and press Make images.")
                 if cascade.source.get("train", {}).get("name") == "scenes":
                     ui.label("Such as:").classes("note")
                     for text in EXAMPLES:

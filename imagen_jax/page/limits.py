@@ -2,8 +2,8 @@
 
 MAX_PROMPT = 1000
 """Characters of a prompt or negative prompt; the text encoder's limit in tokens is lower still."""
-MAX_PICTURES = 16
-"""Pictures of one job: one batch on one device."""
+MAX_IMAGES = 16
+"""Images of one job: one batch on one device."""
 MAX_UPLOAD = 10 * 2**20
 """Bytes of an uploaded file."""
 MAX_STEPS = 250
@@ -11,8 +11,8 @@ MAX_STEPS = 250
 MAX_WAITING = 8
 """Jobs that wait for their turn, of all who have the page open."""
 MAX_KEPT = 24
-"""Jobs whose pictures a tab keeps; older ones are dropped."""
+"""Jobs whose images a tab keeps; older ones are dropped."""
 MAX_FRAMES = 24
 """Steps of a stage whose estimates are kept to look at again, beside the first and the last."""
 PREVIEW = 256
-"""Longest side, in pixels, of what the browser shows while a picture is being made."""
+"""Longest side, in pixels, of what the browser shows while an image is being made."""

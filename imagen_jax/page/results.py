@@ -1,4 +1,4 @@
-"""The right half of the page: pictures as they are made, and those of earlier jobs."""
+"""The right half of the page: images as they are made, and those of earlier jobs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from nicegui import ui
 
 from imagen_jax.page.drawing import data_url, preview
+from imagen_jax.page.image import LARGE, Detail, ShownImage
 from imagen_jax.page.jobs import Job, Worker
 from imagen_jax.page.limits import MAX_KEPT
-from imagen_jax.page.picture import LARGE, Detail, Picture
 
 POLL = 0.12
 """Seconds between looks at the job that is shown."""
 EMPTY = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-"""A transparent pixel, where there is no picture yet."""
+"""A transparent pixel, where there is no image yet."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -35,14 +35,14 @@ class Results:
 
     def __init__(self, worker: Worker, detail_of: Callable[[], Detail]):
         """Args:
-        worker: what makes the pictures.
-        detail_of: () -> the Detail of the chosen picture, put where it is called.
+        worker: what makes the images.
+        detail_of: () -> the Detail of the chosen image, put where it is called.
         """
         self._worker = worker
         self._kept = Kept()
         self._job: Job | None = None
         self._seen: Any = None
-        self._tiles: list[Picture] = []
+        self._tiles: list[ShownImage] = []
         with ui.column().classes("w-full gap-3") as self._body:
             with ui.row().classes("w-full items-center no-wrap gap-3"):
                 self._title = ui.label().classes("title grow")
@@ -85,8 +85,8 @@ class Results:
         height, width = job.arguments["size"]
         with self._gallery:
             for row, seed in enumerate(job.arguments["seeds"]):
-                label = f"picture {row + 1}, seed {seed}"
-                tile = Picture(label).classes("tile")
+                label = f"image {row + 1}, seed {seed}"
+                tile = ShownImage(label).classes("tile")
                 tile.style(f"aspect-ratio: {width} / {height}")
                 tile.show(EMPTY)
                 tile.on("click", lambda _, row=row: self._choose(row))
@@ -123,7 +123,7 @@ class Results:
         self._bar.value = 0 if newest is None else newest.step / newest.steps
         self._bar.update()
         for row, tile in enumerate(self._tiles):
-            made = job.picture(row)
+            made = job.image(row)
             if made is not None:
                 tile.show(data_url(preview(made, LARGE)))
             elif job.frames[row]:
@@ -139,8 +139,8 @@ class Results:
             if others:
                 ui.label("Earlier").classes("head")
             for job in others:
-                thumb = Picture(job.prompt).classes("thumb")
-                made = job.picture(0)
+                thumb = ShownImage(job.prompt).classes("thumb")
+                made = job.image(0)
                 thumb.show(job.frames[0][-1].url if made is None else data_url(preview(made)))
                 thumb.props["title"] = job.prompt
                 thumb.on("click", lambda _, job=job: self._show(job))

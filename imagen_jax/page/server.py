@@ -16,7 +16,7 @@ from imagen_jax.page.jobs import Worker
 from imagen_jax.page.layout import build
 
 KEPT_SECONDS = 3600.0
-"""How long the pictures of a closed tab are kept."""
+"""How long the images of a closed tab are kept."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,7 +46,7 @@ def serve(
     """Serves the page until the process is interrupted.
 
     Args:
-      cascade: what makes the pictures.
+      cascade: what makes the images.
       listening: what `listen` returned.
       host: that was given to it; unless it is of loopback, requests by any name are answered.
       open_browser: also open the page.

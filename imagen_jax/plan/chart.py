@@ -1,4 +1,4 @@
-"""Memory and time of a plan as a picture."""
+"""Memory and time of a plan as an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imagen_jax.plan.report import Plan
 
 
 def draw(plan: Plan, path: str | Path) -> None:
-    """Writes a picture: memory by kind against what there is, and the terms of the least time.
+    """Writes an image: memory by kind against what there is, and the terms of the least time.
 
     Raises:
       UserError: matplotlib is not installed.

@@ -33,7 +33,7 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, left, right, out)
     target = instruction.custom_call_target
-    if target.startswith("winograd_"):  # of pictures and a kernel, or of two pictures
+    if target.startswith("winograd_"):  # of images and a kernel, or of two images
         window = out if target == "winograd_kernel_gradient" else right
         tiles = math.prod(left[:3]) / OUTPUTS**2
         return 2.0 * tiles * INPUTS**2 * math.prod(window[2:])

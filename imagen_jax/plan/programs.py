@@ -41,7 +41,7 @@ class Program:
       stage, job, where, settings, parameters, calls: see report.Plan.
       compiled: jax.stages.Compiled.
       seconds: that lowering and compiling took.
-      images: pictures of one call, over all devices.
+      images: images of one call, over all devices.
       model_flops: of one call, over all devices: products that the mathematics asks for, without
         those computed again.
       arguments: bytes of the arguments on one device, by kind.
@@ -152,7 +152,7 @@ def sample_program(
     """The sampler of a stage with its default settings, compiled for a mesh.
 
     All steps are one program here, so that the compiler counts them all; what runs is the same step
-    by step. Weights are copied to every device, in the network's dtype; pictures are divided.
+    by step. Weights are copied to every device, in the network's dtype; images are divided.
     """
     everywhere = sharding.replicated(mesh)
     divided = NamedSharding(mesh, sharding.BATCH_SPEC)

@@ -1,8 +1,8 @@
-"""How near pictures of the averaged weights come to real ones, while a stage trains.
+"""How near images of the averaged weights come to real ones, while a stage trains.
 
 Sampled are captions of the data's split "validation", always from the same noise; a
-super-resolution stage starts from the true low-resolution pictures of theirs. As many other
-pictures of the split are what they are compared with, so that the true pictures of the captions,
+super-resolution stage starts from the true low-resolution images of theirs. As many other
+images of the split are what they are compared with, so that the true images of the captions,
 compared with the same others, are what a perfect stage gets: the floor.
 """
 
@@ -28,7 +28,7 @@ from imagen_jax.eval.metrics.kernel import squared_mmd
 from imagen_jax.quality import ALL_CORRECT, FRECHET, KERNEL
 from imagen_jax.sampling import to_uint8
 from imagen_jax.stage import Stage
-from imagen_jax.train.samples import FixedSampler, true_pictures
+from imagen_jax.train.samples import FixedSampler, true_images
 from imagen_jax.train.validation import SPLIT, open_validation
 
 
@@ -37,7 +37,7 @@ class Evaluation:
 
     def __init__(self, stage: Stage, data_dir: str, mesh: Mesh):
         """Args:
-        stage: what is trained; of the split, 2 * train.evaluate_pictures examples are taken, at
+        stage: what is trained; of the split, 2 * train.evaluate_images examples are taken, at
           even distances.
         data_dir: embeddings, as for training.
         mesh: devices that the weights lie on.
@@ -48,12 +48,12 @@ class Evaluation:
             where all_correct is what decides.
         """
         batches = open_validation(stage, data_dir, mesh, "evaluate_every")
-        count = stage.train.evaluate_pictures
+        count = stage.train.evaluate_images
         try:
             records = batches.spread_records(2 * count)
         except ValueError as error:
             raise UserError(
-                f"stages.{stage.name}.train.evaluate_pictures is {count}, and as many others of "
+                f"stages.{stage.name}.train.evaluate_images is {count}, and as many others of "
                 f"the split {SPLIT!r} are compared with: {error}"
             ) from error
         captioned, others = records[::2], records[1::2]
@@ -62,12 +62,12 @@ class Evaluation:
             raise UserError(
                 f"stages.{stage.name}.train.best_metric is {ALL_CORRECT!r}, which is measured on "
                 f"built-in scenes, whose layouts are known; the split {SPLIT!r} of {data_dir} has "
-                f"other pictures, of which {FRECHET!r} is"
+                f"other images, of which {FRECHET!r} is"
             )
         self._network = load_network("mobilenet-v2")
         self._sampler = FixedSampler(stage, captioned, mesh)
         of_others, of_captions = (
-            to_uint8(true_pictures(chosen, stage.resolution)) for chosen in (others, captioned)
+            to_uint8(true_images(chosen, stage.resolution)) for chosen in (others, captioned)
         )
         self._others = self._network(of_others)
         bounds = {FRECHET: "floor", KERNEL: "floor", ALL_CORRECT: "ceiling"}
@@ -80,7 +80,7 @@ class Evaluation:
 
         Returns:
           frechet_mobilenet_v2, kernel_mobilenet_v2 and the <name>_floor of each; of scenes
-          all_correct, share of 0 to 1, and all_correct_ceiling, that of the true pictures. The same
+          all_correct, share of 0 to 1, and all_correct_ceiling, that of the true images. The same
           on every host.
         """
         made = self._sampler(params)
@@ -89,16 +89,16 @@ class Evaluation:
         values = multihost_utils.broadcast_one_to_all(np.array([*scalars.values()]))
         return dict(zip(scalars, map(float, values), strict=True))
 
-    def _measure(self, pictures: np.ndarray) -> dict[str, float]:
-        """Of pictures of the captions."""
-        features = self._network(pictures)
+    def _measure(self, images: np.ndarray) -> dict[str, float]:
+        """Of images of the captions."""
+        features = self._network(images)
         scalars = {
             FRECHET: frechet_of_features(self._others, features),
             KERNEL: squared_mmd(*(f.astype(np.float64) for f in (self._others, features))),
         }
         if self._scenes is not None:
             level, scenes = self._scenes
-            right = [found["all_correct"] for found in score_all(scenes, pictures, level)]
+            right = [found["all_correct"] for found in score_all(scenes, images, level)]
             scalars[ALL_CORRECT] = float(np.mean(right))
         return scalars
 

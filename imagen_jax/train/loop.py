@@ -255,8 +255,8 @@ class _Loop:
 
     def _sample(self, step: int, state: TrainState, grid: SampleGrid) -> None:
         with self.clock.paused():  # timed apart from training
-            picture, drift = grid.write(step, state.ema)
-        self.writer.write_images(step, {"samples": picture[None]})
+            image, drift = grid.write(step, state.ema)
+        self.writer.write_images(step, {"samples": image[None]})
         self.writer.write_scalars(step, drift)
 
 

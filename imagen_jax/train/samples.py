@@ -1,4 +1,4 @@
-"""Pictures that are sampled while a stage trains."""
+"""Images that are sampled while a stage trains."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image as PILImage
 from imagen_jax.data.records import Record
 from imagen_jax.grid import labelled_grid
 from imagen_jax.models.layers import downsample
-from imagen_jax.sampling import StageInputs, from_uint8, picture_keys, sample_stage, to_uint8
-from imagen_jax.sharding import BATCH_SPEC, PICTURE_SPEC, batch_divisor
+from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
 from imagen_jax.stage import Stage
 from imagen_jax.typing import TextEmbedding
 
 
-def true_pictures(records: Sequence[Record], side: int) -> jax.Array:
-    """The pictures of records, averaged over areas: float32 [n, side, side, 3] in [-1, 1]."""
+def true_images(records: Sequence[Record], side: int) -> jax.Array:
+    """The images of records, averaged over areas: float32 [n, side, side, 3] in [-1, 1]."""
     whole = np.stack([np.asarray(PILImage.open(io.BytesIO(record.image))) for record in records])
     return downsample(jnp.asarray(from_uint8(whole)), whole.shape[1] // side)
 
@@ -32,27 +32,27 @@ def true_pictures(records: Sequence[Record], side: int) -> jax.Array:
 class FixedSampler:
     """Samples the same captions from the same noise again and again.
 
-    A super-resolution stage starts from the true low-resolution pictures.
+    A super-resolution stage starts from the true low-resolution images.
     """
 
     def __init__(self, stage: Stage, records: Sequence[Record], mesh: Mesh):
         """Args:
         stage: what is trained; sampled as its config says.
-        records: captions with their token states, and pictures; the same on every host.
-        mesh: devices that the weights lie on, over which pictures are divided.
+        records: captions with their token states, and images; the same on every host.
+        mesh: devices that the weights lie on, over which images are divided.
         """
         self._stage, self._mesh = stage, mesh
         by_row: Any = NamedSharding(mesh, BATCH_SPEC)
-        by_picture: Any = NamedSharding(mesh, PICTURE_SPEC)
+        by_image: Any = NamedSharding(mesh, IMAGE_SPEC)
         # Through jit, which makes arrays of all hosts of what each of them has.
         self._divided = jax.jit(
-            lambda text, seeds, low_res: StageInputs(text, picture_keys(seeds), low_res),
-            out_shardings=StageInputs(by_row, by_row, by_picture if stage.low_res else None),
+            lambda text, seeds, low_res: StageInputs(text, image_keys(seeds), low_res),
+            out_shardings=StageInputs(by_row, by_row, by_image if stage.low_res else None),
         )
         self._states = [record.states for record in records]
         self._low_res = None
         if stage.low_res is not None:
-            self._low_res = np.asarray(true_pictures(records, stage.low_res))
+            self._low_res = np.asarray(true_images(records, stage.low_res))
         devices = batch_divisor(mesh)
         most = stage.train.batch_size // stage.train.accumulation  # what the devices have room for
         self._together = min(most, -(-len(records) // devices) * devices)
@@ -92,22 +92,22 @@ class SampleGrid:
         self._directory = directory
         self._captions = [record.caption for record in records]
         self._scale = max(1, 128 // stage.resolution)
-        self._colour = to_uint8(true_pictures(records, stage.resolution)).mean((0, 1, 2))
+        self._colour = to_uint8(true_images(records, stage.resolution)).mean((0, 1, 2))
 
     def write(self, step: int, params: Any) -> tuple[np.ndarray, dict[str, float]]:
         """Samples with `params`, and writes <directory>/<step>.png.
 
         Returns:
           (the grid as [h, w, 3] uint8, how much redder, greener and bluer the samples are than the
-          true pictures of their captions: colour_drift_<channel>, mean of 0 to 255).
+          true images of their captions: colour_drift_<channel>, mean of 0 to 255).
         """
         images = self._sampler(params)
-        picture = labelled_grid(images, self._captions, columns=4, scale=self._scale)
+        grid = labelled_grid(images, self._captions, columns=4, scale=self._scale)
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            picture.save(self._directory / f"{step:07d}.png")
+            grid.save(self._directory / f"{step:07d}.png")
         drift = images.mean((0, 1, 2)) - self._colour
         named = zip(("red", "green", "blue"), drift, strict=True)
-        return np.asarray(picture.convert("RGB")), {
+        return np.asarray(grid.convert("RGB")), {
             f"colour_drift_{channel}": float(value) for channel, value in named
         }

@@ -44,7 +44,7 @@ def drop_text(key: jax.Array, text: TextEmbedding, rate: float) -> TextEmbedding
 def batch_conditioning(
     stage: Stage, batch: Batch, text: TextEmbedding, key: jax.Array
 ) -> Conditioning:
-    """Conditioning of a training batch: text, and the augmented low-resolution picture.
+    """Conditioning of a training batch: text, and the augmented low-resolution image.
 
     aug_level is uniform per example (Imagen, section 2.2 and algorithm 1 of appendix A.3).
     """

@@ -36,23 +36,23 @@ LAYOUTS = {
 
 
 def check_thresholding() -> None:
-    """Percentile and thresholded picture, in every layout, against one device and float64 NumPy."""
+    """Percentile and thresholded image, in every layout, against one device and float64 NumPy."""
     rng = np.random.default_rng(0)
-    pictures = (
+    images = (
         rng.normal(size=(8, 16, 16, 3)) * np.geomspace(0.2, 20, 8)[:, None, None, None]
     ).astype(np.float32)
     percentile = 99.5
-    exact = np.percentile(np.abs(pictures).reshape(8, -1).astype(np.float64), percentile, axis=1)
+    exact = np.percentile(np.abs(images).reshape(8, -1).astype(np.float64), percentile, axis=1)
     limit = np.maximum(exact, 1.0)[:, None, None, None]
-    reference = np.clip(pictures, -limit, limit) / limit
+    reference = np.clip(images, -limit, limit) / limit
 
     @jax.jit
     def threshold(x0: jax.Array) -> tuple[jax.Array, jax.Array]:
         return absolute_percentile(x0, percentile), dynamic_threshold(x0, percentile)
 
-    scale_alone, alone = threshold(pictures)
+    scale_alone, alone = threshold(images)
     for mesh, (name, spec) in itertools.product(MESHES, LAYOUTS.items()):
-        sharded = jax.device_put(pictures, NamedSharding(mesh, spec))
+        sharded = jax.device_put(images, NamedSharding(mesh, spec))
         assert len(sharded.sharding.device_set) == 8
         scale, result = threshold(sharded)
         np.testing.assert_allclose(scale, exact, rtol=2e-7, err_msg=name)

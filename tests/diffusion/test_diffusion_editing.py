@@ -34,40 +34,40 @@ FIRST_PIXEL = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
 def test_img2img_of_data_is_data(name):
     """Noised and denoised by the exact denoiser, data stays distributed as data."""
     count = 4000
-    picture = CORRELATED.sample(jax.random.key(0), count).reshape(count, 1, 2, 1)
-    noise = jax.random.normal(jax.random.key(1), picture.shape)
+    image = CORRELATED.sample(jax.random.key(0), count).reshape(count, 1, 2, 1)
+    noise = jax.random.normal(jax.random.key(1), image.shape)
     grid = time_grid(COSINE, 100, "uniform_t", t_start=0.6)
     run = jax.jit(lambda p, n, k: img2img(name, CORRELATED.denoise, p, n, grid, k).x0)
-    result = np.asarray(run(picture, noise, jax.random.key(2))).reshape(count, 2)
+    result = np.asarray(run(image, noise, jax.random.key(2))).reshape(count, 2)
     # 5 standard errors of a covariance, and 0.01 for ancestral sampling in 100 steps.
     error = np.abs(np.cov(result.T) - CORRELATED.covariance())
     assert error.max() < 5 * 0.25 * np.sqrt(2 / count) + 0.01
 
 
 def test_img2img_keeps_more_the_later_it_starts():
-    picture = CORRELATED.sample(jax.random.key(0), 500).reshape(500, 1, 2, 1)
-    noise = jax.random.normal(jax.random.key(1), picture.shape)
+    image = CORRELATED.sample(jax.random.key(0), 500).reshape(500, 1, 2, 1)
+    noise = jax.random.normal(jax.random.key(1), image.shape)
     distances = []
     for t_start in (0.02, 0.2, 0.5, 1.0):
         grid = time_grid(COSINE, 10, "uniform_t", t_start=t_start)
-        result = img2img("ddim", CORRELATED.denoise, picture, noise, grid).x0
-        distances.append(float(jnp.sqrt(jnp.mean((result - picture) ** 2))))
+        result = img2img("ddim", CORRELATED.denoise, image, noise, grid).x0
+        distances.append(float(jnp.sqrt(jnp.mean((result - image) ** 2))))
     assert distances == sorted(distances)
     assert distances[0] < 0.05
-    # From pure noise nothing of the picture is left: twice its variance.
+    # From pure noise nothing of the image is left: twice its variance.
     assert distances[-1] == pytest.approx(0.5 * np.sqrt(2), rel=0.1)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_kept_pixels_are_kept_bit_for_bit(name):
-    picture = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
+    image = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
     keep = jax.random.uniform(jax.random.key(1), (2, 4, 4, 1)) < 0.5
     data = GaussianMixture(np.ones(1), np.zeros((1, 48)), np.eye(48)[None] * 0.2)
     noise = initial_noise(jax.random.key(2), 2, (4, 4, 3))
     result = inpaint(
         name,
         data.denoise,
-        picture,
+        image,
         keep,
         noise,
         time_grid(COSINE, 5, "karras"),
@@ -76,16 +76,16 @@ def test_kept_pixels_are_kept_bit_for_bit(name):
         jump=2,
     ).x0
     assert np.all(np.isfinite(result))
-    kept = np.broadcast_to(keep, picture.shape)
-    np.testing.assert_array_equal(np.asarray(result)[kept], np.asarray(picture)[kept])
-    assert np.abs(np.asarray(result - picture)[~kept]).min() > 0
+    kept = np.broadcast_to(keep, image.shape)
+    np.testing.assert_array_equal(np.asarray(result)[kept], np.asarray(image)[kept])
+    assert np.abs(np.asarray(result - image)[~kept]).min() > 0
 
 
 def test_kept_pixels_are_noised_as_the_process_demands():
     """At every level the known part of what the network sees is alpha y + sigma eps: (21)."""
     seen = []
     count = 2000
-    picture = jnp.full((count, 1, 2, 1), 0.8)
+    image = jnp.full((count, 1, 2, 1), 0.8)
 
     def denoise(x, logsnr):
         jax.debug.callback(
@@ -100,7 +100,7 @@ def test_kept_pixels_are_noised_as_the_process_demands():
         inpaint(
             name,
             denoise,
-            picture,
+            image,
             FIRST_PIXEL,
             initial_noise(jax.random.key(0), count, (1, 2, 1)),
             time_grid(COSINE, 6, "karras"),
@@ -120,7 +120,7 @@ def test_kept_pixels_are_noised_as_the_process_demands():
 def test_resampling_brings_the_new_part_to_agree_with_the_known_one():
     """One pixel is 0.5; the other should have mean 0.45 and deviation 0.218."""
     count, errors = 4000, []
-    picture = jnp.full((count, 1, 2, 1), 0.5)
+    image = jnp.full((count, 1, 2, 1), 0.5)
     grid = time_grid(COSINE, 40, "uniform_t")
     noise = initial_noise(jax.random.key(0), count, (1, 2, 1))
     for resamples in (1, 3, 10):
@@ -129,7 +129,7 @@ def test_resampling_brings_the_new_part_to_agree_with_the_known_one():
                 inpaint(
                     "ddpm",
                     CORRELATED.denoise,
-                    picture,
+                    image,
                     FIRST_PIXEL,
                     noise,
                     grid,
@@ -173,32 +173,32 @@ def test_resampling_path(steps, resamples, jump):
 
 
 def test_inpainting_errors():
-    picture = jnp.zeros((1, 2, 2, 3))
-    arguments = (picture, time_grid(COSINE, 3, "karras"), jax.random.key(0))
+    image = jnp.zeros((1, 2, 2, 3))
+    arguments = (image, time_grid(COSINE, 3, "karras"), jax.random.key(0))
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 1\).*\(1, 2, 2\)"):
-        inpaint("ddim", CORRELATED.denoise, picture, jnp.ones((1, 2, 2)), *arguments)
+        inpaint("ddim", CORRELATED.denoise, image, jnp.ones((1, 2, 2)), *arguments)
     keep = jnp.ones((1, 2, 2, 1))
     with pytest.raises(ValueError, match="resamples=0"):
-        inpaint("ddim", CORRELATED.denoise, picture, keep, *arguments, resamples=0)
+        inpaint("ddim", CORRELATED.denoise, image, keep, *arguments, resamples=0)
     with pytest.raises(ValueError, match="'euler'"):
-        inpaint("euler", CORRELATED.denoise, picture, keep, *arguments)
+        inpaint("euler", CORRELATED.denoise, image, keep, *arguments)
 
 
 def test_augmentation_levels():
-    """0 leaves the picture, 1 leaves noise, and in between alpha x + sigma eps at t = aug_level."""
-    picture = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3), minval=-1.0)
+    """0 leaves the image, 1 leaves noise, and in between alpha x + sigma eps at t = aug_level."""
+    image = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3), minval=-1.0)
     levels = jnp.array([0.0, 0.3, 1.0])
     keys = jax.random.split(jax.random.key(1), 3)
-    result = augment_low_res(keys, picture, levels, COSINE)
-    np.testing.assert_allclose(result[0], picture[0], atol=5 * 4.6e-5)
+    result = augment_low_res(keys, image, levels, COSINE)
+    np.testing.assert_allclose(result[0], image[0], atol=5 * 4.6e-5)
     alpha, sigma = COSINE.alpha_sigma(0.3)
-    residual = np.asarray(result[1] - alpha * picture[1]) / sigma
+    residual = np.asarray(result[1] - alpha * image[1]) / sigma
     assert residual.mean() == pytest.approx(0.0, abs=5 / np.sqrt(768))
     assert residual.std() == pytest.approx(1.0, abs=5 / np.sqrt(2 * 768))
-    assert abs(np.corrcoef(result[2].ravel(), picture[2].ravel())[0, 1]) < 5 / np.sqrt(768)
+    assert abs(np.corrcoef(result[2].ravel(), image[2].ravel())[0, 1]) < 5 / np.sqrt(768)
     assert float(result[2].std()) == pytest.approx(1.0, abs=5 / np.sqrt(2 * 768))
     for i in range(3):
-        alone = augment_low_res(keys[i : i + 1], picture[i : i + 1], levels[i : i + 1], COSINE)
+        alone = augment_low_res(keys[i : i + 1], image[i : i + 1], levels[i : i + 1], COSINE)
         np.testing.assert_array_equal(alone[0], result[i])
 
 
@@ -217,12 +217,12 @@ def test_augmentation_noise_is_not_sampling_noise():
 
 
 def test_sweep_uses_one_noise_for_all_levels():
-    picture = jax.random.uniform(jax.random.key(0), (8, 8, 3), minval=-1.0)
+    image = jax.random.uniform(jax.random.key(0), (8, 8, 3), minval=-1.0)
     levels = jnp.array([0.1, 0.2, 0.6])
-    sweep = augment_sweep(jax.random.key(1), picture, levels, COSINE)
+    sweep = augment_sweep(jax.random.key(1), image, levels, COSINE)
     assert sweep.shape == (3, 8, 8, 3)
     alpha, sigma = (a[:, None, None, None] for a in COSINE.alpha_sigma(levels))
-    eps = (sweep - alpha * picture) / sigma
+    eps = (sweep - alpha * image) / sigma
     np.testing.assert_allclose(eps[0], eps[1], atol=1e-5)
     np.testing.assert_allclose(eps[0], eps[2], atol=1e-5)
 

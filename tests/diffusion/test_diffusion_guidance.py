@@ -184,7 +184,7 @@ def test_dynamic_threshold_equals_numpy_in_float64(x0, percentile, cap):
     assert np.abs(result).max() <= 1.0
 
 
-def test_dynamic_threshold_of_a_large_picture():
+def test_dynamic_threshold_of_a_large_image():
     """3 million numbers per example: positions in the order no longer fit in float32."""
     x0 = np.random.default_rng(0).standard_cauchy((1, 1024, 1024, 3)).astype(np.float32)
     for percentile in (99.5, 99.99):
@@ -192,7 +192,7 @@ def test_dynamic_threshold_of_a_large_picture():
         np.testing.assert_allclose(absolute_percentile(x0, percentile)[0], exact, rtol=2.5e-7)
 
 
-def test_threshold_leaves_pictures_in_range_alone():
+def test_threshold_leaves_images_in_range_alone():
     x0 = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
     np.testing.assert_array_equal(static_threshold(x0), x0)
     np.testing.assert_array_equal(dynamic_threshold(x0, 99.5), x0)

@@ -44,7 +44,7 @@ def exact_network(kind):
     return network
 
 
-def pictures(count, key=0):
+def images(count, key=0):
     """Draws of DATA as [count, 2, 2, 1]."""
     return DATA.sample(jax.random.key(key), count).reshape(count, 2, 2, 1)
 
@@ -80,7 +80,7 @@ def test_expected_loss_of_the_exact_denoiser_is_the_analytic_one(kind, name):
         lambda x0, key: diffusion_loss(
             exact_network(kind), x0, NOTHING, key, COSINE, kind, name, "stratified"
         )
-    )(pictures(count), jax.random.key(1))
+    )(images(count), jax.random.key(1))
     per_example = np.asarray(loss.per_example, np.float64)
     assert np.all(np.isfinite(per_example))
     analytic = weight_on_x0(name, loss.logsnr) * error_of_x0(loss.logsnr)
@@ -105,7 +105,7 @@ def test_expected_loss_of_the_exact_denoiser_is_the_analytic_one(kind, name):
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_weighted_loss_is_the_same_in_every_space(kind):
     """For the same estimate of x0, weight * error agrees with that of an x0-network: (10), (11)."""
-    x0, key = pictures(512), jax.random.key(2)
+    x0, key = images(512), jax.random.key(2)
     arguments = (x0, NOTHING, key, make_schedule("cosine", logsnr_min=-8.0, logsnr_max=8.0))
     for name in WEIGHTINGS:
         own = diffusion_loss(exact_network(kind), *arguments, kind, name, "uniform")
@@ -150,7 +150,7 @@ def test_loss_over_logsnr_does_not_depend_on_the_schedule():
         name = "shifted_cosine" if options else "cosine"
         loss = diffusion_loss(
             exact_network("v"),
-            pictures(count),
+            images(count),
             NOTHING,
             jax.random.key(3),
             make_schedule(name, **options),
@@ -170,7 +170,7 @@ def test_loss_over_logsnr_does_not_depend_on_the_schedule():
 
 def test_gradient_of_the_loss_matches_finite_differences():
     with jax.enable_x64(True):
-        x0 = pictures(4).astype(jnp.float64)
+        x0 = images(4).astype(jnp.float64)
 
         def loss(parameters, kind, name):
             def network(x_t, logsnr, conditioning):
@@ -239,7 +239,7 @@ def test_bins_are_those_of_numpy(levels, bins):
 
 
 def test_nan_stays_within_its_example():
-    x0 = pictures(4).at[1, 0, 0, 0].set(jnp.nan)
+    x0 = images(4).at[1, 0, 0, 0].set(jnp.nan)
     loss = diffusion_loss(
         exact_network("v"), x0, NOTHING, jax.random.key(8), COSINE, "v", "eps", "uniform"
     )
@@ -256,7 +256,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"over_logsnr.*'logit_normal'"):
         diffusion_loss(
             exact_network("v"),
-            pictures(2),
+            images(2),
             NOTHING,
             jax.random.key(0),
             COSINE,

@@ -51,8 +51,8 @@ def test_round_trip_of_any_prediction(dtype, data):
     """A prediction of one kind, taken to any other and back, is itself; dtype and shape stay."""
     shape = data.draw(SHAPES)
     width = np.dtype(dtype).itemsize * 8
-    pictures = hnp.arrays(dtype, shape, elements=st.floats(-4, 4, width=width))
-    x_t, prediction = data.draw(pictures), data.draw(pictures)
+    images = hnp.arrays(dtype, shape, elements=st.floats(-4, 4, width=width))
+    x_t, prediction = data.draw(images), data.draw(images)
     levels = data.draw(hnp.arrays(dtype, shape[:1], elements=st.floats(-20, 20, width=width)))
     kind, other = data.draw(st.permutations(PARAMETRIZATIONS))[:2]
     with jax.enable_x64(True):

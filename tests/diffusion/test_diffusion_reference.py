@@ -1,6 +1,6 @@
 """Agreement with the schedulers of `diffusers`: stored by tests/make_diffusers_reference.py.
 
-Tolerance per step: 2e-6 absolute on pictures of magnitude up to 4, that is 8 float32 roundings of
+Tolerance per step: 2e-6 absolute on images of magnitude up to 4, that is 8 float32 roundings of
 the largest value; `diffusers` computes in float32 too. Measured: 7.2e-7 at most.
 """
 
@@ -79,7 +79,7 @@ def test_last_step_returns_x0_there_too(case):
 
 @pytest.mark.parametrize("case", ["ddim_eta_0", "dpmpp_2m", "heun"])
 def test_whole_runs_agree(case):
-    """From the same noise to the last picture, our own estimates fed back at every step."""
+    """From the same noise to the last image, our own estimates fed back at every step."""
     name, options = CASES[case]
     grid = np.append(stored(case, "logsnr_t"), 20.0).astype(np.float32)
 

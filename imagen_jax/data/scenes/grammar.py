@@ -33,13 +33,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """What an image shows.
 
     Attributes:
       groups: one group, or two in a relation.
       relation: with two groups, where the first lies: a key of vocabulary.RELATIONS; else None.
       background: a name of vocabulary.BACKGROUNDS.
-      style: a key of vocabulary.STYLES, of the whole picture.
+      style: a key of vocabulary.STYLES, of the whole image.
       size: "small" or "large" if the caption says so; only with one group.
       variation: chooses wording, exact sizes and positions among all that fit the rest.
       tidy: every object is as large as fits and lies in the middle of its place.

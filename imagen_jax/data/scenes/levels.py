@@ -22,7 +22,7 @@ class Level:
       counts: share of scenes in which some group holds two or three, 0..1.
       sized: share of one-group scenes whose caption says small or large, 0..1.
       tidy: every object is as large as fits and lies in the middle of its place; there are far
-        fewer pictures to learn.
+        fewer images to learn.
     """
 
     name: str

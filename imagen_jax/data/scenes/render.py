@@ -14,7 +14,7 @@ from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
 from imagen_jax.errors import UserError
 
 GRID = 64
-"""Boxes lie on a grid of this many cells a side; pictures of 64, 128, 192, 256 hit it exactly."""
+"""Boxes lie on a grid of this many cells a side; images of 64, 128, 192, 256 hit it exactly."""
 MAX_SIZE = 256
 RENDERING = 1
 """Version of how scenes look and are captioned. Raise it with every change of either: embeddings
@@ -24,11 +24,11 @@ GAP = 2
 
 
 class Placed(NamedTuple):
-    """One sprite in a picture.
+    """One sprite in an image.
 
     Attributes:
       group: index into Scene.groups.
-      left, top, width, height: its ink, as fractions 0..1 of the picture's side.
+      left, top, width, height: its ink, as fractions 0..1 of the image's side.
     """
 
     group: int
@@ -47,7 +47,7 @@ class _Region(NamedTuple):
     height: int
 
 
-# Longer side of a sprite, in cells (least, most); each fits the part of the picture it gets.
+# Longer side of a sprite, in cells (least, most); each fits the part of the image it gets.
 _ALONE = {None: (26, 44), "small": (22, 28), "large": (40, 46)}
 _HALF = (22, 28)
 _QUARTER = (18, 24)
@@ -89,7 +89,7 @@ def _longer_side(rng: np.random.Generator, scene: Scene, group: Group) -> int:
 
 
 def _regions(scene: Scene) -> list[_Region]:
-    """The part of the picture that belongs to each group."""
+    """The part of the image that belongs to each group."""
     half = GRID // 2
     if scene.relation is None:
         return [_Region(0, 0, GRID, GRID)]
@@ -133,7 +133,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
     Args:
       scene: what to draw.
-      size: side of the picture in pixels, 1..256.
+      size: side of the image in pixels, 1..256.
 
     Returns:
       uint8 [size, size, 3], antialiased; sizes agree up to antialiasing.
@@ -153,6 +153,6 @@ def render(scene: Scene, size: int) -> np.ndarray:
         under = canvas[y : y + height, x : x + width]
         under[:] = np.minimum(ink + (under * cover + 127) // 255, 255)
     if GRID * scale != size:
-        picture = Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
-        canvas = np.array(picture)
+        image = Image.fromarray(canvas).resize((size, size), Image.Resampling.BOX)
+        canvas = np.array(image)
     return canvas

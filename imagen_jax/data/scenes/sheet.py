@@ -19,7 +19,7 @@ def contact_sheet(
 
     Args:
       level, split, seed, count, size, groups: as for `scene_examples`.
-      columns: pictures in a row.
+      columns: images in a row.
       seen_at: render at this size, then enlarge to `size`: what a stage of that size learns.
 
     Raises:

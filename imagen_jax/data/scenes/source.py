@@ -1,4 +1,4 @@
-"""The scenes as a source of examples: (id, caption, picture)."""
+"""The scenes as a source of examples: (id, caption, image)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagen_jax.errors import UserError
 
 
 class Example(NamedTuple):
-    """One captioned picture.
+    """One captioned image.
 
     Attributes:
       id: unique within its source.
@@ -39,7 +39,7 @@ def scene_examples(
       split: "train" or "heldout".
       seed: names the sequence.
       count: how many.
-      size: side of the pictures in pixels, 1..256.
+      size: side of the images in pixels, 1..256.
       start: first index; any part of the sequence can be made alone.
       groups: 1 or 2 for scenes of one or of two groups only; None for the level's mixture.
 

@@ -1,4 +1,4 @@
-"""Sprites: shapes and emoji art as RGBA pictures of any size, in natural or named colours.
+"""Sprites: shapes and emoji art as RGBA images of any size, in natural or named colours.
 
 Every sprite is cut to the extent of its ink, so that a box in a layout is exactly what is seen.
 """
@@ -88,17 +88,17 @@ def premultiplied_sprite(
       (ink, cover): ink uint16 [height, width, 3] = colour x alpha, and
       cover uint16 [height, width, 1] = 255 - alpha, both of 0..255.
     """
-    # Pictures of 64 pixels, the bulk, need no more than a quarter of the memory.
+    # Images of 64 pixels, the bulk, need no more than a quarter of the memory.
     pixels = MASTER_PIXELS // 2 if max(width, height) <= MASTER_PIXELS // 4 else MASTER_PIXELS
-    picture = _master(noun, style, colour, pixels).resize((width, height), Image.Resampling.BOX)
-    array = np.asarray(picture).astype(np.uint16)
+    image = _master(noun, style, colour, pixels).resize((width, height), Image.Resampling.BOX)
+    array = np.asarray(image).astype(np.uint16)
     ink, cover = array[..., :3].copy(), 255 - array[..., 3:]
     ink.flags.writeable = cover.flags.writeable = False
     return ink, cover
 
 
 def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray:
-    """A sprite as a picture of its own.
+    """A sprite as an image of its own.
 
     Args:
       noun: a name of vocabulary.NOUNS.

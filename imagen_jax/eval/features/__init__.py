@@ -1,1 +1,1 @@
-"""Frozen networks that see pictures, for distances and scores; see network.py."""
+"""Frozen networks that see images, for distances and scores; see network.py."""

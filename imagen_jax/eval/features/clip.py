@@ -1,9 +1,9 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020): a vision transformer and a text transformer whose
-outputs for a picture and its caption point the same way.
+outputs for an image and its caption point the same way.
 
 Both are pre-norm transformers
   h <- h + W_o Attention(LN h);   h <- h + W_2 act(W_1 LN h)
-Pictures: patches by a strided convolution, a class token in front, positions, LN, blocks, LN of the
+Images: patches by a strided convolution, a class token in front, positions, LN, blocks, LN of the
 class token, a projection. Texts: tokens, positions, causal blocks, LN, the state of the end-of-text
 token (the largest id), a projection.
 """
@@ -22,7 +22,7 @@ from imagen_jax.eval.features.layers import PRECISE
 NORM_EPS = 1e-5
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STDDEV = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training pictures, with colours in 0 ... 1."""
+"""Of CLIP's training images, with colours in 0 ... 1."""
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -45,8 +45,8 @@ class Sizes(NamedTuple):
 Params = Mapping[str, Any]
 
 
-def encode_pictures(params: Params, x: jax.Array, sizes: Sizes) -> jax.Array:
-    """Features [b, d], not normalised, of pictures [b, s, s, 3] that are preprocessed."""
+def encode_images(params: Params, x: jax.Array, sizes: Sizes) -> jax.Array:
+    """Features [b, d], not normalised, of images [b, s, s, 3] that are preprocessed."""
     p = params["vision"]
     kernel = p["patch"]
     patch = kernel.shape[0]
@@ -74,7 +74,7 @@ def encode_texts(params: Params, ids: jax.Array, sizes: Sizes) -> jax.Array:
 
 
 def preprocess(x: jax.Array) -> jax.Array:
-    """Pictures 0 ... 255 as the network takes them."""
+    """Images 0 ... 255 as the network takes them."""
     return (x / 255 - jnp.array(MEAN)) / jnp.array(STDDEV)
 
 

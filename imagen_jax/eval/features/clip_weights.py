@@ -31,8 +31,8 @@ class Clip(NamedTuple):
 
     Attributes:
       name: such as clip-vit-l-14, of the sizes of its vision transformer.
-      params, sizes: what clip.encode_pictures takes.
-      image_size: side of the pictures.
+      params, sizes: what clip.encode_images takes.
+      image_size: side of the images.
       length: tokens of a text.
       tokenize: texts -> ids [n, length] int32.
       sha256: of the file of weights.

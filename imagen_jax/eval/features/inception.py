@@ -27,7 +27,7 @@ KNOWN = {
 
 
 def inception_v3(layers: Layers, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(pooled features [b, 2048], logits [b, 1008]) of pictures [b, 299, 299, 3] in -1 ... 1."""
+    """(pooled features [b, 2048], logits [b, 1008]) of images [b, 299, 299, 3] in -1 ... 1."""
 
     def conv(
         name: str,
@@ -138,5 +138,5 @@ def _average(x: jax.Array) -> jax.Array:
 
 
 def preprocess(x: jax.Array, kind: str) -> jax.Array:
-    """Pictures 0 ... 255 as the protocols scale them; 255 is 1 only in pytorch-fid (half-pixel)."""
+    """Images 0 ... 255 as the protocols scale them; 255 is 1 only in pytorch-fid (half-pixel)."""
     return x / 127.5 - 1 if kind == "half-pixel" else (x - 128) / 128

@@ -97,7 +97,7 @@ class _Recorder(Layers):
 
 
 Network = Callable[[Layers, jax.Array], Any]
-"""(layers, pictures [b, s, s, 3]) -> outputs."""
+"""(layers, images [b, s, s, 3]) -> outputs."""
 
 
 def shapes(network: Network, size: int) -> dict[ConvNames, tuple[int, ...]]:

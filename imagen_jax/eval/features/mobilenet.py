@@ -28,7 +28,7 @@ BLOCKS = (
 
 
 def mobilenet_v2(layers: Layers, x: jax.Array) -> jax.Array:
-    """Pooled features [b, 1280] of pictures [b, 224, 224, 3], normalised."""
+    """Pooled features [b, 1280] of images [b, 224, 224, 3], normalised."""
     x = jax.nn.relu6(layers.conv(_conv_bn("features.0"), x, 32, (3, 3), 2, (1, 1)))
     index = 1
     for expansion, channels, repeats, stride in BLOCKS:
@@ -59,7 +59,7 @@ def _conv_bn(name: str) -> ConvNames:
 
 
 def preprocess(x: jax.Array) -> jax.Array:
-    """Pictures 0 ... 255 as the network takes them."""
+    """Images 0 ... 255 as the network takes them."""
     return (x / 255 - jnp.array(MEAN)) / jnp.array(STDDEV)
 
 

@@ -1,4 +1,4 @@
-"""A frozen network with its preprocessing: pictures in, features out, and what they are worth."""
+"""A frozen network with its preprocessing: images in, features out, and what they are worth."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from imagen_jax.eval.features.tensors import read_tensors
 NETWORKS = ("mobilenet-v2", "inception-v3", "clip")
 INCEPTION_PROTOCOLS = ("clean", "tf1", "half-pixel")
 BATCHES = (4, 32)
-"""Pictures of each device that are seen together; few sizes, so that few are compiled."""
+"""Images of each device that are seen together; few sizes, so that few are compiled."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    """Pictures to features.
+    """Images to features.
 
     Attributes:
       name: of the network; with "inception-v3" a Frechet distance is an FID, otherwise not.
       width: of the features.
       sha256: of the file of weights.
-      preprocessing: how pictures are brought to the network, in words that name it.
+      preprocessing: how images are brought to the network, in words that name it.
       params: weights.
       forward: (params, [b, h, w, 3] float32 0 ... 255) -> {output: [b, d]}; "features" is one.
     """
@@ -51,24 +51,24 @@ class FeatureNetwork:
         """What must be equal where features are compared."""
         return {"network": self.name, "weights": self.sha256, "preprocessing": self.preprocessing}
 
-    def outputs(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs of uint8 pictures [n, h, w, 3], in batches divided over this host's devices.
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of uint8 images [n, h, w, 3], in batches divided over this host's devices.
 
         Raises:
-          UserError: no pictures, or other than uint8 RGB.
+          UserError: no images, or other than uint8 RGB.
         """
-        if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise UserError(
-                f"pictures must be uint8 [n, h, w, 3]; got {pictures.dtype} {list(pictures.shape)}"
+                f"images must be uint8 [n, h, w, 3]; got {images.dtype} {list(images.shape)}"
             )
-        if len(pictures) == 0:
-            raise UserError("no pictures")
+        if len(images) == 0:
+            raise UserError("no images")
         batched, weights, run = self._compiled
         devices = len(batched.mesh.devices)
-        size = devices * (BATCHES[0] if len(pictures) < devices * BATCHES[1] else BATCHES[1])
+        size = devices * (BATCHES[0] if len(images) < devices * BATCHES[1] else BATCHES[1])
         parts = []
-        for start in range(0, len(pictures), size):
-            part = pictures[start : start + size]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
             short = size - len(part)
             padded = np.pad(part, ((0, short), (0, 0), (0, 0), (0, 0)), mode="edge")
             parts.append((run(weights, jax.device_put(padded, batched)), len(part)))
@@ -77,9 +77,9 @@ class FeatureNetwork:
             for name in parts[0][0]
         }
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features [n, width] float32; see `outputs`."""
-        return self.outputs(pictures)["features"]
+        return self.outputs(images)["features"]
 
     @functools.cached_property
     def _compiled(self) -> tuple[NamedSharding, Any, Any]:
@@ -87,8 +87,8 @@ class FeatureNetwork:
         weights = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
 
         @jax.jit
-        def run(params: Any, pictures: jax.Array) -> dict[str, jax.Array]:
-            return self.forward(params, pictures.astype(jnp.float32))
+        def run(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+            return self.forward(params, images.astype(jnp.float32))
 
         return NamedSharding(mesh, PartitionSpec("data")), weights, run
 
@@ -159,11 +159,11 @@ def inception_network(path: str | Path, protocol: str) -> FeatureNetwork:
 
 
 def clip_network(read: Clip) -> FeatureNetwork:
-    """The picture tower of CLIP."""
+    """The image tower of CLIP."""
 
     def forward(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         x = clip.preprocess(resize(x, read.image_size, "8-bit"))
-        return {"features": clip.encode_pictures(params, x, read.sizes)}
+        return {"features": clip.encode_images(params, x, read.sizes)}
 
     width = read.params["vision"]["projection"].shape[1]
     how = f"8-bit bicubic to {read.image_size}, CLIP's mean and deviation"

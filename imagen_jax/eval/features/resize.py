@@ -1,18 +1,18 @@
 """Resizing as the protocols of distances demand it, as products with matrices on the device.
 
-A feature network wants pictures of one size, and how they are brought to it moves a distance by
+A feature network wants images of one size, and how they are brought to it moves a distance by
 more than many a result differs from the next (Parmar et al. 2022, arXiv:2104.11222):
 
-  clean       bicubic, a = -0.5, widened when pictures shrink (no aliasing), in float32: PIL's
+  clean       bicubic, a = -0.5, widened when images shrink (no aliasing), in float32: PIL's
               filter on single channels, as clean-fid applies it
   tf1         bilinear with corners aligned at the top left (output y reads input y * in / out),
               never widened: resize_bilinear of TensorFlow 1, in the graph that the first FIDs were
               computed with, and in torch-fidelity
   half-pixel  bilinear between centres of pixels, never widened: pytorch-fid
   8-bit       as clean, rounded to whole values after each of its two passes: PIL on 8-bit
-              pictures, as CLIP was trained
+              images, as CLIP was trained
 
-Enlarged by a factor of 4 or more, as 64 px pictures for these networks, aliasing plays no part, and
+Enlarged by a factor of 4 or more, as 64 px images for these networks, aliasing plays no part, and
 what remains is the difference of filters and the shift of `tf1`.
 """
 
@@ -32,7 +32,7 @@ KINDS = ("clean", "tf1", "half-pixel", "8-bit")
 
 @functools.cache
 def resize_matrix(kind: str, before: int, after: int) -> np.ndarray:
-    """The matrix [after, before] float32 that resizes one axis of a picture.
+    """The matrix [after, before] float32 that resizes one axis of an image.
 
     Raises:
       UserError: an unknown kind.
@@ -70,7 +70,7 @@ def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
 
 
 def resize(images: Float[Array, "b h w 3"], size: int, kind: str) -> Float[Array, "b size size 3"]:
-    """Pictures of another size, square and stretched to it where they are not.
+    """Images of another size, square and stretched to it where they are not.
 
     Args:
       images: 0 ... 255.

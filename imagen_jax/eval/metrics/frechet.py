@@ -7,8 +7,7 @@ With any A^T A = C and B^T B = W, the eigenvalues of C W that are not zero are t
 (A B^T)^T (A B^T), so that
   tr((C W)^(1/2)) = sum of the singular values of A B^T,                                       (2)
 which needs no square root of a matrix that may be singular, and no offset on its diagonal. A comes
-from the eigenvectors of C, or, with fewer pictures than features, from the centred features
-from imagen_jax.errors import UserError
+from the eigenvectors of C, or, with fewer images than features, from the centred features
 themselves: A = (x - m) / sqrt(n - 1).
 """
 
@@ -17,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.moments import Moments, check_features
 
 
@@ -24,7 +24,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Equation (1) of two sets by their moments.
 
     Raises:
-      UserError: features of different widths, or fewer than two pictures.
+      UserError: features of different widths, or fewer than two images.
     """
     if a.mean.shape != b.mean.shape:
         raise UserError(f"features of {len(a.mean)} and {len(b.mean)} channels")
@@ -51,7 +51,7 @@ def frechet_of_features(
 
     Args:
       x, y: [n, d] and [m, d].
-      weights_x, weights_y: how often each picture counts, whole numbers; None is once.
+      weights_x, weights_y: how often each image counts, whole numbers; None is once.
 
     Raises:
       UserError: as frechet_distance.
@@ -73,6 +73,6 @@ def _rows(x: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.nda
     """Mean [d], and some A [n, d] with A^T A = covariance."""
     w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
     if w.sum() < 2:
-        raise UserError(f"a covariance needs at least 2 pictures, got {int(w.sum())}")
+        raise UserError(f"a covariance needs at least 2 images, got {int(w.sum())}")
     mean = w @ x / w.sum()
     return mean, np.sqrt(w / (w.sum() - 1))[:, None] * (x - mean)

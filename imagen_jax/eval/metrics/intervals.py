@@ -1,4 +1,4 @@
-"""How sure a number is that was measured on so many pictures."""
+"""How sure a number is that was measured on so many images."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def bootstrap_error(
     resamples: int = 50,
     seed: int = 0,
 ) -> float:
-    """Standard error of a statistic of two sets: its deviation over resampled pictures.
+    """Standard error of a statistic of two sets: its deviation over resampled images.
 
-    Only the deviation is used: resampling repeats pictures, which shifts a Frechet distance upwards
-    as fewer pictures do, so that percentiles would not even hold the value itself.
+    Only the deviation is used: resampling repeats images, which shifts a Frechet distance upwards
+    as fewer images do, so that percentiles would not even hold the value itself.
 
     Args:
-      statistic: (how often each picture counts [n], the same of the other set [m]) -> value.
+      statistic: (how often each image counts [n], the same of the other set [m]) -> value.
       sizes: n and m.
       resamples: at least 2.
       seed: of the resampling.
@@ -90,8 +90,8 @@ def frechet_interval(
 ) -> tuple[float, float]:
     """95% interval of the Frechet distance of features [n, d] and [m, d] at these n and m.
 
-    It says how far the value moves with other pictures of the same number, not how far it lies from
-    that of infinitely many: for that, see the distance of real pictures from real ones.
+    It says how far the value moves with other images of the same number, not how far it lies from
+    that of infinitely many: for that, see the distance of real images from real ones.
     """
     error = bootstrap_error(
         lambda wx, wy: frechet_of_features(x, y, wx, wy), (len(x), len(y)), resamples, seed

@@ -3,7 +3,7 @@
 Binkowski et al. 2018 (arXiv:1801.01401), "KID" on Inception features:
   k(x, y) = (x . y / d + 1)^3,
   MMD^2 = mean of k over pairs within x + the same within y - 2 mean of k between x and y,
-where pairs are of different pictures. Its expectation does not depend on the number of pictures,
+where pairs are of different images. Its expectation does not depend on the number of images,
 and is zero for equal distributions, so single values may be negative.
 """
 
@@ -23,17 +23,17 @@ def kernel_distance(
     Args:
       x, y: [n, d] and [m, d].
       subsets: how many.
-      subset_size: pictures of each in a subset, drawn without repetition.
+      subset_size: images of each in a subset, drawn without repetition.
       seed: of the subsets.
 
     Raises:
-      UserError: fewer pictures than a subset has.
+      UserError: fewer images than a subset has.
     """
     x, y = check_features(x), check_features(y)
     if not 2 <= subset_size <= min(len(x), len(y)):
         raise UserError(
-            f"subsets of {subset_size} of {len(x)} and {len(y)} pictures: the size must be from 2 "
-            "to the smaller number of pictures"
+            f"subsets of {subset_size} of {len(x)} and {len(y)} images: the size must be from 2 "
+            "to the smaller number of images"
         )
     rng = np.random.default_rng(seed)
     values = []

@@ -1,11 +1,11 @@
-"""Fidelity and diversity apart: whether pictures lie among the real ones, and real ones among them.
+"""Fidelity and diversity apart: whether images lie among the real ones, and real ones among them.
 
 A set of features covers the balls around its members that reach to their k-th nearest neighbour.
-  precision  share of generated pictures in a ball of a real one
-  recall     share of real pictures in a ball of a generated one
+  precision  share of generated images in a ball of a real one
+  recall     share of real images in a ball of a generated one
              (Kynkaanniemi et al. 2019, arXiv:1904.06991; k = 3)
-  density    how many balls of real pictures hold a generated one, by k
-  coverage   share of real pictures whose ball holds a generated one
+  density    how many balls of real images hold a generated one, by k
+  coverage   share of real images whose ball holds a generated one
              (Naeem et al. 2020, arXiv:2002.09797; k = 5)
 """
 
@@ -37,13 +37,13 @@ def manifold_scores(
     """Precision, recall, density and coverage of generated [m, d] against real [n, d] features.
 
     Raises:
-      UserError: not more pictures than neighbours.
+      UserError: not more images than neighbours.
     """
     real, generated = check_features(real), check_features(generated)
     k = max(k_pr, k_dc)
     if min(len(real), len(generated)) <= k:
         raise UserError(
-            f"{len(real)} real and {len(generated)} generated pictures; need more than k = {k}"
+            f"{len(real)} real and {len(generated)} generated images; need more than k = {k}"
         )
     radius_pr, radius_dc = _radii(real, (k_pr, k_dc))
     (radius_generated,) = _radii(generated, (k_pr,))
@@ -70,7 +70,7 @@ def _radii(x: np.ndarray, ks: tuple[int, ...]) -> list[np.ndarray]:
     result = [np.empty(len(x)) for _ in ks]
     for start in range(0, len(x), ROWS):
         distances = _squared(x[start : start + ROWS], x)
-        # A picture is not its own neighbour, whatever rounding makes of its distance.
+        # An image is not its own neighbour, whatever rounding makes of its distance.
         distances[np.arange(len(distances)), start + np.arange(len(distances))] = -1
         distances.partition(sorted(ks), axis=1)
         for values, k in zip(result, ks, strict=True):

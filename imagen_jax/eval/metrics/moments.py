@@ -58,7 +58,7 @@ class Moments:
           UserError: of fewer than two.
         """
         if self.count < 2:
-            raise UserError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise UserError(f"a covariance needs at least 2 images, got {self.count}")
         return self.scatter / (self.count - 1)
 
 
@@ -86,5 +86,5 @@ def check_features(features: np.ndarray) -> np.ndarray:
         raise UserError(f"features must be [n, d] with n, d >= 1; got {list(features.shape)}")
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(1)).argmax())
-        raise UserError(f"features of picture {bad} are not finite")
+        raise UserError(f"features of image {bad} are not finite")
     return features.astype(np.float64)

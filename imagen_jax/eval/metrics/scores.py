@@ -1,4 +1,4 @@
-"""Scores of generated pictures alone: CLIP score and Inception score."""
+"""Scores of generated images alone: CLIP score and Inception score."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.moments import check_features
 
 
-def clip_scores(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Cosine of every picture's features with those of its text, [n] in -1 ... 1.
+def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Cosine of every image's features with those of its text, [n] in -1 ... 1.
 
     The paper's CLIP score is their mean. Hessel et al. 2021 (arXiv:2104.08718) print
     2.5 max(cosine, 0), others 100 cosine.
 
     Args:
-      pictures, texts: features [n, d] of CLIP's two towers.
+      images, texts: features [n, d] of CLIP's two towers.
 
     Raises:
       UserError: of different shapes.
     """
-    x, y = check_features(pictures), check_features(texts)
+    x, y = check_features(images), check_features(texts)
     if x.shape != y.shape:
-        raise UserError(f"features {list(x.shape)} of pictures, {list(y.shape)} of texts")
+        raise UserError(f"features {list(x.shape)} of images, {list(y.shape)} of texts")
     return (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
 
 
@@ -34,15 +34,15 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> tupl
 
     Args:
       logits: [n, classes].
-      splits: parts of equal size, up to one picture, in random order.
+      splits: parts of equal size, up to one image, in random order.
       seed: of the order.
 
     Raises:
-      UserError: fewer pictures than splits.
+      UserError: fewer images than splits.
     """
     logits = check_features(logits)
     if not 1 <= splits <= len(logits):
-        raise UserError(f"{splits} splits of {len(logits)} pictures; choose 1 to {len(logits)}")
+        raise UserError(f"{splits} splits of {len(logits)} images; choose 1 to {len(logits)}")
     order = np.random.default_rng(seed).permutation(len(logits))
     scores = []
     for part in np.array_split(logits[order], splits):

@@ -1,4 +1,4 @@
-"""Everything about one picture: its denoising, its stages, its files and how to make it again."""
+"""Everything about one image: its denoising, its stages, its files and how to make it again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imagen_jax.page.drawing import data_url, png_of, png_with_record, preview
 from imagen_jax.page.jobs import Job
 
 LARGE = 512
-"""Longest side, in pixels, of a finished picture in the browser; files have all pixels."""
+"""Longest side, in pixels, of a finished image in the browser; files have all pixels."""
 
 
-class Picture(ui.element):
+class ShownImage(ui.element):
     """An <img> whose address changes without flicker."""
 
     def __init__(self, label: str):
@@ -25,17 +25,17 @@ class Picture(ui.element):
         """
         super().__init__("img")
         self.props["alt"] = label
-        self.classes("picture")
+        self.classes("image")
 
     def show(self, url: str) -> None:
-        """Shows the picture of this address."""
+        """Shows the image of this address."""
         if self.props.get("src") != url:
             self.props["src"] = url
             self.update()
 
 
 class Detail:
-    """A card about the chosen picture of a job.
+    """A card about the chosen image of a job.
 
     Attributes:
       card: what holds it on the page.
@@ -47,8 +47,8 @@ class Detail:
         on_edit: Callable[[np.ndarray, str, str], None],
     ):
         """Args:
-        on_repeat: called with a job and a picture's number: make it again, perhaps otherwise.
-        on_edit: called with a picture, its name and a mode of form.MODES.
+        on_repeat: called with a job and an image's number: make it again, perhaps otherwise.
+        on_edit: called with an image, its name and a mode of form.MODES.
         """
         self._on_repeat, self._on_edit = on_repeat, on_edit
         self._job: Job | None = None
@@ -57,7 +57,7 @@ class Detail:
         self._shown: Any = None
         with ui.element("div").classes("detail card") as self.card:
             with ui.column().classes("gap-2 film"):
-                self._large = Picture("the chosen picture")
+                self._large = ShownImage("the chosen image")
                 self._large.classes("large")
                 self._film = ui.slider(min=1, max=2, value=2, on_change=self._show_frame)
                 self._film.props('aria-label="Denoising step" dense')
@@ -84,7 +84,7 @@ class Detail:
                     more.classes("w-full more")
 
     def choose(self, job: Job, row: int) -> None:
-        """Shows another picture."""
+        """Shows another image."""
         self._job, self._row, self._frames, self._shown = job, row, 0, None
         self.refresh()
 
@@ -115,7 +115,7 @@ class Detail:
         if job is None or not frames:
             return
         at = min(int(self._film.value), len(frames)) - 1
-        frame, made = frames[at], job.picture(self._row)
+        frame, made = frames[at], job.image(self._row)
         if made is not None and at == len(frames) - 1:
             self._large.show(data_url(preview(made, LARGE)))
         else:
@@ -130,14 +130,14 @@ class Detail:
                     continue
                 image = made[self._row]
                 with ui.column().classes("gap-1 items-center"):
-                    shown = Picture(f"picture of stage {name}").classes("stage")
+                    shown = ShownImage(f"image of stage {name}").classes("stage")
                     shown.show(data_url(preview(image, LARGE)))
                     ui.label(f"{name}, {image.shape[1]} x {image.shape[0]}").classes("note")
             if not job.stages:
                 ui.label("The first stage is at work.").classes("note")
 
     def _show_recipe(self, job: Job) -> None:
-        done = job.picture(self._row) is not None and job.recipe is not None
+        done = job.image(self._row) is not None and job.recipe is not None
         self._buttons.visible = self._recipe.visible = done
         if not done:
             return
@@ -161,7 +161,7 @@ class Detail:
 
     def _download(self) -> None:
         job = self._job
-        made = None if job is None else job.picture(self._row)
+        made = None if job is None else job.image(self._row)
         if job is not None and job.recipe is not None and made is not None:
             content = png_with_record(made, job.recipe.record(self._row))
             ui.download.content(content, self._file_name(job), "image/png")
@@ -176,6 +176,6 @@ class Detail:
             self._on_repeat(self._job, self._row)
 
     def _edit(self, mode: str) -> None:
-        made = None if self._job is None else self._job.picture(self._row)
+        made = None if self._job is None else self._job.image(self._row)
         if self._job is not None and made is not None:
             self._on_edit(made, self._file_name(self._job), mode)

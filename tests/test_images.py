@@ -1,4 +1,4 @@
-"""Pictures of a corpus: kept to the byte, or changed and counted, or the reason why not."""
+"""Images of a corpus: kept to the byte, or changed and counted, or the reason why not."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from corpus_files import GOOD, SIZE, encoded, pixels
 from PIL import Image
 
-from imagen_jax.data.pictures import Picture, UnusableError, record_picture
+from imagen_jax.data.images import RecordImage, UnusableError, record_image
 
 
 def recorded(content: bytes, size: int = SIZE, fit: str = "exact") -> tuple[np.ndarray, list[str]]:
-    found = record_picture(content, size, fit)
+    found = record_image(content, size, fit)
     return np.asarray(Image.open(io.BytesIO(found.content))), found.changed
 
 
-def test_pictures_as_they_are_recorded() -> None:
+def test_images_as_they_are_recorded() -> None:
     wide = np.zeros((16, 24, 3), np.uint8)
     wide[:, 4:20] = np.kron(pixels(3, 4, 4), np.ones((4, 4, 1), np.uint8))
-    assert record_picture(encoded(wide), 4, "crop").side == 16
+    assert record_image(encoded(wide), 4, "crop").side == 16
     found, changed = recorded(encoded(wide), 4, "crop")
     assert changed == ["reduced", "cropped"]
     np.testing.assert_array_equal(found, pixels(3, 4, 4))
@@ -34,15 +34,15 @@ def test_pictures_as_they_are_recorded() -> None:
 
     for kind in ("JPEG", "PNG"):
         kept = encoded(pixels(0), kind)
-        assert record_picture(kept, SIZE, "exact") == Picture(kept, [], SIZE)
-    jpeg = record_picture(encoded(pixels(0, 16, 16), "JPEG"), SIZE, "crop").content
+        assert record_image(kept, SIZE, "exact") == RecordImage(kept, [], SIZE)
+    jpeg = record_image(encoded(pixels(0, 16, 16), "JPEG"), SIZE, "crop").content
     assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
     with pytest.raises(UnusableError, match=r"smaller than 9 x 9 pixels \(8 x 8\)"):
-        record_picture(GOOD, 9, "crop")
+        record_image(GOOD, 9, "crop")
 
 
 @pytest.mark.parametrize("orientation", range(10))
-def test_turned_pictures_are_turned_upright(orientation: int) -> None:
+def test_turned_images_are_turned_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(pixels(1), exif=exif)
@@ -71,12 +71,12 @@ def test_other_formats_are_converted_and_counted(
     kind: str, options: dict[str, Any], becomes: str
 ) -> None:
     content = encoded(pixels(1), kind, **options)
-    found = record_picture(content, SIZE, "exact")
+    found = record_image(content, SIZE, "exact")
     assert found.changed == [f"converted from {kind}"]
-    picture = Image.open(io.BytesIO(found.content))
-    assert picture.format == becomes
+    image = Image.open(io.BytesIO(found.content))
+    assert image.format == becomes
     if becomes == "PNG":
-        np.testing.assert_array_equal(np.asarray(picture), pixels(1))
+        np.testing.assert_array_equal(np.asarray(image), pixels(1))
 
 
 def test_pixels_of_more_than_8_bits_are_scaled() -> None:
@@ -85,11 +85,11 @@ def test_pixels_of_more_than_8_bits_are_scaled() -> None:
     np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, -1))
     assert changed == ["converted to RGB"]
     with pytest.raises(UnusableError, match="pixels of mode F have no known range"):
-        record_picture(encoded(grey.astype(np.float32), "TIFF"), SIZE, "exact")
+        record_image(encoded(grey.astype(np.float32), "TIFF"), SIZE, "exact")
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what is damaged
-def test_damaged_pictures_are_unusable_and_nothing_else() -> None:
+def test_damaged_images_are_unusable_and_nothing_else() -> None:
     """Whatever a decoder raises; and the reason is the same in every run."""
     rng = np.random.default_rng(0)
     exif = Image.Exif()
@@ -102,10 +102,10 @@ def test_damaged_pictures_are_unusable_and_nothing_else() -> None:
             content = np.frombuffer(sound, np.uint8).copy()
             content[rng.integers(0, len(content), 3)] = rng.integers(0, 256, 3)
             try:
-                record_picture(content.tobytes(), SIZE, "crop")
+                record_image(content.tobytes(), SIZE, "crop")
             except UnusableError as error:
                 unusable.add(str(error))
     assert len(unusable) > 10
     with pytest.raises(UnusableError) as first:
-        record_picture(b"no picture", SIZE, "exact")
-    assert str(first.value) == "undecodable picture (of no known format)"
+        record_image(b"no image", SIZE, "exact")
+    assert str(first.value) == "undecodable image (of no known format)"

@@ -1,4 +1,4 @@
-"""Pictures and masks that a user gives: read, checked, and brought to the size of a stage."""
+"""Images and masks that a user gives: read, checked, and brought to the size of a stage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Of pixels, by Pillow's names: all with at most 8 bits a channel."""
 
 
-def read_picture(file: str | Path | bytes) -> np.ndarray:
-    """A picture file as RGB: turned upright, and put on white where it is transparent.
+def read_image(file: str | Path | bytes) -> np.ndarray:
+    """An image file as RGB: turned upright, and put on white where it is transparent.
 
     Args:
       file: its path, or its content.
@@ -27,42 +27,42 @@ def read_picture(file: str | Path | bytes) -> np.ndarray:
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      UserError: it is no picture, a damaged one, or has more than MAX_PIXELS pixels.
+      UserError: it is no image, a damaged one, or has more than MAX_PIXELS pixels.
     """
-    picture = _open(file).convert("RGBA")
-    paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(paper, picture).convert("RGB"))
+    image = _open(file).convert("RGBA")
+    paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(paper, image).convert("RGB"))
 
 
 def read_mask(file: str | Path | bytes) -> np.ndarray:
     """A mask file: what is not black is to be painted anew. Where it is transparent it is black.
 
-    Args, raises: as for read_picture.
+    Args, raises: as for read_image.
 
     Returns:
-      [h, w] bool, True where the picture is to be painted anew.
+      [h, w] bool, True where the image is to be painted anew.
     """
     pixels = np.asarray(_open(file).convert("RGBA"))
     return (pixels[..., :3] > 0).any(axis=-1) & (pixels[..., 3] > 0)
 
 
 def _open(file: str | Path | bytes) -> Image.Image:
-    name = "the given picture" if isinstance(file, bytes) else str(file)
+    name = "the given image" if isinstance(file, bytes) else str(file)
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{name} has {width} x {height} pixels; at most {MAX_PIXELS} are read"
                 )
-            if picture.mode not in MODES:
+            if image.mode not in MODES:
                 raise UserError(
-                    f"{name} has pixels of mode {picture.mode!r}; readable are {', '.join(MODES)}"
+                    f"{name} has pixels of mode {image.mode!r}; readable are {', '.join(MODES)}"
                 )
-            return ImageOps.exif_transpose(picture)
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no picture of a kind that can be read") from error
+        raise UserError(f"{name} is no image of a kind that can be read") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large: {error}") from error
     except ValueError:
@@ -71,17 +71,17 @@ def _open(file: str | Path | bytes) -> Image.Image:
         raise UserError(f"{name} is damaged: {type(error).__name__}: {error}") from error
 
 
-def crop_to(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The largest middle part of a picture [h, w] or [h, w, 3] with the aspect ratio of `shape`."""
-    height, width = picture.shape[:2]
+def crop_to(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The largest middle part of an image [h, w] or [h, w, 3] with the aspect ratio of `shape`."""
+    height, width = image.shape[:2]
     h = max(1, min(height, round(width * shape[0] / shape[1])))
     w = max(1, min(width, round(height * shape[1] / shape[0])))
     top, left = (height - h) // 2, (width - w) // 2
-    return picture[top : top + h, left : left + w]
+    return image[top : top + h, left : left + w]
 
 
-def check_pictures(image: np.ndarray, count: int) -> np.ndarray:
-    """Pictures as [1 or count, h, w, 3].
+def check_images(image: np.ndarray, count: int) -> np.ndarray:
+    """Images as [1 or count, h, w, 3].
 
     Args:
       image: uint8 [h, w, 3] for all, or [count, h, w, 3].
@@ -96,15 +96,15 @@ def check_pictures(image: np.ndarray, count: int) -> np.ndarray:
             f"image must be uint8 [h, w, 3] or [n, h, w, 3]; got {image.dtype} {list(image.shape)}"
         )
     if len(stack) not in (1, count):
-        raise UserError(f"{len(stack)} pictures for {count} prompts; give one for all, or one each")
+        raise UserError(f"{len(stack)} images for {count} prompts; give one for all, or one each")
     return stack
 
 
 def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Masks as [1 or n, h, w] bool, of the size of the pictures [n, h, w, 3] that they belong to.
+    """Masks as [1 or n, h, w] bool, of the size of the images [n, h, w, 3] that they belong to.
 
     Args:
-      mask: bool [h, w] for all, or [n, h, w]: True where a picture is to be painted anew.
+      mask: bool [h, w] for all, or [n, h, w]: True where an image is to be painted anew.
 
     Raises:
       UserError: another shape, type or number, or nothing is to be painted.
@@ -115,18 +115,18 @@ def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
         raise UserError(f"mask must be bool [h, w] or [n, h, w]; got {mask.dtype} {mask.shape}")
     if stack.shape[1:] != image.shape[1:3]:
         raise UserError(
-            f"the mask has {stack.shape[1]} x {stack.shape[2]} pixels, the picture "
+            f"the mask has {stack.shape[1]} x {stack.shape[2]} pixels, the image "
             f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
         )
     if len(stack) != 1 and len(image) not in (1, len(stack)):
-        raise UserError(f"{len(stack)} masks for {len(image)} pictures; give one for all, or each")
+        raise UserError(f"{len(stack)} masks for {len(image)} images; give one for all, or each")
     if not stack.any(axis=(1, 2)).all():
         raise UserError("a mask has nothing to paint: it is False everywhere")
     return stack
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pictures [n, h, w, 3] of another size: means of areas where smaller, bicubic where larger."""
+    """Images [n, h, w, 3] of another size: means of areas where smaller, bicubic where larger."""
     if images.shape[1:3] == size:
         return images
     smaller = size[0] < images.shape[1] or size[1] < images.shape[2]
@@ -154,6 +154,6 @@ def check_aspect(given: tuple[int, ...], wanted: tuple[int, int]) -> None:
     (h, w), (height, width) = given, wanted
     if abs(h * width - w * height) > min(max(h, w), max(height, width)):
         raise UserError(
-            f"a picture of {h} x {w} pixels has another aspect ratio than {height} x {width}; crop "
+            f"an image of {h} x {w} pixels has another aspect ratio than {height} x {width}; crop "
             "it first (crop_to, or --crop), or ask for a size of its shape"
         )

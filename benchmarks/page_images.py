@@ -1,9 +1,9 @@
-"""The pictures of docs/page.md: the page of `imagen demo` in a browser, driven as a user would.
+"""The images of docs/page.md: the page of `imagen demo` in a browser, driven as a user would.
 
-    python -m benchmarks.page_pictures --output docs/page
+    python -m benchmarks.page_images --output docs/page
 
 Starts the page on the demo cascade and drives the Chromium of the machine. What is made depends on
-the seeds alone; how far it is in the first picture, and the seconds that it took, on the machine.
+the seeds alone; how far it is in the first image, and the seconds that it took, on the machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from playwright.sync_api import Page, sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PROMPT = "a drawing of a rocket above a sunflower on a black background"
 PAINTED = "a drawing of a rocket above a red apple on a black background"
-CHOSEN = "picture 3, seed 2"
+CHOSEN = "image 3, seed 2"
 """The one of PROMPT that is painted over."""
 UNDER_WAY = re.compile(r"stage sr, step ([3-9]|\d\d) of")
-"""What the page says when the first picture is taken: a later step too, should one be missed."""
+"""What the page says when the first image is taken: a later step too, should one be missed."""
 WHERE = {"left": 0.36, "right": 0.64, "top": 0.58, "bottom": 0.9}
-"""Of the brush, as shares of the picture's sides: over the sunflower."""
+"""Of the brush, as shares of the image's sides: over the sunflower."""
 
 
 @contextlib.contextmanager
@@ -52,12 +52,12 @@ def page_server() -> Iterator[str]:
         process.wait()
 
 
-def ask(page: Page, prompt: str, pictures: int) -> None:
+def ask(page: Page, prompt: str, images: int) -> None:
     """Fills the form, and presses its button."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_label("Pictures", exact=True).fill(str(pictures))
+    page.get_by_label("Images", exact=True).fill(str(images))
     page.get_by_label("Seed", exact=True).fill("0")
-    page.get_by_role("button", name="Make pictures").click()
+    page.get_by_role("button", name="Make images").click()
 
 
 def brush(page: Page) -> None:
@@ -79,7 +79,7 @@ def brush(page: Page) -> None:
 
 
 def take(page: Page, output: Path) -> None:
-    """Makes eight pictures, paints a part of one anew, and takes a picture of either."""
+    """Makes eight images, paints a part of one anew, and takes an image of either."""
     ask(page, PROMPT, 8)
     page.get_by_role("status").filter(has_text=UNDER_WAY).wait_for()
     page.screenshot(path=output / "making.png", full_page=True)
@@ -95,9 +95,9 @@ def take(page: Page, output: Path) -> None:
 
 
 def main() -> None:
-    """Takes both pictures."""
+    """Takes both images."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory of the pictures")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the images")
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)

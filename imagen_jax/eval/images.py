@@ -1,4 +1,4 @@
-"""Pictures that are measured: those of files, and real ones of built-in scenes."""
+"""Images that are measured: those of files, and real ones of built-in scenes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from imagen_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
-"""What is done with pictures of another size: refused, or cropped to the middle and resized."""
+"""What is done with images of another size: refused, or cropped to the middle and resized."""
 CHUNK = 64
 
 
-class Pictures(Protocol):
-    """Pictures of one size, read a part at a time.
+class Images(Protocol):
+    """Images of one size, read a part at a time.
 
     Attributes:
       name: what they are, for people.
@@ -39,7 +39,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """Pictures start ... end - 1 as uint8 [k, side, side, 3]."""
+        """Images start ... end - 1 as uint8 [k, side, side, 3]."""
         ...
 
     def fingerprint(self) -> str:
@@ -48,13 +48,13 @@ class Pictures(Protocol):
 
 
 class Files:
-    """Pictures of files, or of what a folder holds in the order of their paths.
+    """Images of files, or of what a folder holds in the order of their paths.
 
     Args:
       name: what they are, for people.
-      paths: files, or encoded pictures.
+      paths: files, or encoded images.
       side: pixels per side.
-      fit: "exact" takes pictures of that size only; "crop" takes the middle square of others and
+      fit: "exact" takes images of that size only; "crop" takes the middle square of others and
         resizes it with PIL's bicubic filter, which does not alias.
 
     Raises:
@@ -71,13 +71,13 @@ class Files:
         return len(self._paths)
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """See Pictures."""
+        """See Images."""
         with ThreadPoolExecutor() as threads:  # PIL decodes without Python's lock
             paths = self._paths[start:end]
-            return np.stack([*threads.map(lambda p: read_picture(p, self.side, self._fit), paths)])
+            return np.stack([*threads.map(lambda p: read_image(p, self.side, self._fit), paths)])
 
     def fingerprint(self) -> str:
-        """Of names, sizes and times of files, or of encoded pictures themselves."""
+        """Of names, sizes and times of files, or of encoded images themselves."""
         facts = [
             hashlib.sha256(p).hexdigest()
             if isinstance(p, bytes)
@@ -88,7 +88,7 @@ class Files:
 
 
 class RenderedScenes:
-    """Real pictures of built-in scenes."""
+    """Real images of built-in scenes."""
 
     made = "as they are"
 
@@ -99,7 +99,7 @@ class RenderedScenes:
         return len(self._scenes)
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """See Pictures."""
+        """See Images."""
         return np.stack([render(scene, self.side) for scene in self._scenes[start:end]])
 
     def fingerprint(self) -> str:
@@ -107,65 +107,63 @@ class RenderedScenes:
         return json_fingerprint([[repr(scene) for scene in self._scenes], self.side])
 
 
-def chunks(pictures: Pictures) -> Iterator[np.ndarray]:
-    """All pictures, CHUNK at a time; the next are read while these are looked at."""
+def chunks(images: Images) -> Iterator[np.ndarray]:
+    """All images, CHUNK at a time; the next are read while these are looked at."""
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(pictures.read, 0, min(CHUNK, len(pictures)))
-        for start in range(0, len(pictures), CHUNK):
+        ahead = thread.submit(images.read, 0, min(CHUNK, len(images)))
+        for start in range(0, len(images), CHUNK):
             part = ahead.result()
             following = start + CHUNK
-            if following < len(pictures):
-                end = min(following + CHUNK, len(pictures))
-                ahead = thread.submit(pictures.read, following, end)
+            if following < len(images):
+                end = min(following + CHUNK, len(images))
+                ahead = thread.submit(images.read, following, end)
             yield part
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """Files of pictures in a folder and those below it, by path.
+def list_images(folder: str | Path) -> list[Path]:
+    """Files of images in a folder and those below it, by path.
 
     Raises:
-      FileNotFoundError: no such folder, or no picture in it.
+      FileNotFoundError: no such folder, or no image in it.
     """
     folder = Path(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}")
+        raise FileNotFoundError(f"no images ({', '.join(SUFFIXES)}) in {folder}")
     return found
 
 
 def side_of(path: Path) -> int:
-    """Shorter side of a picture in pixels."""
-    with Image.open(path) as picture:
-        return min(picture.size)
+    """Shorter side of an image in pixels."""
+    with Image.open(path) as image:
+        return min(image.size)
 
 
-def read_picture(source: Path | bytes, side: int, fit: str) -> np.ndarray:
-    """One picture as uint8 [side, side, 3], upright, on white where it is transparent.
+def read_image(source: Path | bytes, side: int, fit: str) -> np.ndarray:
+    """One image as uint8 [side, side, 3], upright, on white where it is transparent.
 
     Raises:
       UserError: it cannot be read, or is of another size and fit is "exact".
     """
-    name = source if isinstance(source, Path) else f"encoded picture of {len(source)} bytes"
+    name = source if isinstance(source, Path) else f"encoded image of {len(source)} bytes"
     try:
-        picture: Image.Image = Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source
-        )
-        picture = ImageOps.exif_transpose(picture)
+        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    picture = picture.convert("RGB")
-    if picture.size != (side, side):
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    if image.size != (side, side):
         if fit == "exact":
             raise UserError(
-                f"{name} has {picture.width} x {picture.height} pixels, not {side} x {side}"
+                f"{name} has {image.width} x {image.height} pixels, not {side} x {side}"
             )
-        square = min(picture.size)
-        left, top = (picture.width - square) // 2, (picture.height - square) // 2
+        square = min(image.size)
+        left, top = (image.width - square) // 2, (image.height - square) // 2
         # Cropped first: with `box`, the filter would reach beyond the square.
-        picture = picture.crop((left, top, left + square, top + square))
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+        image = image.crop((left, top, left + square, top + square))
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image)
