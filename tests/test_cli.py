@@ -27,6 +27,7 @@ from imagen_jax.cli import evaluate_features
 from imagen_jax.cli import sample as sample_command
 from imagen_jax.cli.command import LEVELS, SETTINGS
 from imagen_jax.data.sources import SceneSource
+from imagen_jax.errors import UserError
 
 COMMANDS = [
     [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"],
@@ -154,10 +155,10 @@ def test_expected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_with(ValueError("no"), "--debug") == 2
+    assert run_with(UserError("no"), "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("IMAGEN_DEBUG", "1")
-    assert run_with(ValueError("no")) == 2
+    assert run_with(UserError("no")) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
