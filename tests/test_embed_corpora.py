@@ -26,8 +26,9 @@ def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
     split = embed_pairs(tmp_path / "exact", *pairs)["splits"]["train"]
     assert (split["examples"], split["captions"], split["tokens"]) == (1, 1, 2)
     assert split["dropped"] == {
-        "empty caption": 1, "no image": 1, "undecodable image": 2,
-        "image is smaller than 8 x 8 pixels": 1, "image is not of 8 x 8 pixels": 1,
+        "empty caption": 1, "no image": 1, "damaged image": 1,
+        "image is text, which is not read": 1,
+        "image is smaller than 8 x 8 pixels": 1, "image is larger than 8 x 8 pixels": 1,
         "caption of more than 7 tokens": 1,
     }  # fmt: skip
     (listing,) = (tmp_path / "exact").glob("*.dropped")

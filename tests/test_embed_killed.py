@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.data.corpora import CorpusExample
-from imagen_jax.data.images import record_image
+from imagen_jax.data.fitting import record_image
 from imagen_jax.embed import embed
 from imagen_jax.text.encoder import TextEncoder
 

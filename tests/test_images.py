@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import struct
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from corpus_files import GOOD, SIZE, encoded, pixels
-from PIL import Image
+from PIL import Image, ImageCms
 
-from imagen_jax.data.images import RecordImage, UnusableError, record_image
+from imagen_jax.data.fitting import RecordImage, record_image
+from imagen_jax.data.images import UnusableError, open_image, readable_formats
 
 
 def recorded(content: bytes, size: int = SIZE, fit: str = "exact") -> tuple[np.ndarray, list[str]]:
@@ -30,7 +36,9 @@ def test_images_as_they_are_recorded() -> None:
     assert changed == ["converted to RGB"]
     np.testing.assert_array_equal(found, np.repeat(pixels(0)[..., :1], 3, -1))
     clear = np.concatenate([pixels(0), np.zeros((SIZE, SIZE, 1), np.uint8)], -1)
-    assert (recorded(encoded(clear))[0] == 255).all()
+    found, changed = recorded(encoded(clear))
+    assert (found == 255).all()
+    assert changed == ["put on white"]
 
     for kind in ("JPEG", "PNG"):
         kept = encoded(pixels(0), kind)
@@ -84,7 +92,7 @@ def test_pixels_of_more_than_8_bits_are_scaled() -> None:
     found, changed = recorded(encoded(grey.astype(np.uint16) * 257))
     np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, -1))
     assert changed == ["converted to RGB"]
-    with pytest.raises(UnusableError, match="pixels of mode F have no known range"):
+    with pytest.raises(UnusableError, match="pixels without a known range"):
         record_image(encoded(grey.astype(np.float32), "TIFF"), SIZE, "exact")
 
 
@@ -108,4 +116,169 @@ def test_damaged_images_are_unusable_and_nothing_else() -> None:
     assert len(unusable) > 10
     with pytest.raises(UnusableError) as first:
         record_image(b"no image", SIZE, "exact")
-    assert str(first.value) == "undecodable image (of no known format)"
+    assert str(first.value) == "image is text, which is not read"
+
+
+CORPORA = Path(__file__).with_name("testdata") / "corpora"
+QUADRANTS = {"TL": (16, 16), "TR": (16, 48), "BL": (48, 16), "BR": (48, 48)}
+RIGHT = json.loads((CORPORA / "images" / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_colours_are_as_people_see_them(name: str) -> None:
+    """ICC profiles, colour keys, 16 bits: within 8 levels; or refused with the kind named."""
+    content = (CORPORA / "images" / name).read_bytes()
+    refused = {"photo.heic": ("HEIF", "HEIC"), "photo.jxl": ("JXL", "JPEG XL")}
+    if name == "png_no_iend.png":
+        with pytest.raises(UnusableError, match="PNG: cut off before its end"):
+            open_image(content)
+        return
+    if name in refused and refused[name][0] not in readable_formats():
+        with pytest.raises(UnusableError, match=f"is {refused[name][1]}, which is not read here"):
+            open_image(content)
+        return
+    found, _ = recorded(content, 64, "crop")
+    for corner, (y, x) in QUADRANTS.items():
+        assert np.abs(found[y, x].astype(int) - RIGHT[name][corner]).max() <= 8, corner
+    if "icc" in name:
+        (profile,) = (note for note in open_image(content).changed if "converted" in note)
+        assert profile == f"converted from Test {'A98' if 'a98' in name else 'P3'}"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_profiles_of_every_format_are_converted(kind: str, turned: bool) -> None:
+    profile = Image.open(CORPORA / "images" / "jpeg_icc_p3_exact.jpg").info["icc_profile"]
+    flat = np.full((SIZE, SIZE, 3), (40, 170, 60), np.uint8)
+    options: dict[str, Any] = {"quality": 100} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    if turned:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    opened = open_image(encoded(flat, kind, icc_profile=profile, **options))
+    assert "converted from Test P3" in opened.changed
+    assert ("turned upright" in opened.changed) == turned
+    assert np.abs(np.asarray(opened.image, int) - (0, 175, 30)).max() <= 8
+
+
+def test_srgb_profiles_are_no_change_and_unsuitable_ones_are_counted() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    kept = encoded(pixels(1), "JPEG", icc_profile=srgb)
+    assert record_image(kept, SIZE, "exact") == RecordImage(kept, [], SIZE)
+    for bad in (b"no profile", srgb[:200]):
+        opened = open_image(encoded(pixels(1), "PNG", icc_profile=bad))
+        assert opened.changed == ["colour profile ignored"]
+        np.testing.assert_array_equal(np.asarray(opened.image), pixels(1))
+    grey = open_image(encoded(pixels(1)[..., 0], "PNG", icc_profile=srgb))  # of RGB pixels
+    assert grey.changed == ["colour profile ignored"]
+
+
+def png(width: int, depth: int, colour: int, row: bytes, **chunks: bytes) -> bytes:
+    """A PNG of one row."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *(chunk(k.encode(), v) for k, v in chunks.items()),
+             chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "levels"),
+    [
+        (png(2, 1, 0, b"\x40", tRNS=b"\0\0"), [255, 255]),
+        (png(4, 2, 0, b"\x1b", tRNS=b"\0\1"), [0, 255, 170, 255]),
+        (png(2, 8, 0, b"\x40\x80", tRNS=b"\0\x40"), [255, 128]),
+        (png(2, 16, 0, b"\x40\0\x80\x80", tRNS=b"\x40\0"), [255, 128]),
+        (png(2, 8, 2, b"\x40" * 3 + b"\x80" * 3, tRNS=b"\0\x40" * 3), [255, 128]),
+        (png(2, 16, 2, b"\x40\0" * 3 + b"\x80\x80" * 3, tRNS=b"\x40\0" * 3), [255, 128]),
+        (png(2, 8, 3, b"\0\1", PLTE=b"\x40" * 3 + b"\x80" * 3, tRNS=b"\0"), [255, 128]),
+        (png(2, 8, 4, b"\x40\0\x80\xff"), [255, 128]),
+        (png(2, 16, 6, b"\x40\0" * 3 + b"\0\0" + b"\x80\x80" * 3 + b"\xff\xff"), [255, 128]),
+    ],
+)
+def test_transparent_colours_show_white(content: bytes, levels: list[int]) -> None:
+    opened = open_image(content)
+    assert opened.changed == ["put on white"]
+    np.testing.assert_array_equal(np.asarray(opened.image)[0], np.repeat(levels, 3).reshape(-1, 3))
+    opacity = np.asarray(open_image(content, alpha=True).image)[0, :, 3]
+    assert 0 in opacity
+
+
+def test_what_is_kept_to_the_byte_has_three_channels_of_8_bits() -> None:
+    """An opaque colour key or 16 bits would give training other arrays."""
+    for content in (png(1, 8, 2, b"\1\2\3", tRNS=b"\0\x40" * 3), png(1, 16, 2, b"\1\2" * 3)):
+        found = record_image(content, 1, "exact")
+        assert found.changed == ["converted to RGB"]
+        assert tf.io.decode_image(found.content).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "PostScript"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(28), "PostScript"), (b"%PDF-1.7\n", "PDF"),
+        (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer in"),
+        (bytes(100), "zeros alone"), (b"8BPS\0\1", "Photoshop"), (b"not found", "text"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_named_and_runs_nothing(
+    content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    with pytest.raises(UnusableError, match=f"image is {kind}"):
+        open_image(content)
+
+
+def test_damage_is_found_that_decoders_read_past() -> None:
+    for kind, cut in (("PNG", 1), ("PNG", 12), ("JPEG", 1), ("JPEG", 2), ("JPEG", 40)):
+        with pytest.raises(UnusableError, match="damaged image"):
+            open_image(encoded(pixels(1), kind)[:-cut])
+    content = bytearray(encoded(pixels(1)))
+    content[content.index(b"IDAT") + 9] ^= 1
+    with pytest.raises(UnusableError, match="wrong checksum of chunk b'IDAT'"):
+        open_image(bytes(content))
+    assert open_image(encoded(pixels(1), "JPEG") + b"trailer").changed == []
+    with pytest.raises(UnusableError, match="image of 0 bytes"):
+        open_image(b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+def test_images_of_too_many_pixels(kind: str) -> None:
+    content = encoded(pixels(1, 40, 30), kind)
+    assert open_image(content, max_pixels=1200).image.size == (30, 40)
+    with pytest.raises(UnusableError, match=r"image of more than 1199 pixels \(30 x 40\)"):
+        open_image(content, max_pixels=1199)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_embedding_keeps_training_decodes(kind: str) -> None:
+    """Damaged at random: refused, or decoded by TensorFlow, too."""
+    rng = np.random.default_rng(2)
+    smooth = np.asarray(Image.fromarray(pixels(1)).resize((32, 32)))
+    sources = [encoded(smooth, kind), encoded(smooth, kind, **{"progressive": True} if
+                                              kind == "JPEG" else {"optimize": True})]  # fmt: skip
+    kept = 0
+    for i in range(300):
+        content = bytearray(sources[i % 2])
+        place = int(rng.integers(len(content)))
+        some = rng.integers(0, 256, 4, np.uint8).tobytes()
+        if i % 3 == 0:
+            content[place : place + 1] = some[:1]
+        elif i % 3 == 1:
+            del content[place:]
+        else:
+            content[place : place + int(rng.integers(8))] = some
+        try:
+            found = record_image(bytes(content), 32, "exact")
+        except UnusableError:
+            continue
+        if found.content == bytes(content):
+            kept += 1
+            assert tf.io.decode_image(found.content, expand_animations=False).shape == (32, 32, 3)
+    assert kind == "PNG" or kept > 20

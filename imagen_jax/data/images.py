@@ -1,26 +1,50 @@
-"""Images of a corpus -> encoded squares of one size, or the reason why not."""
+"""The one way to open an image that someone else has made: safe, upright, sRGB, on white.
+
+Images come from corpora, uploads and folders of strangers. Pillow recognises forty formats by
+content, some of which run other programs (PostScript runs Ghostscript) or no longer have a
+maintainer; `open_image` reads those of FORMATS alone, and refuses what is damaged even where a
+decoder would fill in the rest, so that what it accepts also decodes elsewhere.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
+import re
+import struct
+import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from imagen_jax.errors import UserError
 
-JPEG_QUALITY = 95
-_LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "HEIF", "JXL")
+"""Pillow's names of the formats that are read; an MPO is a JPEG with further images behind it.
+HEIF and JXL are read where the packages pillow-heif and pillow-jxl-plugin are installed."""
+MAX_PIXELS = 2**27
+"""Most pixels of an image that is opened, unless the caller gives another limit."""
+_PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = range(2, 9)
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_WITHOUT_TEXT = "without text chunks"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_SAME_COLOUR = 2  # levels of 255
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+
+# Of damaged metadata and of sizes: damage is an error here, and sizes have a limit of their own.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class UnusableError(Exception):
-    """Why an example is left out.
+class UnusableError(UserError):
+    """Why an image, or an example of a corpus, cannot be used.
 
     Attributes:
-      reason: in words that many examples share; they are counted by it.
+      reason: in words that many share; embedding counts them by it.
       detail: what is particular about this one.
     """
 
@@ -31,115 +55,312 @@ class UnusableError(Exception):
 
 
 @dataclass(frozen=True)
-class RecordImage:
-    """An image as it is recorded.
+class OpenedImage:
+    """An image ready for use.
 
     Attributes:
-      content: PNG or JPEG.
-      changed: what was done to it: some of "turned upright", "converted to RGB", "reduced",
-        "cropped" and "converted from" another format than PNG and JPEG.
-      side: shorter side of the image as it came, in pixels.
+      image: upright RGB in sRGB, on white where it was transparent; RGBA if alpha was asked for.
+      kind: format, one of FORMATS.
+      changed: what was done to its pixels: "turned upright", "converted from PROFILE" (of colour),
+        "converted to RGB", "put on white", "first frame of several", "colour profile ignored".
     """
 
-    content: bytes
+    image: Image.Image
+    kind: str
     changed: list[str]
-    side: int
 
 
-def record_image(image: np.ndarray | bytes | None, size: int, fit: str) -> RecordImage:
-    """An image as it is recorded.
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False) -> OpenedImage:
+    """Decodes an image.
 
-    Pixels become a PNG. A PNG or JPEG of the right size in RGB is kept as it is, to the byte.
-    Else it is decoded, turned upright, put on white where it is transparent and, with fit "crop",
-    reduced by area averaging until its shorter side is `size`, then cropped to the middle square;
-    it is encoded again as JPEG if it came in a lossy format, else as PNG.
+    Embedded ICC profiles are converted to sRGB; 16 bits a channel become 8; EXIF orientation is
+    applied; transparency, colour keys included, is laid on white; of an animation the first frame
+    is taken.
 
     Args:
-      image: [size, size, 3] uint8 pixels, an encoded image, or None for one that is missing.
-      size: side of the recorded image in pixels.
-      fit: one of choices.FITS.
+      content: the encoded image.
+      max_pixels: most pixels that are decoded.
+      alpha: keep transparency as a fourth channel in place of white below it.
 
     Raises:
-      UnusableError: it is missing, cannot be decoded, is smaller, or is larger with fit "exact".
+      UnusableError: no image, a format that is not read (named), a damaged or truncated file, or
+        too many pixels.
     """
-    if image is None:
-        raise UnusableError("no image")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.shape != (size, size, 3):
-            raise UnusableError(
-                f"image is not of {size} x {size} pixels, uint8",
-                f"{image.dtype} {list(image.shape)}",
-            )
-        return RecordImage(_encode(Image.fromarray(image), "PNG"), [], size)
-    kind, decoded, changed = _decode(image)
-    if min(decoded.size) < size:
-        raise UnusableError(
-            f"image is smaller than {size} x {size} pixels", f"{decoded.width} x {decoded.height}"
-        )
-    if decoded.size != (size, size) and fit == "exact":
-        raise UnusableError(
-            f"image is not of {size} x {size} pixels", f"{decoded.width} x {decoded.height}"
-        )
-    if min(decoded.size) > size:
-        changed.append("reduced")
-    if decoded.width != decoded.height:
-        changed.append("cropped")
-    if kind not in ("JPEG", "PNG"):
-        changed.append(f"converted from {kind}")
-    side = min(decoded.size)
-    if not changed:
-        return RecordImage(image, [], side)
-    if decoded.size != (size, size):
-        left, top = (decoded.width - side) // 2, (decoded.height - side) // 2
-        box = (left, top, left + side, top + side)
-        decoded = decoded.resize((size, size), Image.Resampling.BOX, box=box)
-    # VP8L is the part of a WebP that holds pixels without loss.
-    lossy = kind in _LOSSY and not (kind == "WEBP" and b"VP8L" in image)
-    return RecordImage(_encode(decoded, "JPEG" if lossy else "PNG"), changed, side)
-
-
-def _decode(image: bytes) -> tuple[str, Image.Image, list[str]]:
-    """(format, upright RGB image, what was done to it)."""
-    changed = []
+    _check_structure(content)
+    _check_size(_webp_size(content), max_pixels)
     try:
-        decoded: Image.Image = Image.open(io.BytesIO(image))
-        kind = decoded.format or ""
-        decoded.load()
-        if decoded.getexif().get(_ORIENTATION) in _TURNED:
-            decoded = ImageOps.exif_transpose(decoded)
-            changed.append("turned upright")
-        if decoded.mode != "RGB":
-            decoded = _rgb(decoded)
-            changed.append("converted to RGB")
+        image = _open(content)
+    except UnusableError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusableError(f"image of more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:  # its own message differs from run to run
-        raise UnusableError("undecodable image", "of no known format") from error
+        raise _unknown_kind(content) from error
     except MemoryError:
         raise  # says nothing about the image
     except Exception as error:  # damaged files make decoders raise nearly anything
-        detail = f"{type(error).__name__}: {error}"
-        raise UnusableError("undecodable image", detail) from error
-    return kind, decoded, changed
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+    _check_size(image.size, max_pixels)
+    try:
+        return _decode(image, content, alpha)
+    except (UnusableError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
 
 
-def _rgb(decoded: Image.Image) -> Image.Image:
-    """RGB; what is transparent shows white."""
-    if decoded.mode.startswith("I;16"):  # Pillow itself would clip 0..65535 to 0..255
-        decoded = Image.fromarray(np.rint(np.asarray(decoded) / 257).astype(np.uint8))
-    if decoded.mode in ("I", "F"):
-        raise UserError(f"pixels of mode {decoded.mode} have no known range")
-    if decoded.has_transparency_data:
-        decoded = decoded.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", decoded.size, "white"), decoded).convert(
-            "RGB"
-        )
-    return decoded.convert("RGB")
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this machine reads."""
+    for plugin in _PLUGINS.values():
+        try:
+            module = importlib.import_module(plugin)
+        except ImportError:
+            continue
+        if hasattr(module, "register_heif_opener"):
+            module.register_heif_opener()
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
-def _encode(decoded: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
+def _open(content: bytes) -> ImageFile.ImageFile:
+    try:
+        return Image.open(io.BytesIO(content), formats=readable_formats())
+    except ValueError:
+        if not content.startswith(_PNG_START):
+            raise
+        # Pillow refuses text chunks above its limits. They are no part of the pixels.
+        kept = [raw for name, raw in _png_chunks(content) if name not in _PNG_TEXT]
+        image = Image.open(io.BytesIO(b"".join([_PNG_START, *kept])), formats=("PNG",))
+        image.info[_WITHOUT_TEXT] = True
+        return image
+
+
+def _decode(image: ImageFile.ImageFile, content: bytes, alpha: bool) -> OpenedImage:
+    kind = image.format or ""
+    changed = [_WITHOUT_TEXT] if _WITHOUT_TEXT in image.info else []
+    turned = image.getexif().get(_ORIENTATION) in _TURNED  # loading a TIFF turns it
+    several = kind not in ("MPO", "JPEG") and getattr(image, "n_frames", 1) > 1
+    profile = image.info.get("icc_profile")
     if kind == "PNG":
-        # Level 1: PNG is lossless at any level, and higher ones cost more time than the encoder.
-        decoded.save(buffer, "PNG", compress_level=1)
+        _scale_colour_key(image, content[24])
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if turned:
+        changed.append("turned upright")
+    if several:
+        changed.append("first frame of several")
+    eight_bit_rgb = upright.mode == "RGB" and not (kind == "PNG" and content[24] == 16)
+    colour, opacity = _channels(upright)
+    transformed, note = _to_srgb(colour, profile)
+    if opacity is not None and opacity.getextrema() == (255, 255):
+        opacity, eight_bit_rgb = None, False
+    if note:
+        changed.append(note)
+    elif opacity is None and not eight_bit_rgb:
+        changed.append("converted to RGB")
+    if opacity is not None:
+        changed.append("put on white")
+        transformed.putalpha(opacity)
+        if not alpha:
+            white = Image.new("RGBA", transformed.size, "white")
+            transformed = Image.alpha_composite(white, transformed).convert("RGB")
+    elif alpha:
+        transformed = transformed.convert("RGBA")
+    transformed.info = {}
+    return OpenedImage(transformed, kind, changed)
+
+
+def _scale_colour_key(image: Image.Image, depth: int) -> None:
+    """Brings the transparent colour of a PNG to the 8 bits that its pixels have in Pillow."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif image.mode == "L" and isinstance(key, int) and depth < 8:
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+
+
+def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colour of 8 bits (L, RGB, CMYK or LAB) and opacity, None if all is opaque by its format."""
+    if image.mode.startswith("I;16"):  # Pillow itself would clip 0..65535 to 0..255
+        return _from_16_bits(image)
+    if image.mode in ("I", "F"):
+        raise UnusableError("image of pixels without a known range", f"mode {image.mode}")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        grey = image.mode in ("1", "L", "LA", "La")
+        colour = rgba.getchannel("R") if grey else rgba.convert("RGB")
+        return colour, rgba.getchannel("A")
+    if image.mode == "1":
+        return image.convert("L"), None
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image, None
+    return image.convert("RGB"), None
+
+
+def _from_16_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    pixels = np.asarray(image)
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    grey = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8))
+    key = image.info.get("transparency")
+    if not isinstance(key, int):
+        return grey, None
+    return grey, Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
+    """(RGB image in sRGB, what was done by an ICC profile)."""
+    if profile or image.mode == "LAB":
+        transform, name = _transform(profile or b"", image.mode)
+        if transform is not None:
+            converted = ImageCms.applyTransform(image, transform)
+            assert converted is not None  # it is not in place
+            return converted, f"converted from {name}"
+        if name:
+            return image.convert("RGB"), name
+    return image.convert("RGB"), ""
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str]:
+    """(transform to sRGB, name of the profile); (None, "") where it is sRGB's already; (None, what
+    to count) where it cannot be used with such pixels, which browsers ignore, too."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    try:
+        source = (
+            ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if profile
+            else ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        )
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+        name = ImageCms.getProfileDescription(source)
+        if mode in ("L", "RGB"):
+            probe = _probe(mode)
+            found = ImageCms.applyTransform(probe, transform)
+            assert found is not None
+            off = np.abs(np.asarray(found, np.int16) - np.asarray(probe.convert("RGB"), np.int16))
+            if off.max() <= _SAME_COLOUR:
+                return None, ""
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None, "colour profile ignored"
+    words = re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", name)
+    return transform, " ".join(words.split())[:60] or "an unnamed colour profile"
+
+
+def _probe(mode: str) -> Image.Image:
+    """All greys, or colours on a grid."""
+    levels = np.arange(256, dtype=np.uint8)
+    if mode == "L":
+        return Image.fromarray(levels[None])
+    grid = np.stack(np.meshgrid(*[levels[::51]] * 3), -1).reshape(1, -1, 3)
+    return Image.fromarray(grid)
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise UnusableError(f"image of more than {max_pixels} pixels", f"{size[0]} x {size[1]}")
+
+
+def _damaged(detail: str) -> UnusableError:
+    return UnusableError("damaged image", detail)
+
+
+# Structure: what decoders read past, or read only when memory is taken
+
+
+def _check_structure(content: bytes) -> None:
+    """Raises where a PNG or JPEG is not whole."""
+    if not content:
+        raise UnusableError("image of 0 bytes")
+    if content.startswith(_PNG_START):
+        for _ in _png_chunks(content):
+            pass
+    elif content.startswith(b"\xff\xd8\xff"):
+        _check_jpeg(content)
+
+
+def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
+    """(name, chunk with length and checksum) of every chunk to IEND."""
+    chunks = []
+    at = len(_PNG_START)
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        end = at + 12 + length
+        if end > len(content):
+            break
+        name = content[at + 4 : at + 8]
+        (checksum,) = struct.unpack_from(">I", content, end - 4)
+        if zlib.crc32(memoryview(content)[at + 4 : end - 4]) != checksum:
+            raise _damaged(f"PNG: wrong checksum of chunk {name!r}")
+        chunks.append((name, content[at:end]))
+        if name == b"IEND":
+            return chunks
+        at = end
+    raise _damaged("PNG: cut off before its end (IEND)")
+
+
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+"""Of JPEG, but for those within entropy-coded data: stuffed zeros and restarts."""
+
+
+def _check_jpeg(content: bytes) -> None:
+    """Walks from marker to marker to the end of the first image."""
+    at = 2
+    while (found := _MARKER.search(content, at)) is not None:
+        at = found.end()
+        marker = found.group(1)[0]
+        if marker == 0xD9:
+            return
+        if marker not in (0x01, 0xD8):
+            if at + 2 > len(content):
+                break
+            at += struct.unpack_from(">H", content, at)[0]
+    raise _damaged("JPEG: cut off before its end (EOI)")
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    """Of a WebP, whose decoder takes memory for its pixels when it is opened."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return None
+    if content[12:16] == b"VP8X":
+        width, height = (int.from_bytes(content[i : i + 3], "little") + 1 for i in (24, 27))
+    elif content[12:16] == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
-        decoded.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+        width, height = (int.from_bytes(content[i : i + 2], "little") & 0x3FFF for i in (26, 28))
+    return width, height
+
+
+# What else it may be
+
+_KINDS: tuple[tuple[str, str], ...] = (
+    (r"\A....ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", "HEIC"),
+    (r"\A(\xff\x0a|\x00\x00\x00\x0cJXL )", "JPEG XL"),
+    (r"\A....ftypavi[fs]", "AVIF"),
+    (r"\A....ftyp(crx |qt  )", "a raw photograph or film"),
+    (r"\A(%!PS|\xc5\xd0\xd3\xc6)", "PostScript"),
+    (r"\A%PDF", "PDF"),
+    (r"\A8BPS", "Photoshop"),
+    (r"\A(\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51)", "JPEG 2000"),
+    (r"\AP[1-7]\s", "PPM"),
+    (r"\A\x00\x00[\x01\x02]\x00", "an icon"),
+    (r"\Aversion https://git-lfs", "a Git LFS pointer in place of the file"),
+    (r"(?i)\A\s*(<!doctype html|<html|<head|<script)", "an HTML page"),
+    (r"(?i)\A\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", "SVG"),
+    (r"\A\x1f\x8b", "gzip"),
+    (r"\APK\x03\x04", "ZIP"),
+    (r"\A(\xef\xbb\xbf)?[\t\r\n\x20-\x7e]+\Z", "text"),
+    (r"\A\x00+\Z", "zeros alone"),
+)
+_ADVICE = {"HEIC": "pip install pillow-heif", "JPEG XL": "pip install pillow-jxl-plugin"}
+
+
+def _unknown_kind(content: bytes) -> UnusableError:
+    start = content[:1024].decode("latin1")
+    for pattern, kind in _KINDS:
+        if re.match(pattern, start, re.DOTALL):
+            if kind in _ADVICE:
+                return UnusableError(f"image is {kind}, which is not read here", _ADVICE[kind])
+            return UnusableError(f"image is {kind}, which is not read")
+    return UnusableError("image of no known format")

@@ -22,7 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.data import records
-from imagen_jax.data.images import RecordImage, UnusableError, record_image
+from imagen_jax.data.fitting import RecordImage, record_image
+from imagen_jax.data.images import UnusableError
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import DamagedFile, Example, Source
 from imagen_jax.text.encoder import TextEncoder
