@@ -223,7 +223,7 @@ def thresholding() -> Figure:
 def augmentation() -> Figure:
     """One low-resolution image at several augmentation levels."""
     levels = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0], np.float32)
-    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_image(32)), levels, SCHEDULE)
+    sweep = augment_sweep(jax.random.key(0), jnp.asarray(_image(32)), levels)
     figure, axes = plt.subplots(1, len(levels), figsize=(12, 2.1))
     for axis, level, image in zip(axes, levels, sweep, strict=True):
         axis.imshow(_shown(image), interpolation="nearest")

@@ -42,9 +42,8 @@ def main() -> None:
         efficient,
         train=dataclasses.replace(efficient.train, batch_size=4 * len(target.devices)),
     )
-    plain = dataclasses.replace(
-        efficient,
-        network=UNet(
+    plain = efficient.with_network(
+        UNet(
             channels=128,
             multipliers=(1, 1, 2, 4, 8),
             blocks=(2, 3, 3, 4, 6),
@@ -55,8 +54,7 @@ def main() -> None:
             dropout=0.0,
             dtype="bfloat16",
             remat=efficient.network.remat,
-            has_low_res=True,
-        ),
+        )
     )
     mesh = sharding.make_mesh({"fsdp": -1}, target.devices)
     plans = {

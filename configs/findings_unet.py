@@ -26,8 +26,7 @@ def get_config() -> ConfigDict:
             "dropout": 0.0,
             **{
                 key: efficient[key]
-                for key in ("head_channels", "text_channels", "text_layers", "text_pool", "dtype",
-                            "image_channels")
+                for key in ("head_channels", "text_channels", "text_layers", "text_pool", "dtype")
             },
         }
     )  # fmt: skip

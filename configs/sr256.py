@@ -5,8 +5,17 @@ Hardware:  128 TPU v4 chips (the paper's)
 Data:      captioned images of at least 256 pixels, embedded by T5-XXL (4096 wide, 128 tokens)
 Result:    not yet run; compiled for v4:4x4x8, see docs/plans/
 
-Our reading of the 600M parameters, where the paper leaves the place of attention open: blocks of
-1024 channels are each followed by self-attention and by attention to the text.
+Saharia et al. 2022, section 4.1 and appendix F.2. 576M parameters, 600M in the paper. Where this
+differs from the paper, or fills in what it does not say, besides what configs/base64.py lists:
+* Attention follows each residual block of 1,024 channels and is as wide, 8 heads of 128. The
+  drawing of a block (figure A.28) has it once behind all of them and twice as wide. That has 501M
+  parameters, and twice as wide behind each block 677M; the paper's 600M lie between, and this is
+  nearest.
+* The last norm has scale and shift from the conditioning vector, too: 263 thousand parameters.
+* Text tokens have 1,024 channels and the conditioning vector 512: not in the paper.
+* Guidance 8, as for table 1 (section D.2: "relatively large" weights for all stages).
+* aug_level is a time of the cosine schedule in every stage. Samples are drawn at 0.1 (sigma 0.16):
+  the paper sweeps it, and figure A.12 has 0.3 for both stages.
 """
 
 from ml_collections import ConfigDict
@@ -44,5 +53,5 @@ def get_config() -> ConfigDict:
         }
     )
     config.stages.sr256.train.optimizer = "adam"
-    config.stages.sr256.sample.guidance = 4.0
+    config.stages.sr256.sample.guidance = 8.0
     return config

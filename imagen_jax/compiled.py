@@ -27,8 +27,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.pretrained import Pretrained, abstract_params, flat_weights
 from imagen_jax.sampling import StageInputs, image_keys, whole_sampler
 from imagen_jax.sharding import no_platform
-from imagen_jax.stage import Stage
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig, Stage
 from imagen_jax.typing import TextEmbedding
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

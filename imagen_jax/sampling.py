@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.augment import augment_low_res
+from imagen_jax.diffusion.augment import augment_low_res, upsample_low_res
 from imagen_jax.diffusion.editing import keep_known, resampling_path
 from imagen_jax.diffusion.grids import time_grid
 from imagen_jax.diffusion.guidance import (
@@ -36,8 +36,7 @@ from imagen_jax.diffusion.samplers import STEP_RULES
 from imagen_jax.diffusion.transitions import State, Transition, move, path_transitions, start_state
 from imagen_jax.errors import UserError
 from imagen_jax.sharding import on_mesh
-from imagen_jax.stage import Stage, upsample_low_res
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig, Stage
 from imagen_jax.typing import Conditioning, Denoiser, Image, PRNGKey, TextEmbedding
 
 OnStep = Callable[[int, int, Image], None]
@@ -268,7 +267,7 @@ def stage_conditioning(
     if low_res is None:
         return Conditioning(text)
     levels = jnp.full((text.mask.shape[0],), aug_level)
-    noised = augment_low_res(keys, upsample_low_res(low_res, size), levels, stage.schedule)
+    noised = augment_low_res(keys, upsample_low_res(low_res, size), levels)
     return Conditioning(text, noised, levels)
 
 

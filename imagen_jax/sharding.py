@@ -1,7 +1,8 @@
 """The device mesh, and how logical axes of parameters and batches are laid out on it.
 
 Networks name the axes of their parameters ("in", "out", ...); this file alone says where those axes
-live. A new way of sharding is an edit of LOGICAL_AXIS_RULES, never of a network.
+live. A new way of sharding is an edit of LOGICAL_AXIS_RULES, never of a network. Parameters whose
+axes have no names are copied to every device.
 """
 
 from __future__ import annotations
@@ -209,29 +210,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_divisor(mesh: Mesh) -> int:
     """Number of devices that a batch is divided over."""
     return mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def check_annotated(params: Any) -> None:
-    """Checks that every parameter names its axes.
-
-    Args:
-      params: pytree with nn.LogicallyPartitioned boxes around the arrays.
-
-    Raises:
-      UserError: a parameter without them, which would be copied to every device; names it.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(
-        params, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-    bare = [
-        jax.tree_util.keystr(path)
-        for path, leaf in leaves
-        if not isinstance(leaf, nn.LogicallyPartitioned)
-    ]
-    if bare:
-        raise UserError(
-            f"parameters without logical axes: {', '.join(bare)}; make them with layers.partitioned"
-        )
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:

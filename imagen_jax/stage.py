@@ -1,38 +1,254 @@
-"""Stage: one stage of the cascade, as a config describes it.
+"""Stage: one stage of the cascade, and the sections of a config that describe it.
 
 A stage joins a network, a diffusion process, the view of the data that it trains on, and the
 defaults it is sampled with. Training and sampling both start from here, so that they cannot
-disagree.
+disagree. The sections are frozen dataclasses whose fields say which keys there must be.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from imagen_jax.config import build
+from imagen_jax.diffusion.guidance import THRESHOLDS
+from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
+from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
+from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.errors import UserError
-from imagen_jax.models.efficient_unet import EfficientUNet
-from imagen_jax.models.layers import TEXT_CACHE
-from imagen_jax.models.unet import UNet
-from imagen_jax.stage_config import (
-    DiffusionConfig,
-    MeshConfig,
-    SampleConfig,
-    StageConfig,
-    TextConfig,
-    TrainConfig,
-)
+from imagen_jax.models.base import TEXT_CACHE, BaseNetwork
+from imagen_jax.models.networks import network_class
+from imagen_jax.quality import BETTER, VALIDATION_LOSS
 from imagen_jax.typing import Conditioning, TextEmbedding
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+
+def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise UserError(f"{field} is {value!r}; choices: {', '.join(choices)}")
+
+
+def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
+    value = getattr(config, field)
+    if not low <= value <= high:
+        raise UserError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder whose token states condition every stage.
+
+    Attributes:
+      encoder: name of the encoder; the embeddings' manifest must agree.
+      width: channels of a token state.
+      max_length: tokens a caption may have; longer ones are an error.
+    """
+
+    encoder: str
+    width: int
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Prediction and loss; the choices are the keys of imagen_jax.diffusion's tables.
+
+    Raises:
+      UserError: another choice, as the classes below for values out of range.
+    """
+
+    parametrization: str
+    weighting: str
+    time_sampling: str
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "parametrization", PARAMETRIZATIONS)
+        _check_choice(self, "weighting", WEIGHTINGS)
+        _check_choice(self, "time_sampling", TIME_SAMPLING)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Defaults that the stage is sampled with.
+
+    Attributes:
+      sampler: key of diffusion.samplers.SAMPLERS.
+      steps: network evaluations (guidance doubles the batch of each, not their number).
+      time_grid: spacing of the steps, a kind of diffusion.samplers.time_grid.
+      guidance: classifier-free guidance weight; 1 is off.
+      threshold: "dynamic", "static" or "none".
+      percentile: of dynamic thresholding, in (0, 100].
+      aug_level: noise conditioning augmentation of the low-resolution image, in [0, 1].
+    """
+
+    sampler: str
+    steps: int
+    time_grid: str
+    guidance: float
+    threshold: str
+    percentile: float
+    aug_level: float
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "sampler", SAMPLERS)
+        _check_choice(self, "time_grid", TIME_GRIDS)
+        _check_choice(self, "threshold", THRESHOLDS)
+        _check_range(self, "steps", 1, 1000)
+        _check_range(self, "guidance", 0, 1000)
+        _check_range(self, "percentile", 1e-3, 100)
+        _check_range(self, "aug_level", 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a stage is trained.
+
+    Attributes:
+      batch_size: examples per step, over all hosts.
+      accumulation: parts that each step's batch is taken in, one after another, their gradients
+        averaged: less memory for activations, the same step.
+      steps: optimiser steps.
+      optimizer: key of train.optimizer.OPTIMIZERS.
+      learning_rate: peak; linear warmup over `warmup_steps`, then cosine decay to zero at `steps`.
+      clip_norm: global norm that gradients are clipped to.
+      ema_decay: decay of the weights' moving average, which is what is sampled from.
+      text_dropout: share of examples trained without text, for classifier-free guidance.
+      max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
+      max_damaged: share of the records that a host reads that may be damaged; they are reported and
+        read past.
+      seed: of initialisation, noise, dropout and data order.
+      log_every, checkpoint_every: steps between the respective events.
+      sample_every: steps between grids of samples, of which the last step has one, too; 0 is none.
+      keep_checkpoints: newest checkpoints that are kept.
+      keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
+      keep_best: so many of the best by `best_metric` are kept, too.
+      best_metric: key of quality.BETTER, of those that are measured.
+      validation_batches: batches of the data's split "validation" whose loss is measured, with the
+        averaged weights, for every checkpoint; 0 is none.
+      evaluate_every: steps between evaluations of sampled images, each of a step with a
+        checkpoint; 0 is none. See train.evaluation.
+      evaluate_images: sampled for each evaluation; the split "validation" has twice as many.
+      extra_ema_decays: of further averages, to sample from in place of the first.
+      freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
+      max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
+        training.
+    """
+
+    batch_size: int
+    steps: int
+    optimizer: str
+    learning_rate: float
+    warmup_steps: int
+    clip_norm: float
+    ema_decay: float
+    text_dropout: float
+    max_aug_level: float
+    seed: int
+    log_every: int
+    sample_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    # Records of stages that were trained before there were these have none of them.
+    accumulation: int = 1
+    keep_every_hours: float = 0.0
+    keep_best: int = 0
+    best_metric: str = VALIDATION_LOSS
+    validation_batches: int = 0
+    evaluate_every: int = 0
+    evaluate_images: int = 64
+    extra_ema_decays: tuple[float, ...] = ()
+    freeze: tuple[str, ...] = ()
+    max_bad_steps: int = 10
+    max_damaged: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "accumulation", "steps", "log_every", "checkpoint_every",
+                      "keep_checkpoints", "max_bad_steps"):  # fmt: skip
+            _check_range(self, field, 1)
+        for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
+            _check_range(self, field, 0, 1)
+        for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
+                      "sample_every", "validation_batches", "evaluate_every"):  # fmt: skip
+            _check_range(self, field, 0)
+        _check_range(self, "evaluate_images", 2)
+        if self.evaluate_every % self.checkpoint_every:
+            raise UserError(
+                f"evaluate_every is {self.evaluate_every}; it must be a multiple of "
+                f"checkpoint_every, {self.checkpoint_every}, so that what was measured is kept"
+            )
+        _check_choice(self, "best_metric", BETTER)
+        by_loss = self.best_metric == VALIDATION_LOSS
+        measured = self.validation_batches if by_loss else self.evaluate_every
+        if self.keep_best and not measured:
+            needed = "validation_batches" if by_loss else "evaluate_every"
+            raise UserError(
+                f"keep_best is {self.keep_best}, but {needed} is 0: the best checkpoints are those "
+                f"with the best {self.best_metric} (best_metric), which is not measured"
+            )
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len({*decays}) < len(decays) or not all(0 <= decay <= 1 for decay in decays):
+            raise UserError(
+                f"extra_ema_decays is {self.extra_ema_decays}; it must have values in [0, 1] that "
+                f"differ from one another and from ema_decay, {self.ema_decay}"
+            )
+        _check_range(self, "seed", 0, 2**31 - 2)
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be taken in {self.accumulation} parts "
+                "(accumulation)"
+            )
+        if not 0 <= self.warmup_steps < self.steps:
+            raise UserError(
+                f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
+                f"{self.steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the axes of the device mesh that the stage trains on; one may be -1, which takes all
+    remaining devices. See sharding.MESH_AXES for what each divides."""
+
+    slice: int = 1
+    data: int = 1
+    fsdp: int = 1
+    spatial: int = 1
+    tensor: int = 1
+
+    def axes(self) -> dict[str, int]:
+        """As sharding.make_mesh takes them."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One entry of config.stages, before its network and schedule are made.
+
+    Attributes:
+      resolution: pixels per side of what the stage makes.
+      low_res: pixels per side of the image that it starts from; 0 for the base stage.
+      network: "kind", a key of models.networks.NETWORKS or "module:Class", and the fields of that
+        class.
+      schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
+      mesh: what it trains on; may change when training goes on.
+      crop: pixels per side of the random crops that it is trained on; 0 for whole images.
+    """
+
+    resolution: int
+    low_res: int
+    network: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
+    mesh: MeshConfig = MeshConfig(data=-1)
+    crop: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +260,8 @@ class Stage:
       resolution: pixels per side of what the stage makes.
       low_res: pixels per side of the image that it starts from; None for the base stage.
       crop: pixels per side of the random crops that it is trained on; None for whole images.
-      network: (x_t, logsnr, conditioning, train) -> prediction.
-      schedule: noise schedule of training, and of noise conditioning augmentation.
+      network: see models.base.
+      schedule: noise schedule of training.
       parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
     """
 
@@ -54,13 +270,22 @@ class Stage:
     low_res: int | None
     crop: int | None
     text: TextConfig
-    network: nn.Module
+    network: BaseNetwork
     schedule: NoiseSchedule
     parametrization: str
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
     mesh: MeshConfig
+
+    def __post_init__(self) -> None:
+        multiple = self.network.size_multiple
+        for size in (self.resolution, self.train_resolution):
+            if size % multiple:
+                raise UserError(
+                    f"stage {self.name!r} has images of {size} x {size} pixels; its network needs "
+                    f"multiples of {multiple}"
+                )
 
     @property
     def train_resolution(self) -> int:
@@ -80,9 +305,24 @@ class Stage:
         names = ("image", "text_emb", "text_mask")
         return names if self.low_res is None else (*names, "low_res")
 
+    def with_network(self, network: BaseNetwork) -> Stage:
+        """The stage with another network, such as stage.network.with_dtype("bfloat16")."""
+        return dataclasses.replace(self, network=network)
+
     def init(self, key: jax.Array) -> Any:
-        """Fresh parameters, boxed with the names of their logical axes."""
-        return self.network.init(key, *self.dummy_inputs(1))["params"]
+        """Fresh parameters, boxed with the names of their logical axes where they have them.
+
+        Raises:
+          UserError: the network has other variables than parameters.
+        """
+        variables = dict(self.network.init(key, *self.dummy_inputs(1)))
+        params = variables.pop("params", {})
+        if variables:
+            raise UserError(
+                f"network {type(self.network).__name__} has variables in {sorted(variables)}; a "
+                "stage keeps 'params' alone (no batch norm, no other state)"
+            )
+        return params
 
     def apply(
         self,
@@ -93,25 +333,40 @@ class Stage:
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b]."""
+        """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b].
+
+        Raises:
+          UserError: the network returns another shape or dtype.
+          ValueError: low_res and aug_level are missing in a super-resolution stage, or given in a
+            base stage.
+        """
+        for name in ("low_res", "aug_level"):
+            if (getattr(conditioning, name) is None) != (self.low_res is None):
+                needs = "takes no" if self.low_res is None else "needs"
+                raise ValueError(f"stage {self.name!r} {needs} conditioning.{name}")
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         variables = {"params": params}
         if conditioning.text_cache is not None:
             variables[TEXT_CACHE] = conditioning.text_cache
         output: Any = self.network.apply(variables, x, logsnr, conditioning, train, rngs=rngs)
+        if output.shape != x.shape or output.dtype != jnp.float32:
+            raise UserError(
+                f"network {type(self.network).__name__} returns {output.dtype}{output.shape} for "
+                f"images of shape {x.shape}; it must return float32 of the same shape"
+            )
         return output
 
     def cache_text(self, params: Any, conditioning: Conditioning) -> Conditioning:
-        """Conditioning with all that the network computes of the text alone: its keys and values in
-        every attention layer, and its pooled vector.
+        """Conditioning with all that the network computes from the text alone, such as keys and
+        values of attention to text: what it has wrapped in `cached`.
 
-        To be called under jit, where what the network computes of the zeros given as images here
-        is never run.
+        To be called under jit, where what the network computes from the zero images given here is
+        never run.
         """
         x, logsnr, dummy = self.dummy_inputs(conditioning.text.mask.shape[0])
         given = dummy._replace(text=conditioning.text)
         _, cache = self.network.apply({"params": params}, x, logsnr, given, mutable=[TEXT_CACHE])
-        return conditioning._replace(text_cache=cache[TEXT_CACHE])
+        return conditioning._replace(text_cache=cache.get(TEXT_CACHE))
 
     def dummy_inputs(self, batch_size: int) -> tuple[Any, ...]:
         """Inputs of the right shapes for training, all zero."""
@@ -124,39 +379,6 @@ class Stage:
         if self.low_res is None:
             return image, scalars, Conditioning(text)
         return image, scalars, Conditioning(text, image, scalars)
-
-
-def with_dtype(stage: Stage, dtype: str) -> Stage:
-    """The stage with activations of another dtype, "float32" or "bfloat16"."""
-    return dataclasses.replace(stage, network=stage.network.clone(dtype=dtype))
-
-
-def upsample_low_res(low_res: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear upsampling of low-resolution images [b, h, w, 3] to the size of the stage's.
-
-    Training and sampling both go through here.
-
-    Args:
-      size: height and width of the result.
-
-    Raises:
-      UserError: the size is not the same whole multiple of height and width.
-    """
-    b, h, w, c = low_res.shape
-    if size[0] % h or size[0] // h * w != size[1]:
-        raise UserError(
-            f"a low-resolution image of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
-            "pixels"
-        )
-    return jax.image.resize(low_res, (b, *size, c), "bilinear")
-
-
-def _pop_kind(section: dict[str, Any], classes: Mapping[str, type], where: str) -> type:
-    """The class that a section's "kind" names; the section keeps the fields of that class."""
-    kind = section.pop("kind", None)
-    if kind not in classes:
-        raise UserError(f"{where}.kind is {kind!r}; choices: {', '.join(classes)}")
-    return classes[kind]
 
 
 def make_stage(config: ConfigDict, name: str | None) -> Stage:
@@ -175,11 +397,13 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     where = f"stages.{name}"
     section = build(StageConfig, config.stages[name], where)
     network = dict(section.network)
-    network_class = _pop_kind(network, NETWORKS, f"{where}.network")
+    network_type = network_class(network.pop("kind", None), f"{where}.network")
     schedule = dict(section.schedule)
-    schedule_class = _pop_kind(schedule, SCHEDULES, f"{where}.schedule")
-    if "has_low_res" in network:
-        raise UserError(f"{where}.network.has_low_res follows from low_res; leave it out")
+    schedule_kind = schedule.pop("kind", None)
+    if schedule_kind not in SCHEDULES:
+        raise UserError(
+            f"{where}.schedule.kind is {schedule_kind!r}; choices: {', '.join(SCHEDULES)}"
+        )
     low_res = section.low_res or None
     if low_res is not None and section.resolution % low_res:
         raise UserError(
@@ -195,15 +419,14 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
             f"{where}.schedule.image_size is {schedule['image_size']}, but the stage's resolution "
             f"is {section.resolution}; they must be equal"
         )
-    network["has_low_res"] = low_res is not None
     return Stage(
         name=name,
         resolution=section.resolution,
         low_res=low_res,
         crop=section.crop or None,
         text=build(TextConfig, config.text, "text"),
-        network=build(network_class, network, f"{where}.network"),
-        schedule=build(schedule_class, schedule, f"{where}.schedule"),
+        network=build(network_type, network, f"{where}.network"),
+        schedule=build(SCHEDULES[schedule_kind], schedule, f"{where}.schedule"),
         parametrization=section.diffusion.parametrization,
         diffusion=section.diffusion,
         train=section.train,

@@ -111,7 +111,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
     from imagen_jax.eval.images import FITS
     from imagen_jax.eval.scenes import SPLITS
-    from imagen_jax.stage_config import SampleConfig
+    from imagen_jax.stage import SampleConfig
     from imagen_jax.text.encoder import DTYPES, load_encoder
 
     assert tuple(levels) == LEVELS

@@ -17,7 +17,7 @@ def test_frozen_parameters_stay(optimizer: str) -> None:
     freeze = "stages.base.train.freeze=('conv_in/*', '*bias')"
     stage = tiny.stage("base", *tiny.ONE_LEVEL, kind, freeze)
     params = tiny.random_params(stage)
-    transform = make_optimizer(stage.train)
+    transform = make_optimizer(stage)
     grads = jax.tree.map(lambda p: p + 0.01, params)
     updates, _ = transform.update(grads, transform.init(params), params)
     labels = frozen_parameters(params, stage.train.freeze)
@@ -38,7 +38,7 @@ def test_frozen_parameters_stay(optimizer: str) -> None:
 def test_what_cannot_be_frozen(freeze: str, message: str) -> None:
     stage = tiny.stage("base", *tiny.ONE_LEVEL, f"stages.base.train.freeze={freeze}")
     with pytest.raises(ValueError, match=message):
-        make_optimizer(stage.train).init(tiny.random_params(stage))
+        make_optimizer(stage).init(tiny.random_params(stage))
 
 
 @pytest.mark.parametrize("decays", ["(1.5,)", "(0.9, 0.9)", "(0.999,)"])

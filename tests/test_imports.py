@@ -30,7 +30,7 @@ FLOORS = {
         "run_exported",
     ),
     "parts": ("diffusion", "models", "text", "data"),
-    "stage": ("stage_config", "stage"),
+    "stage": ("stage",),
     "join": ("sampling", "workdir", "pretrained", "compiled"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),

@@ -57,11 +57,11 @@ def test_axis_that_does_not_divide() -> None:
         sharding.state_shardings(boxed(("in", "out"), (4, 7)), MESH)
 
 
-def test_parameter_without_axes() -> None:
-    with pytest.raises(ValueError, match=r"without logical axes: \['b'\]\['kernel'\]"):
-        sharding.check_annotated(
-            {"a": boxed(("in", "out"), (2, 2)), "b": {"kernel": jax.ShapeDtypeStruct((2,), float)}}
-        )
+def test_parameter_without_axes_is_replicated() -> None:
+    params = {"a": boxed(("in", "out"), (2, 2)), "b": {"kernel": jax.ShapeDtypeStruct((2,), float)}}
+    found = sharding.state_shardings(params, MESH)
+    assert found["b"]["kernel"] == NamedSharding(MESH, PartitionSpec())
+    assert found["a"]["kernel"] == NamedSharding(MESH, PartitionSpec("fsdp", "tensor"))
 
 
 @pytest.mark.parametrize("name", ["base", "sr"])

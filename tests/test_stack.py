@@ -33,7 +33,7 @@ def deep(name: str) -> Stage:
     stage = tiny.stage(name, *DEEP)
     if name == "base":
         return stage
-    return dataclasses.replace(stage, network=stage.network.clone(attend="block", qk_norm=True))
+    return stage.with_network(stage.network.clone(attend="block", qk_norm=True))
 
 
 def gradients(stage: Stage, params: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_loop_of_blocks_is_the_blocks(name: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_rematerialisation_changes_no_gradient(name: str, remat: str) -> None:
     stage = deep(name)
-    again = dataclasses.replace(stage, network=stage.network.clone(remat=remat))
+    again = stage.with_network(stage.network.with_remat(remat))
     assert_same(gradients(again, tiny.random_params(stage)), expected(name))
 
 
@@ -101,7 +101,7 @@ def test_rematerialisation_saves_less(name: str) -> None:
     sizes = {}
     for remat in stack.REMAT:
         stage = deep(name)
-        stage = dataclasses.replace(stage, network=stage.network.clone(remat=remat))
+        stage = stage.with_network(stage.network.with_remat(remat))
         params = tiny.random_params(stage)
         batch = tiny.batch(stage, 2)
 

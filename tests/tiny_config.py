@@ -17,12 +17,15 @@ def get_config() -> ConfigDict:
             "attention": (False, True),
             "dropout": 0.0,
             "dtype": "float32",
-            "image_channels": 3,
             **small,
         }
     )
     config.stages.sr.network.update(
-        channels=(8, 16), self_attention=(False, True), cross_attention=(False, True), **small
+        channels=(8, 16),
+        self_attention=(False, True),
+        cross_attention=(False, True),
+        scale_shift_norm=True,
+        **small,
     )
     config.text.update(encoder="tiny", width=8, max_length=5)
     config.stages.base.resolution = config.stages.sr.low_res = 4

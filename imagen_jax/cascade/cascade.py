@@ -32,8 +32,7 @@ from imagen_jax.cascade.samples import CascadeSamples, Finished, make_recipe
 from imagen_jax.errors import UserError
 from imagen_jax.pretrained import Pretrained, open_cascade
 from imagen_jax.sharding import make_mesh
-from imagen_jax.stage import with_dtype
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.typing import TextEmbedding
 
@@ -72,7 +71,7 @@ class Cascade:
         if dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"dtype is {dtype!r}; choices: float32, bfloat16, or None")
         self.stages = [
-            stage if dtype is None else with_dtype(stage, dtype)
+            stage if dtype is None else stage.with_network(stage.network.with_dtype(dtype))
             for stage in choose_stages(pretrained.stages, stages)
         ]
         self.dtype = dtype

@@ -19,8 +19,7 @@ from imagen_jax.cascade.images import (
 )
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import Edit
-from imagen_jax.stage import Stage
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig, Stage
 
 
 @dataclasses.dataclass(frozen=True)

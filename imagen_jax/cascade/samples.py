@@ -12,7 +12,7 @@ import numpy as np
 from imagen_jax.cascade.prompts import Blend, Prompt
 from imagen_jax.cascade.request import StageRun
 from imagen_jax.sampling import Edit
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig
 
 VERSION = 1
 """Of the form of a record; a higher one is not read."""

@@ -12,7 +12,7 @@ from PIL import Image
 from imagen_jax.cascade.prompts import Prompt
 from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
-from imagen_jax.stage_config import SampleConfig
+from imagen_jax.stage import SampleConfig
 
 if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade

@@ -165,7 +165,7 @@ def add_workdir(parser: Arguments) -> None:
 
 
 SETTINGS = ("guidance", "threshold", "percentile", "sampler", "time_grid", "steps", "aug_level")
-"""Names of the sampling settings, as in stage_config.SampleConfig."""
+"""Names of the sampling settings, as in stage.SampleConfig."""
 THRESHOLDS = ("dynamic", "static", "none")
 
 

@@ -84,7 +84,12 @@ Precision
   and expm1, never as 1 - alpha^2 or as a difference of amplitudes, and holds in float32.
 """
 
-from imagen_jax.diffusion.augment import augment_low_res, augment_sweep, sample_aug_level
+from imagen_jax.diffusion.augment import (
+    augment_low_res,
+    augment_sweep,
+    sample_aug_level,
+    upsample_low_res,
+)
 from imagen_jax.diffusion.editing import img2img, inpaint
 from imagen_jax.diffusion.gaussian_mixture import GaussianMixture
 from imagen_jax.diffusion.guidance import (
@@ -169,4 +174,5 @@ __all__ = [
     "to_eps",
     "to_v",
     "to_x0",
+    "upsample_low_res",
 ]

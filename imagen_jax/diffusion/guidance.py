@@ -84,12 +84,15 @@ def _order_statistic(bits: jax.Array, rank: int) -> jax.Array:
 def absolute_percentile(x0: jax.Array, percentile: float) -> Float[Array, "b"]:
     """Percentile of |x0| of each example over its other axes, linear between order statistics.
 
-    Exact: as numpy.percentile. NaN counts as larger than all numbers. Constant under
-    differentiation.
+    Exact: as numpy.percentile, for narrower types than float32 too, as they are widened to it. NaN
+    counts as larger than all numbers. Constant under differentiation.
 
     Args:
       x0: [b, ...] of a floating type.
       percentile: in (0, 100].
+
+    Returns:
+      [b] in float32, or in x0's type where that is wider.
 
     Raises:
       UserError: percentile out of range.
@@ -100,6 +103,7 @@ def absolute_percentile(x0: jax.Array, percentile: float) -> Float[Array, "b"]:
     position = (size - 1) * percentile / 100.0
     rank = min(int(position), size - 1)
     fraction = position - rank
+    x0 = x0.astype(jnp.promote_types(x0.dtype, jnp.float32))
     absolute = jnp.abs(x0)
     # Floats without sign are ordered as their bits are.
     bits = jax.lax.bitcast_convert_type(absolute, f"uint{x0.dtype.itemsize * 8}")
@@ -129,7 +133,7 @@ def dynamic_threshold(x0: Image, percentile: float, cap: float | None = None) ->
     if cap is not None:
         scale = jnp.minimum(scale, cap)
     scale = expand_to(scale, x0)
-    return jnp.clip(x0, -scale, scale) / scale
+    return (jnp.clip(x0, -scale, scale) / scale).astype(x0.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from imagen_jax import native, sharding
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
+from imagen_jax.models.base import cached
 
 
 def num_heads(channels: int, head_channels: int, of_what: str) -> int:
@@ -104,7 +105,7 @@ class TextContext(nn.Module):
     def __call__(
         self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"]
     ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"], Bool[Array, "b m"]]:
-        keys, values = layers.cached(self, "keys_values", lambda: self.keys_values(text))
+        keys, values = cached(self, "keys_values", lambda: self.keys_values(text))
         visible = jnp.concatenate([jnp.ones((text.shape[0], 1), bool), mask], axis=1)
         return keys, values, visible
 

@@ -44,7 +44,7 @@ class ResBlock(nn.Module):
         elif self.resample == "up":
             x, y = layers.upsample(x), layers.upsample(y)
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
-        film = layers.film(vector, self.channels, self.dtype, name="film")
+        film = layers.film(vector, self.channels, self.dtype)
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y, *film))
         y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
@@ -87,30 +87,34 @@ class EfficientBlock(nn.Module):
     """Residual block of the Efficient U-Net (Imagen, figure A.27), and attention if it has its own.
 
     GroupNorm, swish, 3x3 convolution, twice, beside a shortcut that is always a 1x1 convolution.
-    The conditioning vector enters once per DBlock or UBlock (CombineEmbedding), not here.
+    The conditioning vector is added once per DBlock or UBlock (CombineEmbedding); with
+    `scale_shift_norm` it also scales and shifts every second norm (FiLM), by nothing at first.
 
     Attributes:
       channels: output channels.
-      attention: fields of the ImageAttention layers that follow.
+      scale_shift_norm: see EfficientUNet.
+      attention: fields of the ImageAttention layer that follows; None for none.
     """
 
     channels: int
     dtype: jnp.dtype
-    attention: tuple[FrozenDict[str, Any], ...] = ()
+    scale_shift_norm: bool
+    attention: FrozenDict[str, Any] | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], skip: None, context: Context
     ) -> Float[Array, "b h w d"]:
         del skip  # comes to the whole UBlock
+        vector, tokens, mask = context
         y = nn.silu(layers.GroupNorm(self.dtype, name="norm_in")(x))
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
-        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y))
+        film = layers.film(vector, self.channels, self.dtype) if self.scale_shift_norm else ()
+        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y, *film))
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
         y = layers.residual_sum(layers.Conv(self.channels, self.dtype, 1, name="shortcut")(x), y)
-        _, tokens, mask = context
-        for i, fields in enumerate(self.attention):
-            y = ImageAttention(**fields, name=f"attention_{i}")(y, tokens, mask)
+        if self.attention is not None:
+            y = ImageAttention(**self.attention, name="attention")(y, tokens, mask)
         return y
 
 

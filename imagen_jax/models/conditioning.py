@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import AttentionPool, MeanPool, TextBlock, TextPool
+from imagen_jax.models.base import cached
 from imagen_jax.typing import Conditioning
 
 
@@ -38,7 +38,6 @@ class ConditioningEncoder(nn.Module):
         the paper, useful with small sentence encoders, which bind attributes to nouns weakly and
         hardly remember the order of words.
       text_pool: "attention" of a learned query, as the paper has it, or "mean" over the tokens.
-      has_low_res: the network is conditioned on a low-resolution image and its aug_level.
     """
 
     features: int
@@ -46,7 +45,6 @@ class ConditioningEncoder(nn.Module):
     text_layers: int
     text_pool: TextPool
     head_channels: int
-    has_low_res: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -67,16 +65,9 @@ class ConditioningEncoder(nn.Module):
             if self.text_pool == "attention"
             else MeanPool(self.features, self.dtype, name="pool")
         )
-        vector += layers.cached(self, "pooled", lambda: pool(tokens, mask))
-        if self.has_low_res:
-            if conditioning.low_res is None or conditioning.aug_level is None:
-                raise UserError(
-                    "a super-resolution network needs conditioning.low_res and "
-                    "conditioning.aug_level, got None"
-                )
+        vector += cached(self, "pooled", lambda: pool(tokens, mask))
+        if conditioning.aug_level is not None:
             vector += self.embed_scalar(conditioning.aug_level * 1000.0, "aug_level")
-        elif conditioning.low_res is not None:
-            raise UserError("a base network takes no low_res image, but one was given")
         vector = layers.Dense(self.features, self.dtype, name="out")(nn.silu(vector))
         return nn.silu(vector), tokens, mask
 

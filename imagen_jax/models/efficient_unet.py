@@ -13,39 +13,42 @@ from jaxtyping import Array, Float
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention, TextPool
+from imagen_jax.models.base import BaseNetwork
 from imagen_jax.models.blocks import CombineEmbedding, EfficientBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
-from imagen_jax.models.unet import check_divisible
 from imagen_jax.sharding import constrain
 from imagen_jax.typing import Conditioning
 
 
-class EfficientUNet(nn.Module):
+class EfficientUNet(BaseNetwork):
     """Super-resolution U-Net with most of its parameters at low resolutions.
 
     Differs from the base U-Net in topology: every DBlock halves the resolution before its residual
     blocks and every UBlock doubles it after them, so that residual blocks never run at the full
     resolution; there are more blocks where the resolution is low; skips are scaled by 1/sqrt(2).
-    Not in the paper: the conditioning vector also modulates the last norm (FiLM), so that the
-    network can tell how much of its input to pass on.
     Fully convolutional but for attention: it may be trained on crops and sampled at full size.
+    Not in the paper's listings: the conditioning vector also scales and shifts the last norm, as no
+    residual block runs at the full resolution, where the noise of the input is passed on or not.
 
     Attributes:
       channels: channels of each DBlock; every one halves the resolution (128, 256, 512, 1024 in the
         paper's sr256).
       blocks: residual blocks of each DBlock and of the UBlock opposite (2, 4, 8, 8 in sr256).
-      self_attention: for each DBlock, whether its positions attend to one another.
-      cross_attention: for each DBlock, whether they attend to text (after that).
+      self_attention: for each DBlock, True if its positions attend to one another.
+      cross_attention: for each DBlock, True if they attend to text. With both, text keys and values
+        are concatenated to those of the image (appendix D.3.1).
       head_channels: channels of an attention head.
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
       dtype: dtype of activations; parameters, norms and the output are float32.
+      scale_shift_norm: the conditioning vector scales and shifts a norm of every residual block, as
+        in the paper (use_scale_shift_norm, appendices F.2 and F.3).
       attend: after every residual block of a DBlock, "block", or once after all of them, "level".
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
       text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
-      remat: what is computed again in the backward pass, see stack.REMAT.
+      remat: what is recomputed in the backward pass, see stack.REMAT.
     """
 
     channels: tuple[int, ...]
@@ -56,17 +59,18 @@ class EfficientUNet(nn.Module):
     text_channels: int
     text_layers: int
     dtype: Literal["float32", "bfloat16"]
-    image_channels: int = 3
+    scale_shift_norm: bool = True
     attend: Literal["block", "level"] = "level"
     attention_positions: bool = False
     qk_norm: bool = False
     text_pool: TextPool = "attention"
     remat: Remat = "none"
-    has_low_res: bool = True
+
+    outer_layers = ("conv_in", "conv_out")
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of images must be multiples of this."""
+        """2 for every DBlock."""
         return 2 ** len(self.channels)
 
     @nn.compact
@@ -85,7 +89,6 @@ class EfficientUNet(nn.Module):
                 "channels, blocks, self_attention and cross_attention need one entry per DBlock, "
                 f"got {self.channels}, {', '.join(map(str, per_level))}"
             )
-        check_divisible(x.shape, self.size_multiple)
         dtype = jnp.dtype(self.dtype)
         vector, tokens, mask = ConditioningEncoder(
             features=4 * self.channels[0],
@@ -93,7 +96,6 @@ class EfficientUNet(nn.Module):
             text_layers=self.text_layers,
             text_pool=self.text_pool,
             head_channels=self.head_channels,
-            has_low_res=self.has_low_res,
             dtype=dtype,
             name="conditioning",
         )(logsnr, conditioning)
@@ -101,35 +103,35 @@ class EfficientUNet(nn.Module):
         context = (vector, tokens, mask)
 
         def attention(i):
-            """Fields of the attention layers of a DBlock: to itself, then to text."""
-            shared = {
-                "head_channels": self.head_channels,
-                "dtype": dtype,
-                "positions": self.attention_positions,
-                "qk_norm": self.qk_norm,
-            }
-            kinds = {"to_image": self.self_attention[i], "to_text": self.cross_attention[i]}
-            return tuple(
-                FrozenDict(shared, **{other: other == kind for other in kinds})
-                for kind, wanted in kinds.items()
-                if wanted
+            """Fields of the attention layers of a DBlock, or None."""
+            if not (self.self_attention[i] or self.cross_attention[i]):
+                return None
+            return FrozenDict(
+                head_channels=self.head_channels,
+                to_image=self.self_attention[i],
+                to_text=self.cross_attention[i],
+                dtype=dtype,
+                positions=self.attention_positions,
+                qk_norm=self.qk_norm,
             )
 
         def stack(y, i, way):
             """Combined embedding, residual blocks and attention: what both ways share."""
             y = CombineEmbedding(dtype, name=f"{way}_{i}_embedding")(y, vector)
-            of_blocks = attention(i) if self.attend == "block" else ()
-            fields = {"channels": self.channels[i], "dtype": dtype, "attention": of_blocks}
+            fields = {
+                "channels": self.channels[i],
+                "dtype": dtype,
+                "scale_shift_norm": self.scale_shift_norm,
+                "attention": attention(i) if self.attend == "block" else None,
+            }
             names = [f"{way}_{i}_{j}" for j in range(self.blocks[i])]
             if way == "up":  # the first block has more input channels
                 first = rematerialised(EfficientBlock, self.remat)
                 y = first(**fields, name=names.pop(0))(y, None, context)
             y, _ = repeat(EfficientBlock, fields, names, y, None, context, self.remat)
-            if self.attend == "level":
-                for k, of_level in enumerate(attention(i)):
-                    name = f"{way}_{i}_attention" + ("_text" if k else "")
-                    attend = rematerialised(ImageAttention, self.remat)
-                    y = attend(**of_level, name=name)(y, tokens, mask)
+            if self.attend == "level" and (of_level := attention(i)):
+                attend = rematerialised(ImageAttention, self.remat)
+                y = attend(**of_level, name=f"{way}_{i}_attention")(y, tokens, mask)
             return y
 
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
@@ -148,14 +150,6 @@ class EfficientUNet(nn.Module):
             channels = self.channels[max(i - 1, 0)]
             y = layers.upsample(layers.Conv(channels, dtype, name=f"up_{i}_conv")(y))
         y = constrain(jnp.concatenate([y, full_resolution * scale], axis=-1))
-        # How much of its input the network passes on depends on the levels of noise in it.
-        film = layers.film(vector, y.shape[-1], dtype, name="film")
+        film = layers.film(vector, y.shape[-1], dtype)
         y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y, *film))
-        y = layers.Conv(
-            self.image_channels,
-            dtype,
-            kernel_init=layers.ZEROS,
-            axes=("in", "pixel"),
-            name="conv_out",
-        )(y)
-        return y.astype(jnp.float32)
+        return layers.conv_out(x.shape[-1])(y)

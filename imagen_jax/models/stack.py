@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from imagen_jax import sharding
 from imagen_jax.models import layers
+from imagen_jax.models.base import TEXT_CACHE
 from imagen_jax.sharding import constrain
 
 SCAN_FROM = 3
@@ -89,7 +90,7 @@ def repeat(
 
     loop: Any = nn.scan(
         rematerialised(Step, remat),
-        variable_axes={"params": 0, layers.TEXT_CACHE: 0},
+        variable_axes={"params": 0, TEXT_CACHE: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=len(names),

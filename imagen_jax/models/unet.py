@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.attention import ImageAttention, TextPool
+from imagen_jax.models.base import BaseNetwork
 from imagen_jax.models.blocks import ResBlock, UNetBlock
 from imagen_jax.models.conditioning import ConditioningEncoder
 from imagen_jax.models.stack import Remat, rematerialised, repeat
@@ -19,16 +20,7 @@ from imagen_jax.sharding import constrain
 from imagen_jax.typing import Conditioning
 
 
-def check_divisible(shape: tuple[int, ...], factor: int) -> None:
-    """Raises UserError unless height and width are multiples of a power of two."""
-    if shape[1] % factor or shape[2] % factor:
-        raise UserError(
-            f"an image of {shape[1]} x {shape[2]} pixels cannot be halved "
-            f"{factor.bit_length() - 1} times; height and width must be multiples of {factor}"
-        )
-
-
-class UNet(nn.Module):
+class UNet(BaseNetwork):
     """Text-conditional U-Net for the base stage.
 
     Attributes:
@@ -37,7 +29,7 @@ class UNet(nn.Module):
       blocks: residual blocks at each resolution on the way down; the way up has one more. The
         blocks that halve or double the resolution also change the channels, so that all blocks of a
         resolution have one shape.
-      attention: for each resolution, whether its blocks are followed by attention.
+      attention: for each resolution, True if its blocks are followed by attention.
       head_channels: channels of an attention head.
       text_channels: channels of the text tokens that attention sees.
       text_layers: trainable transformer layers over the frozen text states (0 in the paper).
@@ -50,7 +42,7 @@ class UNet(nn.Module):
       text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
       cross_attention: attention sees the text tokens beside the image, as in the paper; without
         it, text comes pooled alone.
-      remat: what is computed again in the backward pass, see stack.REMAT.
+      remat: what is recomputed in the backward pass, see stack.REMAT.
     """
 
     channels: int
@@ -62,18 +54,18 @@ class UNet(nn.Module):
     text_layers: int
     dropout: float
     dtype: Literal["float32", "bfloat16"]
-    image_channels: int = 3
     conditioning_multiplier: int = 4
     attention_positions: bool = False
     qk_norm: bool = False
     text_pool: TextPool = "attention"
     cross_attention: bool = True
     remat: Remat = "none"
-    has_low_res: bool = False
+
+    outer_layers = ("conv_in", "conv_out")
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of images must be multiples of this."""
+        """2 for every resolution below the highest."""
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.compact
@@ -90,7 +82,6 @@ class UNet(nn.Module):
                 "multipliers, blocks and attention need one entry per resolution, got "
                 f"{self.multipliers}, {self.blocks}, {self.attention}"
             )
-        check_divisible(x.shape, self.size_multiple)
         dtype = jnp.dtype(self.dtype)
         vector, tokens, mask = ConditioningEncoder(
             features=self.conditioning_multiplier * self.channels,
@@ -98,7 +89,6 @@ class UNet(nn.Module):
             text_layers=self.text_layers,
             text_pool=self.text_pool,
             head_channels=self.head_channels,
-            has_low_res=self.has_low_res,
             dtype=dtype,
             name="conditioning",
         )(logsnr, conditioning)
@@ -151,11 +141,4 @@ class UNet(nn.Module):
             if i > 0:
                 y = res_block(y, widths[i - 1], f"up_{i}_resample", "up")
         y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y))
-        y = layers.Conv(
-            self.image_channels,
-            dtype,
-            kernel_init=layers.ZEROS,
-            axes=("in", "pixel"),
-            name="conv_out",
-        )(y)
-        return y.astype(jnp.float32)
+        return layers.conv_out(x.shape[-1])(y)

@@ -16,8 +16,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.stack import REMAT
 from imagen_jax.plan.programs import Program, embed_program, sample_program, train_program
 from imagen_jax.plan.topology import topology_devices
-from imagen_jax.stage import Stage, make_stage
-from imagen_jax.stage_config import MeshConfig
+from imagen_jax.stage import MeshConfig, Stage, make_stage
 from imagen_jax.text.t5 import T5Config
 
 
@@ -98,7 +97,7 @@ def make_job(
     if remat is not None:
         if remat not in REMAT:
             raise UserError(f"remat is {remat!r}; choices: {', '.join(REMAT)}")
-        stage = dataclasses.replace(stage, network=stage.network.clone(remat=remat))
+        stage = stage.with_network(stage.network.with_remat(remat))
     changes: dict[str, Any] = {
         name: value
         for name, value in (

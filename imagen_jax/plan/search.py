@@ -15,8 +15,7 @@ from imagen_jax.models.stack import REMAT
 from imagen_jax.plan.jobs import Target
 from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.report import Plan, make_plan
-from imagen_jax.stage import Stage
-from imagen_jax.stage_config import MeshConfig
+from imagen_jax.stage import MeshConfig, Stage
 
 ACCUMULATION = (1, 2, 4)
 TERMS = ("compute", "memory", "links", "network")
@@ -51,7 +50,7 @@ def choices(
         tried += [axes for axes in map(_longer, meshes(devices)) if axes not in tried]
     policy = stage.network.remat
     policies = [policy]
-    if "remat" not in fixed:
+    if "remat" not in fixed and stage.network.has_field("remat"):
         policies += [name for name in REMAT if name != policy]
     parts = (stage.train.accumulation,) if "accumulation" in fixed else ACCUMULATION
     return [(axes, remat, parts) for axes, remat in itertools.product(tried, policies)]
@@ -113,7 +112,7 @@ def with_choice(stage: Stage, axes: dict[str, int], remat: str, accumulation: in
     """The stage with another mesh, policy and accumulation."""
     return dataclasses.replace(
         stage,
-        network=stage.network.clone(remat=remat),
+        network=stage.network.with_remat(remat),
         mesh=MeshConfig(**axes),
         train=dataclasses.replace(stage.train, accumulation=accumulation),
     )

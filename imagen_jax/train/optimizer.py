@@ -8,7 +8,7 @@ momentum of each kernel.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -17,32 +17,36 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from imagen_jax.errors import UserError
-from imagen_jax.stage_config import TrainConfig
+from imagen_jax.models.base import BaseNetwork
+from imagen_jax.stage import Stage, TrainConfig
 
 
-def _adam(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def _adam(learning_rate: optax.Schedule, network: BaseNetwork) -> optax.GradientTransformation:
     return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
 
-def _adafactor(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adafactor(learning_rate, multiply_by_parameter_scale=False, clipping_threshold=1.0)
+def _adafactor(learning_rate: optax.Schedule, network: BaseNetwork) -> optax.GradientTransformation:
+    # As in the paper, "default optax.adafactor parameters": each update is relative to the root
+    # mean square of the parameter, or to 1e-3 where that is smaller.
+    return optax.adafactor(learning_rate)
 
 
-def hidden_kernels(params: Any) -> Any:
-    """Which parameters Muon orthogonalises, and as what matrix.
+def hidden_kernels(params: Any, outer_layers: Collection[str]) -> Any:
+    """The parameters that Muon orthogonalises, and as what matrix.
 
     Args:
-      params: of a U-Net, boxed or not.
+      params: of a network, boxed or not.
+      outer_layers: names of its layers that read or make pixels, see BaseNetwork.
 
     Returns:
-      The same tree: for kernels between the first and the last convolution, that all axes but the
-      last are inputs of the matrix, one for each block of a stack; None for all else (vectors, and
-      kernels that read or make pixels), which Adam updates.
+      The same tree: for kernels of all but the outer layers, a matrix whose last axis is the
+      output and whose other axes are inputs, one for each block of a stack; None for all else
+      (vectors, and kernels that read or make pixels), which Adam updates.
     """
 
     def dimensions(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        if keys[-1] != "kernel" or keys[0] in ("conv_in", "conv_out"):
+        if keys[-1] != "kernel" or keys[0] in outer_layers:
             return None
         stacked = any(key.endswith("_stack") for key in keys)
         return MuonDimensionNumbers(tuple(range(stacked, leaf.ndim - 1)), leaf.ndim - 1)
@@ -50,14 +54,16 @@ def hidden_kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def _muon(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def _muon(learning_rate: optax.Schedule, network: BaseNetwork) -> optax.GradientTransformation:
     # Updates have the root mean square of Adam's, 0.2: Liu et al. 2025, section 2.2.
     return optax.contrib.muon(
-        learning_rate, consistent_rms=0.2, muon_weight_dimension_numbers=hidden_kernels
+        learning_rate,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: hidden_kernels(params, network.outer_layers),
     )
 
 
-OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, BaseNetwork], optax.GradientTransformation]] = {
     "adam": _adam,
     "adafactor": _adafactor,
     "muon": _muon,
@@ -74,8 +80,8 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then the optimiser that the config names.
+def make_optimizer(stage: Stage) -> optax.GradientTransformation:
+    """Gradient clipping by global norm, then the optimiser that the stage's config names.
 
     Parameters that the config freezes get no updates, and their gradients do not count in the norm.
 
@@ -83,11 +89,12 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
       UserError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze that
         no parameter's name matches, or nothing left to train.
     """
+    config = stage.train
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"train.optimizer is {config.optimizer!r}; choices: {sorted(OPTIMIZERS)}")
     trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        OPTIMIZERS[config.optimizer](learning_rate_schedule(config)),
+        OPTIMIZERS[config.optimizer](learning_rate_schedule(config), stage.network),
     )
     if not config.freeze:
         return trained

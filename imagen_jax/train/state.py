@@ -45,7 +45,6 @@ def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Any, Any]:
       (state of ShapeDtypeStructs with shardings, matching pytree of shardings).
     """
     boxed = jax.eval_shape(lambda: _init(stage))
-    sharding.check_annotated(boxed.params)
     shardings = sharding.state_shardings(boxed, mesh)
     shapes = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
@@ -72,7 +71,7 @@ def _init(stage: Stage) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=make_optimizer(stage.train).init(params),
+        opt_state=make_optimizer(stage).init(params),
         extra_ema={
             str(decay): jax.tree.map(jnp.copy, params) for decay in stage.train.extra_ema_decays
         },

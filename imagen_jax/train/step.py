@@ -14,10 +14,10 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax import sharding
-from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level
+from imagen_jax.diffusion.augment import augment_low_res, sample_aug_level, upsample_low_res
 from imagen_jax.diffusion.loss import DiffusionLoss, diffusion_loss
 from imagen_jax.flops import flops_of
-from imagen_jax.stage import Stage, upsample_low_res
+from imagen_jax.stage import Stage
 from imagen_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from imagen_jax.train.state import TrainState, abstract_state
 from imagen_jax.typing import Conditioning, TextEmbedding
@@ -53,11 +53,13 @@ def batch_conditioning(
     level_key, noise_key = jax.random.split(key)
     low_res = upsample_low_res(batch["low_res"], (stage.train_resolution,) * 2)
     aug_level = stage.train.max_aug_level * sample_aug_level(level_key, low_res.shape[0])
-    noised = augment_low_res(noise_key, low_res, aug_level, stage.schedule)
+    noised = augment_low_res(noise_key, low_res, aug_level)
     return Conditioning(text, noised, aug_level)
 
 
-def stage_loss(stage: Stage, params: Any, batch: Batch, key: jax.Array) -> DiffusionLoss:
+def stage_loss(
+    stage: Stage, params: Any, batch: Batch, key: jax.Array, train: bool = True
+) -> DiffusionLoss:
     """Diffusion loss of every example of a batch.
 
     Args:
@@ -66,13 +68,15 @@ def stage_loss(stage: Stage, params: Any, batch: Batch, key: jax.Array) -> Diffu
       batch: image [b, h, w, 3] in [-1, 1], text_emb [b, l, d], text_mask [b, l] and, for a
         super-resolution stage, low_res.
       key: drives caption dropout, augmentation, time and noise.
+      train: captions and units are dropped; False for validation.
     """
     text_key, condition_key, loss_key, dropout_key = jax.random.split(key, 4)
     text = TextEmbedding(batch["text_emb"].astype(jnp.float32), batch["text_mask"])
-    text = drop_text(text_key, text, stage.train.text_dropout)
+    if train:
+        text = drop_text(text_key, text, stage.train.text_dropout)
     conditioning = batch_conditioning(stage, batch, text, condition_key)
     return diffusion_loss(
-        lambda x, logsnr, c: stage.apply(params, x, logsnr, c, True, dropout_key),
+        lambda x, logsnr, c: stage.apply(params, x, logsnr, c, train, dropout_key),
         batch["image"],
         conditioning,
         loss_key,
@@ -142,7 +146,7 @@ def model_flops(stage: Stage) -> float:
     """
     plain = dataclasses.replace(
         stage,
-        network=stage.network.clone(remat="none"),
+        network=stage.network.with_remat("none"),
         train=dataclasses.replace(stage.train, accumulation=1),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -167,7 +171,7 @@ def make_train_step(stage: Stage) -> Callable[[TrainState, Batch], tuple[TrainSt
     (bool), and per-example loss [b] with its logsnr [b] for curves over the noise level.
     """
     schedule = learning_rate_schedule(stage.train)
-    optimizer = make_optimizer(stage.train)
+    optimizer = make_optimizer(stage)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), state.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -61,15 +60,10 @@ class Validation:
         self._count = stage.train.validation_batches
         self._batches = open_validation(stage, data_dir, mesh, "validation_batches")
         self._shardings = sharding.batch_shardings(mesh, stage.batch_names)
-        whole = dataclasses.replace(
-            stage,
-            network=stage.network.clone(dropout=0.0),
-            train=dataclasses.replace(stage.train, text_dropout=0.0),
-        )
 
         def loss(params: Any, batch: Batch, index: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), index)
-            return jnp.mean(stage_loss(whole, params, batch, key).per_example)
+            return jnp.mean(stage_loss(stage, params, batch, key, train=False).per_example)
 
         self._loss = jax.jit(
             sharding.on_mesh(loss, mesh),

@@ -189,7 +189,7 @@ def test_augmentation_levels():
     image = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3), minval=-1.0)
     levels = jnp.array([0.0, 0.3, 1.0])
     keys = jax.random.split(jax.random.key(1), 3)
-    result = augment_low_res(keys, image, levels, COSINE)
+    result = augment_low_res(keys, image, levels)
     np.testing.assert_allclose(result[0], image[0], atol=5 * 4.6e-5)
     alpha, sigma = COSINE.alpha_sigma(0.3)
     residual = np.asarray(result[1] - alpha * image[1]) / sigma
@@ -198,28 +198,28 @@ def test_augmentation_levels():
     assert abs(np.corrcoef(result[2].ravel(), image[2].ravel())[0, 1]) < 5 / np.sqrt(768)
     assert float(result[2].std()) == pytest.approx(1.0, abs=5 / np.sqrt(2 * 768))
     for i in range(3):
-        alone = augment_low_res(keys[i : i + 1], image[i : i + 1], levels[i : i + 1], COSINE)
+        alone = augment_low_res(keys[i : i + 1], image[i : i + 1], levels[i : i + 1])
         np.testing.assert_array_equal(alone[0], result[i])
 
 
 def test_augmentation_preserves_variance():
     data = jax.random.normal(jax.random.key(0), (5, 64, 64, 3))
     levels = jnp.array([0.0, 0.1, 0.5, 0.9, 1.0])
-    result = augment_low_res(jax.random.key(1), data, levels, COSINE)
+    result = augment_low_res(jax.random.key(1), data, levels)
     np.testing.assert_allclose(result.std(axis=(1, 2, 3)), 1.0, atol=0.04)
 
 
 def test_augmentation_noise_is_not_sampling_noise():
     key = jax.random.key(0)
     noise = initial_noise(key, 1, (32, 32, 3))
-    augmentation = augment_low_res(key, jnp.zeros((1, 32, 32, 3)), jnp.ones(1), COSINE)
+    augmentation = augment_low_res(key, jnp.zeros((1, 32, 32, 3)), jnp.ones(1))
     assert abs(np.corrcoef(noise.ravel(), augmentation.ravel())[0, 1]) < 5 / np.sqrt(3072)
 
 
 def test_sweep_uses_one_noise_for_all_levels():
     image = jax.random.uniform(jax.random.key(0), (8, 8, 3), minval=-1.0)
     levels = jnp.array([0.1, 0.2, 0.6])
-    sweep = augment_sweep(jax.random.key(1), image, levels, COSINE)
+    sweep = augment_sweep(jax.random.key(1), image, levels)
     assert sweep.shape == (3, 8, 8, 3)
     alpha, sigma = (a[:, None, None, None] for a in COSINE.alpha_sigma(levels))
     eps = (sweep - alpha * image) / sigma

@@ -192,6 +192,24 @@ def test_dynamic_threshold_of_a_large_image():
         np.testing.assert_allclose(absolute_percentile(x0, percentile)[0], exact, rtol=2.5e-7)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_percentile_of_narrow_types_is_exact(dtype):
+    """It lies between two numbers of the type, which a result of the type would be rounded to."""
+    x0 = (3 * jax.random.normal(jax.random.key(0), (3, 8, 8, 3))).astype(dtype)
+    wide = np.asarray(x0, np.float64)
+    exact = np.percentile(np.abs(wide).reshape(3, -1), 99.5, axis=1)
+    found = absolute_percentile(x0, 99.5)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=2.5e-7)
+    scale = exact.reshape(3, 1, 1, 1)
+    result = dynamic_threshold(x0, 99.5)
+    assert result.dtype == dtype
+    rounding = float(jnp.finfo(dtype).eps) / 2
+    np.testing.assert_allclose(
+        np.asarray(result, np.float64), np.clip(wide, -scale, scale) / scale, rtol=1.1 * rounding
+    )
+
+
 def test_threshold_leaves_images_in_range_alone():
     x0 = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
     np.testing.assert_array_equal(static_threshold(x0), x0)
