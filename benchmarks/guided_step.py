@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.config import load_config
 from imagen_jax.diffusion.guidance import stack_conditioning, stacked_denoiser
 from imagen_jax.plan.products import flops_of
-from imagen_jax.pretrained import abstract_params
 from imagen_jax.sampling import (
     Edit,
     StageInputs,

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from imagen_jax.cascade import Cascade
+from imagen_jax.checkpoints.cascades import open_cascade
 from imagen_jax.data.records import quantise
 from imagen_jax.data.scenes import caption, get_level, sample_scene
 from imagen_jax.eval.alignment import alignment_report
-from imagen_jax.pretrained import open_cascade
 from imagen_jax.text.encoder import TextEncoder
 
 SEED = 1_000_000

@@ -42,14 +42,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.config import load_config, to_plain
 from imagen_jax.data.iterator import BatchIterator
-from imagen_jax.data.records import differences, write_json
 from imagen_jax.diffusion.parametrization import diffuse, to_x0
 from imagen_jax.eval.metrics.intervals import Z95
-from imagen_jax.quality import VALIDATION_LOSS
-from imagen_jax.stage import Stage, make_stage
-from imagen_jax.train.checkpoint import Checkpointer
+from imagen_jax.files import differences, write_json
+from imagen_jax.stage import VALIDATION_LOSS, Stage, make_stage
 from imagen_jax.train.start import open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
 from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, model_flops
@@ -89,7 +88,10 @@ class Kept:
         directory: of the variant.
         config: plain; of another one nothing is taken.
         """
-        self._checkpointer = Checkpointer(directory, 1, 0.0, 0, VALIDATION_LOSS, print)
+        self._checkpointer = Checkpointer(
+            directory, keep=1, keep_every_hours=0, keep_best=0, best_metric=VALIDATION_LOSS,
+            report=print,
+        )  # fmt: skip
         self._record, self._config = directory / "curve.json", config
 
     def save(
@@ -97,7 +99,7 @@ class Kept:
     ) -> None:
         """Keeps both, the curve first: killed in between, there is a row too many."""
         write_json(self._record, {"config": self._config, "curve": curve})
-        self._checkpointer.save(state, batches)
+        self._checkpointer.save(int(state.step), state.items(), batches.position())
         self._checkpointer.wait()
 
     def restore(
@@ -108,9 +110,11 @@ class Kept:
         Raises:
           ValueError: they are of another config.
         """
-        state = self._checkpointer.restore(shapes, batches, fall_back=False)
-        if state is None:
+        saved = self._checkpointer.restore(shapes.items(), fall_back=False)
+        if saved is None:
             return None, []
+        batches.restore(saved.position)
+        state = shapes.with_items(saved.items)
         found = json.loads(self._record.read_text())
         if lines := differences(found["config"], self._config):
             raise ValueError(

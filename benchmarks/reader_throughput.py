@@ -34,6 +34,7 @@ from PIL import Image
 
 from imagen_jax.data import records
 from imagen_jax.data.records import Record
+from imagen_jax.files import write_json
 
 PEERS = ("torch==2.13.0", "webdataset==1.0.2", "numpy", "pillow")
 PEER_SCRIPT = Path(__file__).with_name("reader_throughput_peer.py")
@@ -85,7 +86,7 @@ def write(directory: Path, size: int, count: int) -> None:
         "source": {"train": {"name": "noise"}}, "splits": {"train": entry},
     }  # fmt: skip
     manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-    records.write_json(directory / records.MANIFEST, manifest)
+    write_json(directory / records.MANIFEST, manifest)
 
 
 def ours(

@@ -24,12 +24,13 @@ import numpy as np
 from clu import metric_writers
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.config import load_config
-from imagen_jax.stage import make_stage
+from imagen_jax.stage import VALIDATION_LOSS, make_stage
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.loop import STEPS_AHEAD
 from imagen_jax.train.metrics import summarise
-from imagen_jax.train.start import make_checkpointer, open_batches
+from imagen_jax.train.start import open_batches
 from imagen_jax.train.state import create_state
 from imagen_jax.train.step import jit_train_step
 
@@ -68,11 +69,14 @@ class Rounds:
         checkpointer = None
         if save:
             self._saves += 1
-            workdir = str(self._directory / str(self._saves))
-            checkpointer = make_checkpointer(self.stage, workdir, print)
+            checkpointer = Checkpointer(
+                self._directory / str(self._saves), keep=1, keep_every_hours=0, keep_best=0,
+                best_metric=VALIDATION_LOSS, report=print,
+            )  # fmt: skip
         begin = time.monotonic()
         if checkpointer:
-            checkpointer.save(self._state, self._batches)
+            state = self._state
+            checkpointer.save(int(state.step), state.items(), self._batches.position())
         for n in range(1, self._steps + 1):
             batch = self._batch
             if load:

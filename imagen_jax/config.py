@@ -42,9 +42,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
       The config; an assignment to it raises an error.
 
     Raises:
-      FileNotFoundError: there is no such file; the message lists the configs there are.
-      UserError: the file has no `get_config`, or an override is malformed, names an unknown key or
-        a whole section, or has a value of another type than the config's own.
+      UserError: there is no such file; the message lists the configs there are; the file has no
+        `get_config`, or an override is malformed, names an unknown key or a whole section, or has a
+        value of another type than the config's own.
     """
     file = _find(path)
     spec = importlib.util.spec_from_file_location(f"imagen_jax_config_{file.stem}", file)
@@ -146,7 +146,7 @@ def _find(path: str | Path) -> Path:
     if file.name == str(path) and named.is_file():
         return named
     known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__"))
-    raise FileNotFoundError(
+    raise UserError(
         f"no config {str(path)!r}: give the path of a file, or one of the names {known or '(none)'}"
     )
 

@@ -14,10 +14,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from imagen_jax.cache import cache_directory
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import one_line, unindent
 from imagen_jax.errors import UserError
+from imagen_jax.files import cache_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:

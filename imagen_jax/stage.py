@@ -24,8 +24,22 @@ from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.errors import UserError
 from imagen_jax.models.base import TEXT_CACHE, BaseNetwork
 from imagen_jax.models.networks import network_class
-from imagen_jax.quality import BETTER, VALIDATION_LOSS
 from imagen_jax.typing import Conditioning, TextEmbedding
+
+VALIDATION_LOSS = "validation_loss"
+FRECHET = "frechet_mobilenet_v2"
+KERNEL = "kernel_mobilenet_v2"
+ALL_CORRECT = "all_correct"
+
+BETTER = {VALIDATION_LOSS: -1, FRECHET: -1, KERNEL: -1, ALL_CORRECT: 1}
+"""Measurement by which checkpoints are ranked -> 1 where higher is better, -1 where lower is."""
+
+CHANGEABLE = (
+    "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "keep_every_hours",
+    "keep_best", "best_metric", "validation_batches", "evaluate_every", "evaluate_images",
+    "max_bad_steps", "max_damaged",
+)  # fmt: skip
+"""Fields of TrainConfig that decide no weight: a resumed run may change them."""
 
 
 def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
@@ -128,7 +142,7 @@ class TrainConfig:
       keep_checkpoints: newest checkpoints that are kept.
       keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
       keep_best: so many of the best by `best_metric` are kept, too.
-      best_metric: key of quality.BETTER, of those that are measured.
+      best_metric: key of BETTER, of those that are measured.
       validation_batches: batches of the data's split "validation" whose loss is measured, with the
         averaged weights, for every checkpoint; 0 is none.
       evaluate_every: steps between evaluations of sampled images, each of a step with a

@@ -12,6 +12,7 @@ from PIL import Image
 from imagen_jax.data import records
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.data.records import Record
+from imagen_jax.files import write_json
 
 SIZE, WIDTH, LENGTH = 16, 6, 5
 FILES, PER_FILE = 4, 9
@@ -73,7 +74,7 @@ def write_shards(
         "splits": {**splits, split: entry},
     }
     manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-    records.write_json(path, manifest)
+    write_json(path, manifest)
     return directory
 
 

@@ -59,14 +59,14 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     workdir = tmp_path / "workdir"
     shutil.copytree(tiny.workdir(), workdir)
-    shutil.rmtree(workdir / "sr" / "checkpoints")
+    for stage in ("base", "sr"):
+        shutil.rmtree(workdir / stage / "checkpoints")
     message = error_of(["sample", "a cat", "--workdir", str(workdir)], capsys)
-    assert f"no checkpoint in {workdir / 'sr' / 'checkpoints'}" in message
-    assert "imagen train --stage sr" in message
+    assert f"no checkpoint in {workdir / 'base' / 'checkpoints'}" in message
+    assert "imagen train --stage base" in message
 
-    shutil.rmtree(workdir / "sr")
-    message = error_of(["sample", "a cat", "--workdir", str(workdir)], capsys)
-    assert str(workdir / "sr") in message
+    message = error_of(["sample", "a cat", "--workdir", str(workdir / "base")], capsys)
+    assert f"the folder of one stage; give the work directory, {workdir}" in message
 
 
 def test_embeddings_of_another_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,9 +20,9 @@ import tiny
 from PIL import Image
 
 from imagen_jax.cascade import Cascade, CascadeSamples, read_record, run, save_samples
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.eval.scenes import evaluate_scenes
-from imagen_jax.pretrained import export_cascade, open_cascade
 from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
 
 PROMPTS = ["a red image", "one blue image"]

@@ -14,22 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
-from imagen_jax.checksums import checksums
-from imagen_jax.data.iterator import BatchIterator, train_batches
-from imagen_jax.quality import ALL_CORRECT, VALIDATION_LOSS
-from imagen_jax.train.checkpoint import DAMAGED, Checkpointer
-from imagen_jax.train.state import TrainState
-from imagen_jax.workdir import (
+from imagen_jax.checkpoints.checksums import checksums
+from imagen_jax.checkpoints.reading import (
     DamagedCheckpoint,
     best_checkpoint,
     checkpoint_steps,
     ema_digest,
+    newest_checkpoint,
     restore_ema,
 )
+from imagen_jax.checkpoints.writing import DAMAGED, Checkpointer
+from imagen_jax.errors import UserError
+from imagen_jax.stage import ALL_CORRECT, VALIDATION_LOSS
+from imagen_jax.train.state import TrainState
 
 MESH = sharding.make_mesh()
 SIZE = 200_000
@@ -48,10 +48,6 @@ def state_at(step: int) -> TrainState:
     return TrainState(scalar, tree(), tree(), {"mu": tree()}, {"0.5": tree()}, scalar)
 
 
-def open_batches() -> BatchIterator:
-    return train_batches(str(tiny.embeddings()), 4, None, 5, 4, seed=0)
-
-
 ABSTRACT = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_at(0)
 )
@@ -60,23 +56,32 @@ ABSTRACT = jax.tree.map(
 def open_checkpoints(
     directory: Path, said: list[str] | None = None, keep: int = 2, hours: float = 0.0, best: int = 0
 ) -> Checkpointer:
-    report = ([] if said is None else said).append
-    return Checkpointer(directory, keep, hours, best, VALIDATION_LOSS, report)
+    return Checkpointer(
+        directory,
+        keep=keep,
+        keep_every_hours=hours,
+        keep_best=best,
+        best_metric=VALIDATION_LOSS,
+        report=([] if said is None else said).append,
+    )
 
 
 def save(directory: Path, *steps: int, keep: int = 2, hours: float = 0.0) -> None:
     with contextlib.closing(open_checkpoints(directory, keep=keep, hours=hours)) as checkpointer:
-        batches = open_batches()
         for step in steps:
-            next(batches)
-            checkpointer.save(state_at(step), batches)
+            checkpointer.save(step, state_at(step).items(), {"step": step})
 
 
 def restore(
     directory: Path, fall_back: bool = False, said: list[str] | None = None
 ) -> TrainState | None:
     with contextlib.closing(open_checkpoints(directory, said)) as checkpointer:
-        return checkpointer.restore(ABSTRACT, open_batches(), fall_back)
+        saved = checkpointer.restore(ABSTRACT.items(), fall_back)
+    if saved is None:
+        return None
+    state = ABSTRACT.with_items(saved.items)
+    assert saved.position == {"step": int(state.step)}
+    return state
 
 
 def assert_is(state: TrainState | None, step: int) -> None:
@@ -90,41 +95,43 @@ def test_round_trip_and_what_is_kept(tmp_path: Path) -> None:
         assert checkpoint_steps(tmp_path / name) == kept
         assert_is(restore(tmp_path / name), 4)
     for decay, expected in ((None, state_at(4).ema), (0.5, state_at(4).extra_ema["0.5"])):
-        found, step = restore_ema(tmp_path / "latest", ABSTRACT.ema, decay)
-        assert step == 4
+        found = restore_ema(newest_checkpoint(tmp_path / "latest"), ABSTRACT.ema, decay)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     with pytest.raises(ValueError, match=r"no average of decay 0.9; .* there are: 0\.5"):
-        restore_ema(tmp_path / "latest", ABSTRACT.ema, 0.9)
+        restore_ema(newest_checkpoint(tmp_path / "latest"), ABSTRACT.ema, 0.9)
 
 
 def test_the_best_are_kept(tmp_path: Path) -> None:
     losses = {1: 0.5, 2: 0.1, 3: 0.2, 4: None, 5: 0.3, 6: 0.4}
     with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
-        batches = open_batches()
         for step, loss in losses.items():
             metrics = None if loss is None else {VALIDATION_LOSS: loss}
-            checkpointer.save(state_at(step), batches, metrics)
+            checkpointer.save(step, state_at(step).items(), {}, metrics)
     assert checkpoint_steps(tmp_path) == [2, 3, 6]
     with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
-        checkpointer.save(state_at(7), batches, {VALIDATION_LOSS: 0.15})  # others are remembered
+        # A resumed run remembers how good the others are.
+        checkpointer.save(7, state_at(7).items(), {}, {VALIDATION_LOSS: 0.15})
     assert checkpoint_steps(tmp_path) == [2, 7]
-    assert restore_ema(tmp_path, ABSTRACT.ema)[1] == 7
-    found, step = restore_ema(tmp_path, ABSTRACT.ema, best=True)
-    assert step == 2
-    jax.tree.map(np.testing.assert_array_equal, found, state_at(2).ema)
-    assert ema_digest(tmp_path, best=True) != ema_digest(tmp_path)
+    newest, best = newest_checkpoint(tmp_path), best_checkpoint(tmp_path)
+    assert (newest.name, best.name) == ("7", "2")
+    for path, step in ((newest, 7), (best, 2)):
+        found = restore_ema(path, ABSTRACT.ema)
+        jax.tree.map(np.testing.assert_array_equal, found, state_at(step).ema)
+    assert ema_digest(best) != ema_digest(newest)
     save(tmp_path / "other", 1)
-    with pytest.raises(FileNotFoundError, match=r"was measured; train with train\.keep_best"):
-        restore_ema(tmp_path / "other", ABSTRACT.ema, best=True)
+    with pytest.raises(UserError, match=r"was measured; train with train\.keep_best"):
+        best_checkpoint(tmp_path / "other")
 
 
 def test_more_that_are_right_is_better(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(tmp_path, 1, 0.0, 1, ALL_CORRECT, [].append)
+    checkpointer = Checkpointer(
+        tmp_path, keep=1, keep_every_hours=0, keep_best=1, best_metric=ALL_CORRECT, report=print
+    )
     with contextlib.closing(checkpointer):
-        batches = open_batches()
         for step, share in {1: 0.25, 2: 0.75, 3: None, 4: 0.5}.items():
             measured = {} if share is None else {ALL_CORRECT: share}
-            checkpointer.save(state_at(step), batches, {VALIDATION_LOSS: 0.1 * step} | measured)
+            measured |= {VALIDATION_LOSS: 0.1 * step}
+            checkpointer.save(step, state_at(step).items(), {}, measured)
     assert checkpoint_steps(tmp_path) == [2, 4]
     assert best_checkpoint(tmp_path).name == "2"
 
@@ -212,7 +219,7 @@ def test_damaged_averages_are_not_sampled_from(saved: Path, tmp_path: Path) -> N
     shutil.copytree(saved, directory)
     flip_one_bit(directory / "checkpoints" / "2")
     with pytest.raises(DamagedCheckpoint, match="/2"):
-        restore_ema(directory, ABSTRACT.ema)
+        restore_ema(newest_checkpoint(directory), ABSTRACT.ema)
 
 
 def test_what_was_not_written_to_its_end_is_named_and_removed(saved: Path, tmp_path: Path) -> None:
@@ -262,12 +269,10 @@ def test_a_save_that_fails_leaves_the_one_before(
     directory = tmp_path / "stage"
     shutil.copytree(saved, directory)
     checkpointer = open_checkpoints(directory, keep=1)
-    batches = open_batches()
-    next(batches)
 
     def fail() -> None:
         with trouble(directory):
-            checkpointer.save(state_at(3), batches)
+            checkpointer.save(3, state_at(3).items(), {})
             checkpointer.close()
 
     with pytest.raises(OSError, match=r"(?i)cannot write .*(too large|denied).* as they were"):

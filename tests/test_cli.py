@@ -357,7 +357,7 @@ def test_export_calls_export_cascade() -> None:
     expected = {
         "workdir": "w", "output": "o", "ema_decay": None, "dtype": "float16", "best": True,
     }  # fmt: skip
-    assert called("imagen_jax.pretrained.export_cascade", argv) == expected
+    assert called("imagen_jax.checkpoints.cascades.export_cascade", argv) == expected
 
 
 def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:

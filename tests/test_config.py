@@ -11,6 +11,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from imagen_jax import config as config_lib
+from imagen_jax.errors import UserError
 
 SOURCE = """
 from ml_collections import ConfigDict
@@ -80,7 +81,7 @@ def test_loaded_config_is_frozen_and_complete(config_file: Path) -> None:
 def test_config_is_found_by_name(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_lib, "CONFIGS", config_file.parent)
     assert config_lib.load_config("tiny").name == "tiny"
-    with pytest.raises(FileNotFoundError, match=r"'tinny'.*one of the names tiny"):
+    with pytest.raises(UserError, match=r"'tinny'.*one of the names tiny"):
         config_lib.load_config("tinny")
 
 

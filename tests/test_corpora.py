@@ -27,6 +27,7 @@ from PIL import Image
 from imagen_jax.data import corpora, records
 from imagen_jax.data.choices import DAMAGED_FILES
 from imagen_jax.data.sources import DamagedFile
+from imagen_jax.errors import UserError
 from imagen_jax.main import main
 
 
@@ -66,7 +67,7 @@ def test_every_kind_is_embedded(
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file matches '.*\*\.tar'"):
+    with pytest.raises(UserError, match=r"no file matches '.*\*\.tar'"):
         corpora.Files("webdataset", f"{tmp_path}/*.tar", corpora.read_tar)
     write_tars(tmp_path)
     write_tfrecords(tmp_path)

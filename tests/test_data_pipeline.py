@@ -25,6 +25,8 @@ from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter
 from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.tasks import embeddings_task, register_embeddings_task
+from imagen_jax.errors import UserError
+from imagen_jax.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +215,13 @@ def test_bad_arguments(shards, arguments, message):
 
 
 def test_missing_and_unfinished_directories(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no embedding directory .*nowhere"):
+    with pytest.raises(UserError, match=r"no embedding directory .*nowhere"):
         batches(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="embedding has not finished"):
+    with pytest.raises(UserError, match="embedding has not finished"):
         batches(tmp_path)
     write_shards(tmp_path)
     (tmp_path / "train-00002-of-00004.tfrecord").unlink()
-    with pytest.raises(FileNotFoundError, match="train-00002-of-00004"):
+    with pytest.raises(UserError, match="train-00002-of-00004"):
         batches(tmp_path)
     write_shards(tmp_path)
     (tmp_path / "train-00002-of-00004.tfrecord").write_bytes(b"half")
@@ -263,7 +265,7 @@ def test_scenes_of_another_rendering_are_refused(tmp_path):
             description["rendering"] = rendering
         manifest["source"] = {"train": description}
         manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-        records.write_json(path, manifest)
+        write_json(path, manifest)
         if refused:
             message = (
                 f"drawn by version {rendering} of the renderer, and this is version {RENDERING}"

@@ -20,6 +20,7 @@ from PIL import Image
 from imagen_jax.data import records
 from imagen_jax.data.sources import SceneSource
 from imagen_jax.embed import embed
+from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 
@@ -157,7 +158,7 @@ def test_restart_continues_and_gives_the_same_bytes(tmp_path, error):
         run(interrupted, FakeSource(error_at=7, error=error))  # in the middle of shard 1
     done = ["train-00000-of-00003.offsets", "train-00000-of-00003.tfrecord"]
     assert sorted(contents(interrupted)) == done
-    with pytest.raises(FileNotFoundError, match=r"no manifest\.json: embedding has not finished"):
+    with pytest.raises(UserError, match=r"no manifest\.json: embedding has not finished"):
         records.load_manifest(interrupted)
     # What a killed process leaves.
     (interrupted / "train-00001-of-00003.tfrecord.1.tmp").write_bytes(b"half")
@@ -184,7 +185,7 @@ def test_a_shortened_shard_is_found_and_made_again(tmp_path):
     with pytest.raises(ValueError, match=r"00002-of-00003\.tfrecord has .* bytes; by manifest"):
         records.load_manifest(tmp_path)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"train-00002.*tfrecord is missing, though"):
+    with pytest.raises(UserError, match=r"train-00002.*tfrecord is missing, though"):
         records.load_manifest(tmp_path)
     run(tmp_path)
     assert contents(tmp_path) == before
@@ -285,7 +286,7 @@ def test_bad_arguments(tmp_path):
 
 
 def test_manifest_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no embedding directory"):
+    with pytest.raises(UserError, match="no embedding directory"):
         records.load_manifest(tmp_path / "nowhere")
     run(tmp_path)
     path = tmp_path / records.MANIFEST

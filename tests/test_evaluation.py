@@ -22,6 +22,7 @@ from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.errors import UserError
 from imagen_jax.eval import coco, protocols
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import FeatureSet, check_comparable, compare, compute_features
@@ -223,7 +224,7 @@ def test_coco(cascade: Cascade, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="41 captions of 40"):
         coco.read_annotations(path, tmp_path / "val", 41, 0)
     (tmp_path / "val" / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 images .* missing.*3\.png"):
+    with pytest.raises(UserError, match=r"1 images .* missing.*3\.png"):
         coco.read_annotations(path, tmp_path / "val", 24, 0)
 
 
@@ -393,7 +394,7 @@ def test_images_of_files(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
         read_image(tmp_path / "broken.png", 4, "exact")
-    with pytest.raises(FileNotFoundError, match="no images"):
+    with pytest.raises(UserError, match="no images"):
         list_images(tmp_path / "nowhere")
 
 

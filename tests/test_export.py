@@ -14,8 +14,8 @@ import tiny
 
 import imagen_jax.main as main_lib
 from imagen_jax.cascade import Cascade
-from imagen_jax.compiled import export_stage
-from imagen_jax.pretrained import export_cascade, open_cascade
+from imagen_jax.cascade.compiled import export_stage
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.sampling import from_uint8, to_uint8
 
 PROMPTS = ["a red image", "one blue image", "green"]

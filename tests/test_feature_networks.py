@@ -21,6 +21,7 @@ import pytest
 import safetensors.numpy
 from random_weights import random_images, random_tensor
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features import inception, mobilenet
 from imagen_jax.eval.features.clip import encode_images, encode_texts
 from imagen_jax.eval.features.clip_weights import read_clip
@@ -259,9 +260,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, inception_file: 
         load_network("vgg")
     with pytest.raises(ValueError, match="'lanczos'; choices: clean"):
         load_network("inception-v3", inception_file, "lanczos")
-    with pytest.raises(FileNotFoundError, match="no package ships the weights of inception-v3"):
+    with pytest.raises(UserError, match="no package ships the weights of inception-v3"):
         load_network("inception-v3")
-    with pytest.raises(FileNotFoundError, match="holds no CLIP"):
+    with pytest.raises(UserError, match="holds no CLIP"):
         load_network("clip", tmp_path)
     tensors = state_dict(mobilenet.mobilenet_v2, mobilenet.SIZE)
     tensors["features.0.1.bias"] = np.full(32, np.nan, np.float32)

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import tiny
 
+from imagen_jax.checkpoints.reading import checkpoint_steps
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.main import main
 from imagen_jax.train import guards, loop
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import PREEMPTED, Preempted, Watchdog
 from imagen_jax.train.state import TrainState
-from imagen_jax.workdir import checkpoint_steps
 
 RUN = (
     *tiny.ONE_LEVEL, "stages.base.train.steps=12", "stages.base.train.log_every=2",

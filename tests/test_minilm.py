@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from make_minilm_reference import CAPTIONS, STORED_CHANNELS, reference_states
 
+from imagen_jax.errors import UserError
 from imagen_jax.text import minilm
 from imagen_jax.text.encoder import (
     MAX_LENGTH,
@@ -142,14 +143,14 @@ def test_unknown_encoder_names_the_choices():
 
 
 def test_missing_weights_say_how_to_install(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
         load_encoder("minilm", tmp_path)
 
     def not_installed(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", not_installed)
-    with pytest.raises(FileNotFoundError, match="pip install"):
+    with pytest.raises(UserError, match="pip install"):
         load_encoder("minilm")
 
 

@@ -15,15 +15,15 @@ import pytest
 import tiny
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.cascades import abstract_params
+from imagen_jax.checkpoints.reading import checkpoint_steps, newest_checkpoint, restore_ema
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.embed import embed
 from imagen_jax.main import main
-from imagen_jax.pretrained import abstract_params
 from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.interruption import PREEMPTED
 from imagen_jax.train.state import create_state
 from imagen_jax.train.step import make_train_step
-from imagen_jax.workdir import checkpoint_steps, restore_ema
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch" / "processes.sh"
@@ -109,7 +109,8 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         abstract_params(stage),
     )
-    ema, at = restore_ema(workdir / "sr", targets)
+    checkpoint = newest_checkpoint(workdir / "sr")
+    ema, at = restore_ema(checkpoint, targets), int(checkpoint.name)
     assert at == saved
     for leaf, expected in zip(*map(jax.tree.leaves, (ema, state.ema)), strict=True):
         np.testing.assert_allclose(leaf, expected, atol=1e-5)

@@ -18,6 +18,7 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import native, sharding
+from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.flops import flops_of, jaxpr_flops
@@ -30,7 +31,6 @@ from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.programs import Program, compile_for
 from imagen_jax.plan.search import choices
 from imagen_jax.plan.topology import topology_devices
-from imagen_jax.pretrained import abstract_params
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import t5
 from imagen_jax.train.state import count_parameters

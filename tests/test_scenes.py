@@ -35,6 +35,7 @@ from imagen_jax.data.scenes import (
 )
 from imagen_jax.data.scenes.sampling import is_held_out_pair, is_held_out_triple
 from imagen_jax.data.sources import SceneSource, described_level
+from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
 
 VENDORED = sorted(LEVELS)
@@ -278,7 +279,7 @@ def test_a_fetched_set_joins_the_level_full(fetched):
     np.testing.assert_array_equal(
         sprite("purse", "noto", None, 32), sprite("dog", "noto", None, 32)
     )
-    with pytest.raises(FileNotFoundError, match="imagen data fetch"):
+    with pytest.raises(UserError, match="imagen data fetch"):
         get_level("full", fetched / "nothing")
 
 
@@ -298,7 +299,7 @@ def test_a_source_draws_fetched_emoji_and_describes_them(fetched):
         described_level(described)
     path.unlink()
     for call in (source.describe, lambda: described_level(described)):
-        with pytest.raises(FileNotFoundError, match=r"noto\.json; run: imagen data fetch"):
+        with pytest.raises(UserError, match=r"noto\.json; run: imagen data fetch"):
             call()
 
 
@@ -326,7 +327,7 @@ def test_embedding_fetched_emoji_records_them(fetched, tmp_path):
         embed_scenes("full", None, tmp_path / "embeddings")
     with pytest.raises(ValueError, match="belong to level 'full', not to 'demo'"):
         embed_scenes("demo", str(fetched), tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match="imagen data fetch"):
+    with pytest.raises(UserError, match="imagen data fetch"):
         embed_scenes("full", "absent", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

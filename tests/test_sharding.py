@@ -153,7 +153,7 @@ def gradients_do_not_depend_on_the_mesh() -> None:
 
 
 def training_goes_on_with_another_mesh() -> None:
-    from imagen_jax.pretrained import open_cascade
+    from imagen_jax.checkpoints.cascades import open_cascade
     from imagen_jax.train.loop import train
 
     with tempfile.TemporaryDirectory() as directory:

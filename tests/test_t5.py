@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.errors import UserError
 from imagen_jax.text import t5
 from imagen_jax.text.t5_checkpoint import load_t5_encoder
 
@@ -235,7 +236,7 @@ def test_equals_transformers(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no T5 checkpoint in .*directory of one step"):
+    with pytest.raises(UserError, match=r"no T5 checkpoint in .*directory of one step"):
         load_t5_encoder(tmp_path)
     with pytest.raises(ValueError, match="only local paths and gs://"):
         load_t5_encoder("s3://bucket/checkpoint_7")

@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceTrainer
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.records import read_records
+from imagen_jax.errors import UserError
 from imagen_jax.text import t5
 from imagen_jax.text.encoder import load_encoder
 from imagen_jax.text.t5_checkpoint import load_t5_encoder
@@ -108,7 +109,7 @@ def test_fingerprint_covers_weights_and_vocabulary(vocabulary: Path, tmp_path: P
 def test_files_that_are_missing_or_do_not_fit(vocabulary: Path) -> None:
     with pytest.raises(ValueError, match="'t5' needs its weights"):
         load_encoder("t5")
-    with pytest.raises(FileNotFoundError, match=r"no vocabulary at .*checkpoint_7/spiece\.model"):
+    with pytest.raises(UserError, match=r"no vocabulary at .*checkpoint_7/spiece\.model"):
         load_encoder("t5", WEIGHTS)
     with pytest.raises(ValueError, match=r"vocabulary has 259 tokens, .* embed only 256"):
         load_encoder("t5", WEIGHTS, "bytes")

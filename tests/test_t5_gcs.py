@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.errors import UserError
 from imagen_jax.text.t5_checkpoint import load_t5_encoder
 
 DATA = Path(__file__).parent / "testdata" / "t5x"
@@ -80,5 +81,5 @@ def test_layouts_are_read_from_a_bucket(bucket: str) -> None:
         config, params = load_t5_encoder(f"{bucket}/{layout}/checkpoint_7")
         assert config == local[0]
         jax.tree.map(np.testing.assert_array_equal, params, local[1])
-    with pytest.raises(FileNotFoundError, match="checkpoint_8"):
+    with pytest.raises(UserError, match="checkpoint_8"):
         load_t5_encoder(f"{bucket}/t5x/checkpoint_8")

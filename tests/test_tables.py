@@ -11,13 +11,14 @@ import pytest
 from corpus_files import CAPTIONS, IMAGES, write_csv, write_parquet
 
 from imagen_jax.data.tables import Table
+from imagen_jax.errors import UserError
 
 
 def test_missing_columns_files_and_images(tmp_path: Path) -> None:
     write_csv(tmp_path)
     with pytest.raises(ValueError, match=r"has no columns \['text'\]; it has \['image', 'caption'"):
         Table(tmp_path / "table.csv", "image", "text")
-    with pytest.raises(FileNotFoundError, match="no table"):
+    with pytest.raises(UserError, match="no table"):
         Table(tmp_path / "absent.csv", "image", "caption")
     with pytest.raises(ValueError, match=r"0\.png must be a \.csv or \.parquet file"):
         Table(tmp_path / "0.png", "image", "caption")

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax import sharding
+from imagen_jax.errors import UserError
 from imagen_jax.train import loop
 from imagen_jax.train.optimizer import learning_rate_schedule
 from imagen_jax.train.samples import SampleGrid
@@ -159,7 +160,7 @@ def test_weights_without_a_checkpoint_are_refused_before_anything_is_written(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(run.directory.parent, other, ignore=lambda *_: ["checkpoints"])
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {other}"):
+    with pytest.raises(UserError, match=f"no checkpoint in {other}"):
         run.train(tmp_path / "workdir", init_from=other)
     assert not (tmp_path / "workdir").exists()
 
@@ -171,7 +172,7 @@ def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match="of another network.*" + message):
             run.train(tmp_path / "workdir", change, init_from=run.directory.parent)
-    with pytest.raises(FileNotFoundError, match="no stage 'base' under"):
+    with pytest.raises(UserError, match=r"no work directory .*absent"):
         run.train(tmp_path / "workdir", init_from=tmp_path / "absent")
     assert not (tmp_path / "workdir").exists()
 

@@ -8,9 +8,9 @@ import pytest
 import tiny
 from corpus_files import write_csv
 
+from imagen_jax.checkpoints.reading import checkpoint_steps
 from imagen_jax.data import records
 from imagen_jax.main import main
-from imagen_jax.workdir import checkpoint_steps
 
 
 def train_argv(stage: str, data: str, workdir: Path, *more: str) -> list[str]:

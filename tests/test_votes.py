@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.vote_page import write_vote
 from imagen_jax.eval.votes import QUESTIONS, table, tally
 
@@ -125,5 +126,5 @@ def test_runs_that_differ_are_refused(runs: tuple[Path, Path], tmp_path: Path) -
         write_vote(one, two, tmp_path / "vote")
     with pytest.raises(ValueError, match="hold the same images"):
         write_vote(one, one, tmp_path / "vote")
-    with pytest.raises(FileNotFoundError, match=r"no scores\.json"):
+    with pytest.raises(UserError, match=r"no scores\.json"):
         write_vote(one, tmp_path, tmp_path / "vote")

@@ -103,7 +103,7 @@ def arrays_of(workdir: Path) -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    from imagen_jax.workdir import newest_checkpoint
+    from imagen_jax.checkpoints.reading import newest_checkpoint
 
     path = newest_checkpoint(workdir / "base").absolute()
     found = {}

@@ -29,8 +29,8 @@ from imagen_jax.cascade.request import (
 )
 from imagen_jax.cascade.run import StageRows, Step, run_stage
 from imagen_jax.cascade.samples import CascadeSamples, Finished, make_recipe
+from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
 from imagen_jax.errors import UserError
-from imagen_jax.pretrained import Pretrained, open_cascade
 from imagen_jax.sharding import make_mesh
 from imagen_jax.stage import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
@@ -113,9 +113,8 @@ class Cascade:
             Weights are divided over its axes fsdp and tensor, see sharding.LOGICAL_AXIS_RULES.
 
         Raises:
-          FileNotFoundError: no cascade is there, or a stage has no checkpoint yet.
-          UserError: stages that do not belong together, or another text encoder than they were
-            trained with.
+          UserError: no cascade is there, or a stage has no checkpoint yet; stages that do not
+            belong together, or another text encoder than they were trained with.
         """
         pretrained = open_cascade(path)
         recorded = pretrained.encoder

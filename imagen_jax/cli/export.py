@@ -74,16 +74,16 @@ def run(args: argparse.Namespace) -> None:
     if args.format == "safetensors":
         if args.platforms or settings(args):
             raise UserError("weights know no platforms and settings; give --format compiled")
-        from imagen_jax.pretrained import export_cascade
+        from imagen_jax.checkpoints.cascades import export_cascade
 
         dtype = args.dtype or "float16"
         paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best)
     else:
         if args.dtype:
             raise UserError("compiled programs have float32 weights; leave out --dtype")
+        from imagen_jax.cascade.compiled import export_stage
         from imagen_jax.cascade.request import stage_settings
-        from imagen_jax.compiled import export_stage
-        from imagen_jax.pretrained import open_cascade
+        from imagen_jax.checkpoints.cascades import open_cascade
 
         cascade = open_cascade(args.workdir, args.ema_decay, args.best)
         of_stages = stage_settings(cascade.stages, **settings(args))

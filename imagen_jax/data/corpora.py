@@ -22,6 +22,7 @@ from imagen_jax.data import records
 from imagen_jax.data.choices import DAMAGED_FILES
 from imagen_jax.data.sources import DamagedFile
 from imagen_jax.errors import UserError
+from imagen_jax.files import fingerprint
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
 CAPTION_KEYS = ("txt", "caption", "text")
@@ -68,8 +69,7 @@ class Files:
         yields, where the damage begins, a DamagedFile in place of the rest of the file.
 
     Raises:
-      FileNotFoundError: no file matches.
-      UserError: `damaged` is none of the choices.
+      UserError: no file matches; `damaged` is none of the choices.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Files:
             raise UserError(f"damaged is {damaged!r}; choices: {', '.join(DAMAGED_FILES)}")
         self.files = [Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
         if not self.files:
-            raise FileNotFoundError(f"no file matches {pattern!r}")
+            raise UserError(f"no file matches {pattern!r}")
         folder = os.path.commonpath([path.parent for path in self.files])
         self._names = [os.path.relpath(path, folder) for path in self.files]
         stems = [os.path.splitext(name)[0] for name in self._names]
@@ -139,7 +139,7 @@ class Files:
             "name": self._name,
             "files": len(self.files),
             "bytes": sum(size for _, size in sizes),
-            "sha256": records.json_fingerprint(sizes),
+            "sha256": fingerprint(sizes),
             "image_keys": list(self._image_keys),
             "caption_keys": list(self._caption_keys),
         }

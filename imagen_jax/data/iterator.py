@@ -8,10 +8,9 @@ have, without reading those before. Restoring into an iterator with other argume
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from imagen_jax import files
 from imagen_jax.data import records, tasks
 from imagen_jax.data.damage import Damage, first_line
 from imagen_jax.data.features import (
@@ -32,7 +32,6 @@ from imagen_jax.data.reading import ShardTable, ordered_records
 from imagen_jax.errors import UserError
 
 _PREFETCHED_BATCHES = 2
-POSITION = "position.json"
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
@@ -57,7 +56,6 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         data: str,
         manifest: records.Manifest,
         fingerprint: dict[str, Any],
-        first_host: bool,
     ):
         self.manifest = manifest
         self.fingerprint = fingerprint
@@ -67,7 +65,6 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._table = table
         self._given = 0
         self._data = data
-        self._first_host = first_host
         self._make_dataset = make_dataset
         self.element_spec = {
             name: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype.as_numpy_dtype)
@@ -140,31 +137,17 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             for i in wanted.tolist()
         ]
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Saves the position into `directory`, which all hosts share: the first one writes it.
+    def position(self) -> dict[str, Any]:
+        """Return where the next batch is, as JSON that `restore` takes."""
+        return {"step": self.step, **self.fingerprint}
 
-        The position saved is that after the last batch taken.
-        """
-        if self._first_host:
-            tf.io.gfile.makedirs(directory)
-            with tf.io.gfile.GFile(os.path.join(directory, POSITION), "w") as file:
-                json.dump({"step": self.step, **self.fingerprint}, file, indent=1)
-
-    def restore(self, directory: str | os.PathLike[str]) -> None:
-        """Goes to the position saved in `directory`, by an iterator on any number of hosts.
+    def restore(self, position: Mapping[str, Any]) -> None:
+        """Go to a position that an iterator on any number of hosts returned.
 
         Raises:
-          FileNotFoundError: nothing was saved there.
-          UserError: saved with other records, another seed, batch or size; names what differs.
+          UserError: of other records, another seed, batch or size; names what differs.
         """
-        path = os.path.join(directory, POSITION)
-        if not tf.io.gfile.exists(path):
-            files = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-            raise FileNotFoundError(
-                f"no data position {POSITION} in {directory}; it has {sorted(files) or 'no files'}"
-            )
-        with tf.io.gfile.GFile(path) as file:
-            saved = json.load(file)
+        saved = dict(position)
         step = saved.pop("step")
         differing = [
             f"{key}: saved {saved.get(key)!r}, now {self.fingerprint.get(key)!r}"
@@ -173,7 +156,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         ]
         if differing:
             raise UserError(
-                f"the data position in {directory} belongs to other data or arguments, so going on "
+                "the saved position in the data belongs to other data or arguments, so resuming "
                 f"from it would not reproduce the run: {'; '.join(differing)}"
             )
         self.seek(step)
@@ -241,10 +224,10 @@ def train_batches(
       threads: threads of the input pipeline.
 
     Raises:
-      FileNotFoundError: missing or unfinished directory, or a missing shard.
-      UserError: a damaged manifest, unknown split, sizes that do not divide, another embedding
-        width, a batch that the hosts cannot share, a shard index out of range, or a mixture that
-        does not fit together or is not repeated.
+      UserError: missing or unfinished directory, or a missing shard; a damaged manifest, unknown
+        split, sizes that do not divide, another embedding width, a batch that the hosts cannot
+        share, a shard index out of range, or a mixture that does not fit together or is not
+        repeated.
     """
     sources = tasks.open_data(data)
     manifest = sources[0][0].manifest
@@ -324,7 +307,7 @@ def train_batches(
     fingerprint = {
         # Not the whole manifest's fingerprint: adding another split leaves this one as it is.
         "records": [
-            [records.json_fingerprint(
+            [files.fingerprint(
                 [m["encoder"], m["states"], m["image_size"], m["splits"][split]]), rate]
             for m, rate in ((source.manifest, rate) for source, rate in sources)
         ],
@@ -346,7 +329,6 @@ def train_batches(
         os.fspath(data),
         _joined(sources),
         fingerprint,
-        first_host=shard_index == 0,
     )
 
 

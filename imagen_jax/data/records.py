@@ -19,10 +19,8 @@ Reading and checking manifests needs no TensorFlow.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from imagen_jax import files
 from imagen_jax.errors import UserError
 
 FORMAT = 2
@@ -153,12 +152,12 @@ class RecordWriter:
 @contextmanager
 def record_writer(path: str | Path) -> Iterator[RecordWriter]:
     """A writer of a shard; when the block ends without an exception, `path` exists complete."""
-    with atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         with tensorflow().io.TFRecordWriter(str(temporary)) as file:
             writer = RecordWriter(file)
             yield writer
         # Offsets before the shard: where a shard is, they are.
-        with atomic_path(offsets_path(path)) as temporary_offsets:
+        with files.atomic_path(offsets_path(path)) as temporary_offsets:
             temporary_offsets.write_bytes(np.array(writer.offsets, OFFSETS_DTYPE).tobytes())
 
 
@@ -177,46 +176,20 @@ def read_offsets(shard: str | Path) -> np.ndarray:
     return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
 
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, synced and renamed to `path` when the block succeeds."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        # Data before name: after a power cut the final name must never show half a file.
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def json_fingerprint(value: Any) -> str:
-    """sha256 (hex) of the canonical JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def load_manifest(directory: str | Path) -> Manifest:
     """Reads and checks the manifest of an embedding directory.
 
     Raises:
-      FileNotFoundError: no such directory, embedding has not finished, or a shard is missing.
-      UserError: not a manifest of this format, altered after it was written, or a shard of another
-        size than the manifest says.
+      UserError: no such directory, embedding has not finished, or a shard is missing; not a
+        manifest of this format, altered after it was written, or a shard of another size than the
+        manifest says.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"no embedding directory {directory}; `imagen embed` makes one")
+        raise UserError(f"no embedding directory {directory}; `imagen embed` makes one")
     path = directory / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"{directory} has no {MANIFEST}: embedding has not finished there; run the same "
             "`imagen embed` command again, it goes on where it stopped"
         )
@@ -244,14 +217,14 @@ def load_manifest(directory: str | Path) -> Manifest:
 
 def _check_size(path: Path, size: int) -> None:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing, though {MANIFEST} beside it lists it")
+        raise UserError(f"{path} is missing, though {MANIFEST} beside it lists it")
     if path.stat().st_size != size:
         raise UserError(f"{path} has {path.stat().st_size} bytes; by {MANIFEST} it has {size}")
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:
     """sha256 (hex) over all of a manifest but its own fingerprint; covers the shards' hashes."""
-    return json_fingerprint({k: v for k, v in manifest.items() if k != "fingerprint"})
+    return files.fingerprint({k: v for k, v in manifest.items() if k != "fingerprint"})
 
 
 def check_encoder(
@@ -274,32 +247,11 @@ def check_encoder(
     expected = {"name": name, "width": width, "fingerprint": fingerprint}
     expected = {key: value for key, value in expected.items() if value is not None}
     recorded = {key: manifest["encoder"].get(key) for key in expected}
-    if lines := differences(recorded, expected):
+    if lines := files.differences(recorded, expected):
         raise UserError(
             "the embeddings were made by another text encoder (recorded != expected):\n  "
             + "\n  ".join(lines)
         )
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Lines "a.b: old != new" for all that differs between two JSON values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in differences(
-                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{name}.{key}".lstrip(".")
-            )
-        ]
-    return [] if old == new else [f"{name}: {old!r} != {new!r}"]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def tensorflow() -> ModuleType:

@@ -16,6 +16,7 @@ import numpy as np
 
 from imagen_jax.data import records
 from imagen_jax.data.reading import ShardTable
+from imagen_jax.files import atomic_path
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; color: #222; }
@@ -45,7 +46,7 @@ def write_report(
       The number of records that were read.
 
     Raises:
-      FileNotFoundError, UserError: see records.load_manifest.
+      UserError: see records.load_manifest.
     """
     manifest = records.load_manifest(directory)
     facts = {
@@ -64,7 +65,7 @@ def write_report(
         parts += _split(split, manifest["source"][split], entry, of_split, shown)
         read += len(of_split)
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(str(directory))}</title>"
-    with records.atomic_path(output) as temporary:
+    with atomic_path(output) as temporary:
         temporary.write_text(f"{page}<style>{_STYLE}</style>" + "\n".join(parts), encoding="utf-8")
     return read
 

@@ -115,8 +115,7 @@ def described_level(description: Mapping[str, Any]) -> Level:
     """The level of the scenes that `SceneSource.describe` has described, fetched emoji included.
 
     Raises:
-      FileNotFoundError: the fetched emoji are no longer where they were.
-      UserError: they are other emoji now.
+      UserError: the fetched emoji are no longer where they were; they are other emoji now.
     """
     emoji = description.get("emoji")
     if emoji is None:

@@ -23,16 +23,15 @@ class Table:
       caption_column: holds captions.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      UserError: another kind of file, a damaged one, a column that is missing (names those there
-        are), or one that holds no captions or no images.
+      UserError: there is no such file; another kind of file, a damaged one, a column that is
+        missing (names those there are), or one that holds no captions or no images.
     """
 
     def __init__(self, path: str | Path, image_column: str, caption_column: str):
         self._path = Path(path)
         self._columns = (image_column, caption_column)
         if not self._path.is_file():
-            raise FileNotFoundError(f"no table {self._path}")
+            raise UserError(f"no table {self._path}")
         if self._path.suffix not in (".csv", ".parquet"):
             raise UserError(f"{self._path} must be a .csv or .parquet file")
         self._count = self._csv_count() if self._is_csv else self._parquet_count()

@@ -23,6 +23,7 @@ from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURES, parse_example
 from imagen_jax.data.sources import check_rendering
 from imagen_jax.errors import UserError
+from imagen_jax.files import differences
 
 SHUFFLE_RECORDS = 4096
 """Compressed records that are shuffled at once: by `iterator.train_batches` in windows over all
@@ -99,7 +100,7 @@ def embeddings_task(
       shuffle_records: capacity of the shuffle buffer, in compressed records.
 
     Raises:
-      FileNotFoundError, UserError: see `records.load_manifest`.
+      UserError: see `records.load_manifest`.
     """
     return seqio.Task(
         name,
@@ -115,7 +116,7 @@ def register_embeddings_task(name: str, directory: str) -> seqio.Task:
 
     Raises:
       UserError: the name is taken by a task or mixture.
-      FileNotFoundError, UserError: see `records.load_manifest`.
+      UserError: see `records.load_manifest`.
     """
     task = embeddings_task(name, directory)
     seqio.TaskRegistry.add_provider(name, task)
@@ -130,7 +131,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
         registered task or mixture over such directories.
 
     Raises:
-      FileNotFoundError, UserError: see `records.load_manifest`; a rate that is no number above 0;
+      UserError: see `records.load_manifest`; a rate that is no number above 0;
         a task that does not read an embedding directory; or directories whose encoder or size of
         images differ, which one stage cannot be trained on.
     """
@@ -154,7 +155,7 @@ def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float
     for task, _ in found[1:]:
         kept = ("encoder", "image_size", "states")
         there, here = ({key: s.manifest[key] for key in kept} for s in (first, task.source))
-        if lines := records.differences(there, here):
+        if lines := differences(there, here):
             raise UserError(
                 f"{first.directory} and {task.source.directory} cannot be mixed:\n  "
                 + "\n  ".join(lines)

@@ -27,6 +27,7 @@ from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.shard import Counts, Handling, write_shard
 from imagen_jax.errors import UserError
+from imagen_jax.files import differences, write_json
 from imagen_jax.text.encoder import TextEncoder
 
 Job = dict[str, Any]
@@ -129,7 +130,7 @@ def embed(
             )
             _log(directory, name, counts, time.monotonic() - started)
             # Counts after the shard: where they are, the shard is whole.
-            records.write_json(
+            write_json(
                 directory / "progress" / f"{name}.json",
                 {
                     **vars(counts),
@@ -152,13 +153,13 @@ def _claim(directory: Path, job: Job) -> None:
         shared = (
             ("format", "encoder", "states", "image_size") if other["split"] != job["split"] else job
         )
-        if lines := records.differences({key: other[key] for key in shared},
+        if lines := differences({key: other[key] for key in shared},
                                         {key: job[key] for key in shared}):  # fmt: skip
             raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
                 "(there != requested):\n  " + "\n  ".join(lines)
             )
-    records.write_json(progress / f"{job['split']}.job.json", job)
+    write_json(progress / f"{job['split']}.job.json", job)
 
 
 def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
@@ -221,7 +222,7 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     }
     manifest["fingerprint"] = records.manifest_fingerprint(manifest)
     if manifest != old:
-        records.write_json(path, manifest)
+        write_json(path, manifest)
     return manifest
 
 

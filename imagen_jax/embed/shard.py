@@ -26,6 +26,7 @@ from imagen_jax.data.fitting import RecordImage, record_image
 from imagen_jax.data.images import UnusableError
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import DamagedFile, Example, Source
+from imagen_jax.files import atomic_path
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 
@@ -223,7 +224,7 @@ def write_shard(
 
 
 def _write_dropped(path: Path, dropped: list[tuple[str, str, str]]) -> None:
-    with records.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         lines = [
             json.dumps({"id": name, "reason": reason} | ({"detail": detail} if detail else {}))
             for name, reason, detail in dropped

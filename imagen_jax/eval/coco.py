@@ -48,8 +48,8 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
       seed: of the order.
 
     Raises:
-      FileNotFoundError: the file or one of the images is missing.
-      UserError: another form, or fewer images with captions.
+      UserError: the file or one of the images is missing; another form, or fewer images with
+        captions.
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
@@ -70,7 +70,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
     missing = [c.image for c in captioned if isinstance(c.image, Path)
                and not c.image.is_file()]  # fmt: skip
     if missing:
-        raise FileNotFoundError(f"{len(missing)} images of {path} are missing: {missing[0]}")
+        raise UserError(f"{len(missing)} images of {path} are missing: {missing[0]}")
     return choose(captioned, count, seed)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data.records import atomic_path, differences
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Images, chunks
@@ -21,6 +20,7 @@ from imagen_jax.eval.metrics.kernel import kernel_distance
 from imagen_jax.eval.metrics.manifold import manifold_scores
 from imagen_jax.eval.metrics.moments import Moments, merge_all
 from imagen_jax.eval.metrics.scores import inception_score
+from imagen_jax.files import atomic_path, differences
 
 INCEPTION = "inception-v3"
 RESAMPLES = 50

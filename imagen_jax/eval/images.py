@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from imagen_jax.data.records import json_fingerprint
 from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.data.scenes.render import render
 from imagen_jax.errors import UserError
+from imagen_jax.files import fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
@@ -84,7 +84,7 @@ class Files:
             else [str(p), p.stat().st_size, p.stat().st_mtime_ns]
             for p in self._paths
         ]
-        return json_fingerprint([facts, self.side, self._fit])
+        return fingerprint([facts, self.side, self._fit])
 
 
 class RenderedScenes:
@@ -104,7 +104,7 @@ class RenderedScenes:
 
     def fingerprint(self) -> str:
         """Of what the scenes say."""
-        return json_fingerprint([[repr(scene) for scene in self._scenes], self.side])
+        return fingerprint([[repr(scene) for scene in self._scenes], self.side])
 
 
 def chunks(images: Images) -> Iterator[np.ndarray]:
@@ -124,12 +124,12 @@ def list_images(folder: str | Path) -> list[Path]:
     """Files of images in a folder and those below it, by path.
 
     Raises:
-      FileNotFoundError: no such folder, or no image in it.
+      UserError: no such folder, or no image in it.
     """
     folder = Path(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"no images ({', '.join(SUFFIXES)}) in {folder}")
+        raise UserError(f"no images ({', '.join(SUFFIXES)}) in {folder}")
     return found
 
 

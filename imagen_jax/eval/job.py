@@ -22,12 +22,12 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.records import atomic_path, differences, json_fingerprint, write_json
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files
 from imagen_jax.eval.metrics.moments import Moments, merge_all
+from imagen_jax.files import atomic_path, differences, fingerprint, write_json
 
 CHUNK = 16
 PART = 4 * CHUNK
@@ -77,7 +77,7 @@ class ImageStore:
 
     def fingerprint(self) -> str:
         """Of what determines the images."""
-        return json_fingerprint(self._job())
+        return fingerprint(self._job())
 
     @property
     def parts(self) -> list[tuple[int, int]]:
@@ -138,7 +138,7 @@ class ImageStore:
 
     def _part_features(self, network: FeatureNetwork, number: int) -> np.ndarray:
         identity = network.identity | {"side": self.side}
-        folder = self.directory / "features" / f"{network.name}-{json_fingerprint(identity)[:8]}"
+        folder = self.directory / "features" / f"{network.name}-{fingerprint(identity)[:8]}"
         path = folder / f"{number:05d}.npy"
         if not path.is_file():
             features = network(self.read(*self.parts[number]))
@@ -158,8 +158,8 @@ class ImageStore:
             "settings": {
                 name: dataclasses.asdict(s) for name, s in cascade.settings(**overrides).items()
             },
-            "prompts": json_fingerprint(self.prompts),
-            "seeds": json_fingerprint([int(seed) for seed in self.seeds]),
+            "prompts": fingerprint(self.prompts),
+            "seeds": fingerprint([int(seed) for seed in self.seeds]),
             "count": len(self),
         }
         path = self.directory / "job.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.records import atomic_path
+from imagen_jax.files import atomic_path
 
 SHOWN_SIDE = 256
 """Larger images are reduced to it on pages: a thousand of them must still open."""

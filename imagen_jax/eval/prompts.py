@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.data.records import json_fingerprint
 from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.errors import UserError
+from imagen_jax.files import fingerprint
 
 DRAWBENCH_CATEGORIES = (
     "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.",
@@ -40,7 +40,7 @@ class Suite(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Of the texts, their categories and order."""
-        return json_fingerprint([[prompt.text, prompt.category] for prompt in self.prompts])
+        return fingerprint([[prompt.text, prompt.category] for prompt in self.prompts])
 
     def categories(self) -> dict[str, list[int]]:
         """Category -> indices of its prompts, in the order of first occurrence."""

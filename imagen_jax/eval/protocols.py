@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.records import write_json
 from imagen_jax.data.scenes.grammar import Scene, caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
@@ -21,6 +20,7 @@ from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
 from imagen_jax.eval.scene_suite import scene_suite
+from imagen_jax.files import write_json
 
 SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
 _APART = 1_000

@@ -52,7 +52,7 @@ def evaluate_scenes(
     Raises:
       UserError: an unknown split, count below 1, a cascade that was not trained on scenes, or
         output_dir holds images of another job.
-      FileNotFoundError: no cascade.
+      UserError: no cascade.
     """
     unknown = set(splits) - set(SPLITS)
     if unknown:

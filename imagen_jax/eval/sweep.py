@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.records import atomic_path
 from imagen_jax.errors import UserError
 from imagen_jax.eval.measure import ALL, Instruments
 from imagen_jax.eval.protocols import Work, run
+from imagen_jax.files import atomic_path
 
 TABLE, CHART = "sweep.csv", "sweep.png"
 Settings = dict[str, Any]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data.records import json_fingerprint, write_json
 from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
+from imagen_jax.files import fingerprint, write_json
 
 PAGE, KEY = "vote.html", "key.json"
 SHOWN_SIDE = 512
@@ -35,8 +35,8 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
       The number of pairs.
 
     Raises:
-      FileNotFoundError: a directory has no finished job.
-      UserError: jobs of different prompts, numbers of images or sizes.
+      UserError: a directory has no finished job; jobs of different prompts, numbers of images or
+        sizes.
     """
     prompts, records = _read_jobs(Path(a), Path(b))
     count = records[0]["scores"]["count"]
@@ -64,7 +64,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
                             "category": category}  # fmt: skip
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    identity = json_fingerprint([key, [record["job"] for record in records]])[:16]
+    identity = fingerprint([key, [record["job"] for record in records]])[:16]
     named = {"a": str(a), "b": str(b)}
     write_json(output / KEY, {"id": identity, "models": named, "pairs": key})
     data = json.dumps({"id": identity, "questions": QUESTIONS, "pairs": pairs})
@@ -83,7 +83,7 @@ def _read_jobs(a: Path, b: Path) -> tuple[list[list[str]], list[dict[str, Any]]]
     records = []
     for run in (a, b):
         if not (run / "scores.json").is_file() or not (run / "prompts.json").is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"{run} has no scores.json of `imagen evaluate prompts`; finish it first"
             )
         records.append(json.loads((run / "scores.json").read_text()))

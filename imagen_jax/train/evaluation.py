@@ -25,9 +25,8 @@ from imagen_jax.eval.alignment import score_all
 from imagen_jax.eval.features.network import load_network
 from imagen_jax.eval.metrics.frechet import frechet_of_features
 from imagen_jax.eval.metrics.kernel import squared_mmd
-from imagen_jax.quality import ALL_CORRECT, FRECHET, KERNEL
 from imagen_jax.sampling import to_uint8
-from imagen_jax.stage import Stage
+from imagen_jax.stage import ALL_CORRECT, FRECHET, KERNEL, Stage
 from imagen_jax.train.samples import FixedSampler, true_images
 from imagen_jax.train.validation import SPLIT, open_validation
 
@@ -43,9 +42,8 @@ class Evaluation:
         mesh: devices that the weights lie on.
 
         Raises:
-          FileNotFoundError: no weights of MobileNetV2.
-          UserError: the data has no such split, too few examples in it, or is no built-in scenes
-            where all_correct is what decides.
+          UserError: no weights of MobileNetV2; the data has no such split, too few examples in it,
+            or is no built-in scenes where all_correct is what decides.
         """
         batches = open_validation(stage, data_dir, mesh, "evaluate_every")
         count = stage.train.evaluate_images

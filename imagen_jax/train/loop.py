@@ -17,20 +17,21 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.claim import open_origin
+from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
+from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.stage import Stage, make_stage
-from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
 from imagen_jax.train.metrics import Clock, memory, summarise
 from imagen_jax.train.profiling import Profiler
 from imagen_jax.train.samples import SampleGrid
-from imagen_jax.train.start import claim, first_state, make_checkpointer, open_batches
+from imagen_jax.train.start import claim, first_state, open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step
 from imagen_jax.train.validation import Validation
-from imagen_jax.workdir import stage_directory
 
 GRID_EXAMPLES = 16
 STEPS_AHEAD = 2
@@ -69,7 +70,7 @@ def train(
         without the validation split that the config asks for, a work directory that was started
         with another config, weights to start from that were trained with another network or text
         encoder, a damaged checkpoint, or too many steps in a row that were not finite.
-      FileNotFoundError: missing embeddings, or no weights to start from or to evaluate with.
+      UserError: missing embeddings, or no weights to start from or to evaluate with.
       OSError: a checkpoint cannot be written; those before it are as they were.
       Preempted: told to stop by SIGTERM, after saving a checkpoint.
     """
@@ -83,12 +84,26 @@ def train(
         validation = Validation(stage, data_dir, mesh, shardings.ema)
     evaluation = Evaluation(stage, data_dir, mesh) if stage.train.evaluate_every else None
     # Claimed after all that can be wrong with a config, which may then still be corrected.
-    claim(config, stage_name, batches.manifest, workdir, init_from)
+    directory = stage_directory(workdir, stage_name)
+    origin = None
+    if init_from is not None and not checkpoint_steps(directory):
+        origin = open_origin(init_from, stage_name)
+    claim(config, stage, batches.manifest, workdir, origin)
     report = tqdm.write if jax.process_index() == 0 else _silent
-    checkpointer = make_checkpointer(stage, workdir, report)
-    state = checkpointer.restore(abstract, batches, fall_back)
-    if state is None:
-        state = first_state(stage, mesh, abstract, init_from)
+    checkpointer = Checkpointer(
+        directory,
+        keep=stage.train.keep_checkpoints,
+        keep_every_hours=stage.train.keep_every_hours,
+        keep_best=stage.train.keep_best,
+        best_metric=stage.train.best_metric,
+        report=report,
+    )
+    saved = checkpointer.restore(abstract.items(), fall_back)
+    if saved is None:
+        state = first_state(stage, mesh, abstract, origin)
+    else:
+        state = abstract.with_items(saved.items)
+        batches.restore(saved.position)
     report(
         f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
         f"{stage.resolution} px, batch {stage.train.batch_size}, "
@@ -216,7 +231,7 @@ class _Loop:
                     if not stop or last:
                         metrics = self._measure(step, state, evaluate_due)
                     # Before the next batch is taken.
-                    self.checkpointer.save(state, self.batches, metrics)
+                    self.checkpointer.save(step, state.items(), self.batches.position(), metrics)
                     save_due = evaluate_due = False
                 self.watchdog.beat(step)
                 if stop and not last:

@@ -1,9 +1,10 @@
-"""Where training of a stage starts from: its newest checkpoint, other weights, or random ones."""
+"""The start of a training: its data, its work directory, and its first state."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,27 +14,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.cascades import Pretrained
+from imagen_jax.checkpoints.claim import check_origin, claim_stage, make_record
+from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.data.iterator import BatchIterator, train_batches
 from imagen_jax.errors import UserError
 from imagen_jax.stage import Stage
-from imagen_jax.train.checkpoint import Checkpointer
 from imagen_jax.train.state import TrainState, create_state
-from imagen_jax.workdir import (
-    check_init,
-    claim_stage,
-    claimed_origin,
-    make_record,
-    restore_ema,
-    stage_directory,
-)
 
 
 def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") -> BatchIterator:
     """This host's share of the batches that a stage trains on, or of another split.
 
     Raises:
-      FileNotFoundError: missing embeddings.
-      UserError: embeddings of another encoder or width, or a batch that cannot be divided.
+      UserError: missing embeddings; embeddings of another encoder or width, or a batch that cannot
+        be divided.
     """
     devices = sharding.batch_divisor(mesh)
     divisor = devices * stage.train.accumulation
@@ -69,66 +64,63 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") 
 
 def claim(
     config: ConfigDict,
-    stage_name: str,
+    stage: Stage,
     manifest: dict[str, Any],
-    workdir: str,
-    init_from: str | None,
+    workdir: str | Path,
+    origin: Pretrained | None,
 ) -> None:
-    """Makes a work directory that of a stage, or checks that it is that already.
+    """Make a work directory that of a stage, or check that it is that already.
 
-    Where the weights of a new stage come from is recorded. Once it has a checkpoint of its own, it
-    no longer matters whether they are still there, nor whether init_from is given again.
+    The record says where the weights of a new stage come from. Once the stage has a checkpoint of
+    its own, it no longer matters whether they are still there, nor whether they are named again.
+
+    Args:
+      config: of the cascade.
+      stage: what is trained.
+      manifest: of the embeddings.
+      workdir: the work directory.
+      origin: cascade that a new stage takes its weights from; None for random ones.
 
     Raises:
-      FileNotFoundError: no weights to start from.
-      UserError: weights of another network or for other text, or the stage was started with
-        another config, on other data, or from other weights.
+      UserError: weights of another network or for other text, the stage was started with another
+        config or on other data, or hosts that do not share the work directory.
     """
-    record = make_record(config, stage_name, manifest)
-    origin = claimed_origin(workdir, stage_name)
-    if origin is None and init_from is not None:
-        origin = check_init(init_from, stage_name, record)
-    if origin is not None:
-        record["init_from"] = origin
+    record = make_record(config, stage.name, manifest)
+    directory = stage_directory(workdir, stage.name)
+    if checkpoint_steps(directory):
+        begun = json.loads((directory / RECORD).read_text())
+        record |= {key: begun[key] for key in ("init_from",) if key in begun}
+    elif origin is not None:
+        record["init_from"] = check_origin(origin, stage.name, record)
     if jax.process_index() == 0:
-        claim_stage(workdir, stage_name, record)
+        claim_stage(workdir, stage.name, record)
     multihost_utils.sync_global_devices("stage claimed")
-    claim_stage(workdir, stage_name, record)  # every host sees the same work directory
+    if not (directory / RECORD).is_file():
+        raise UserError(
+            f"host {jax.process_index()} does not see {directory / RECORD}, which the first host "
+            "wrote: --workdir must be a directory that all hosts share"
+        )
 
 
 def first_state(
-    stage: Stage,
-    mesh: Mesh,
-    abstract: TrainState,
-    init_from: str | None,
+    stage: Stage, mesh: Mesh, abstract: TrainState, origin: Pretrained | None
 ) -> TrainState:
-    """The state before the first step: random weights, or the averaged ones of another run.
+    """Return the state before the first step: random weights, or averaged ones of another run.
 
     Args:
       stage: what is to be trained.
       mesh: devices that the state lies on.
       abstract: shapes and shardings of the state.
-      init_from: work directory to take weights from, None for random ones.
+      origin: cascade to take weights from; None for random ones.
     """
     state = create_state(stage, mesh)
-    if init_from is None:
+    if origin is None:
         return state
-    params, _ = restore_ema(stage_directory(init_from, stage.name), abstract.params)
+    (of_origin,) = (of for of in origin.stages if of.name == stage.name)
+    params = origin.read(of_origin, abstract.params)
     return dataclasses.replace(
         state,
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         extra_ema={decay: jax.tree.map(jnp.copy, params) for decay in state.extra_ema},
-    )
-
-
-def make_checkpointer(stage: Stage, workdir: str, report: Callable[[str], None]) -> Checkpointer:
-    """The checkpoints of a stage, kept as its config says."""
-    return Checkpointer(
-        stage_directory(workdir, stage.name),
-        stage.train.keep_checkpoints,
-        stage.train.keep_every_hours,
-        stage.train.keep_best,
-        stage.train.best_metric,
-        report,
     )

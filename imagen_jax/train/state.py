@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.reading import ema_item
 from imagen_jax.stage import Stage
 from imagen_jax.train.optimizer import make_optimizer
 
@@ -35,6 +37,20 @@ class TrainState:
     opt_state: Any
     extra_ema: dict[str, Any]
     skipped: jax.Array
+
+    def items(self) -> dict[str, Any]:
+        """Return the state as items of a checkpoint."""
+        main = ("step", "skipped", "params", "opt_state")
+        return {
+            "state": {name: getattr(self, name) for name in main},
+            ema_item(): self.ema,
+            **{ema_item(decay): average for decay, average in self.extra_ema.items()},
+        }
+
+    def with_items(self, items: Mapping[str, Any]) -> TrainState:
+        """Return the state that a checkpoint of this one's structure holds."""
+        extra = {decay: items[ema_item(decay)] for decay in self.extra_ema}
+        return TrainState(ema=items[ema_item()], extra_ema=extra, **items["state"])
 
 
 @functools.lru_cache(maxsize=4)

@@ -130,11 +130,11 @@ def fetch_full_set(out_dir: str | Path) -> dict[str, int]:
 
 
 def _fetched_files(directory: Path) -> dict[str, Path]:
-    """Style -> file of a fetched set; raises FileNotFoundError where there is none."""
+    """Style -> file of a fetched set; raises UserError where there is none."""
     paths = {style: directory / f"{style}.json" for style in PACKAGES}
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f"no fetched emoji at {path}; run: imagen data fetch")
+            raise UserError(f"no fetched emoji at {path}; run: imagen data fetch")
     return paths
 
 
@@ -142,7 +142,7 @@ def fingerprint(directory: str | Path) -> str:
     """sha256 over the files of a fetched set: the same one has the same drawings and names.
 
     Raises:
-      FileNotFoundError: the directory holds no fetched set.
+      UserError: the directory holds no fetched set.
     """
     digest = hashlib.sha256()
     for path in _fetched_files(Path(directory)).values():
@@ -167,8 +167,7 @@ def add_icons(directory: Path) -> tuple[str, ...]:
       size or a count, and words that are kept out of all training captions.
 
     Raises:
-      FileNotFoundError: the directory holds no fetched set.
-      UserError: a file of the set is damaged.
+      UserError: the directory holds no fetched set; a file of the set is damaged.
     """
     packs = {}
     for style, path in _fetched_files(directory).items():

@@ -77,7 +77,7 @@ def get_level(name: str, fetched: str | Path | None = None) -> Level:
     Raises:
       UserError: unknown name, or a directory with another level than "full",
         or its files are damaged.
-      FileNotFoundError: the directory holds no fetched set.
+      UserError: the directory holds no fetched set.
     """
     if name not in LEVELS:
         raise UserError(f"unknown level {name!r}; choices: {', '.join(LEVELS)}")

@@ -51,8 +51,7 @@ def read_clip(directory: str | Path) -> Clip:
     """Reads weights, sizes and tokenizer.
 
     Raises:
-      FileNotFoundError: a file is missing; names what is looked for.
-      UserError: weights of another network or layout.
+      UserError: a file is missing; names what is looked for; weights of another network or layout.
     """
     directory = Path(directory)
     for config_name, weight_names in LAYOUTS.items():
@@ -61,7 +60,7 @@ def read_clip(directory: str | Path) -> Clip:
             break
     else:
         wanted = "; or ".join(f"{c} and {' or '.join(w)}" for c, w in LAYOUTS.items())
-        raise FileNotFoundError(f"{directory} holds no CLIP: looked for {wanted}")
+        raise UserError(f"{directory} holds no CLIP: looked for {wanted}")
     config = json.loads((directory / config_name).read_text())
     tensors, digest = read_tensors(paths[0])
     read = _Reader(tensors, paths[0])
@@ -196,7 +195,7 @@ def _tokenizer(
 ) -> Callable[[Sequence[str]], np.ndarray]:
     path = directory / TOKENIZER
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} has no {TOKENIZER}, CLIP's tokenizer")
+        raise UserError(f"{directory} has no {TOKENIZER}, CLIP's tokenizer")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))

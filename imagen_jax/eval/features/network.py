@@ -105,8 +105,7 @@ def load_network(
       protocol: of inception-v3, one of INCEPTION_PROTOCOLS; see resize.
 
     Raises:
-      FileNotFoundError: no weights there.
-      UserError: an unknown name or protocol, or weights of another network.
+      UserError: no weights there; an unknown name or protocol, or weights of another network.
     """
     if name not in NETWORKS:
         raise UserError(f"unknown feature network {name!r}; choices: {', '.join(NETWORKS)}")
@@ -115,7 +114,7 @@ def load_network(
     if name == "mobilenet-v2":
         return mobilenet_network(mobilenet.find_weights() if weights is None else weights)
     if weights is None:
-        raise FileNotFoundError(
+        raise UserError(
             f"no package ships the weights of {name}; say where they are (docs/evaluation.md says "
             "where they come from)"
         )

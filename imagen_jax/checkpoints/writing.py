@@ -1,9 +1,9 @@
-"""Orbax checkpoints of one stage: <workdir>/<stage>/checkpoints/<step>/{state,ema,data,...}.
+"""Save and restore the train state of one stage: <stage>/checkpoints/<step>/{state,ema,data,...}.
 
-The moving average of the weights is an item of its own, so that sampling reads it alone; so is
-every further average, ema_<decay>. The position in the data travels with the state, so that resumed
-training sees the batches it would have seen. Checksums of all arrays are stored beside them, and
-compared after reading: a checkpoint is restored whole or not at all.
+A checkpoint consists of items. The moving average of the weights is one of them, so that sampling
+reads it alone; so is every further average, ema_<decay>. The position in the data is saved with the
+state, so that a resumed run sees the batches it would have seen. Checksums of all arrays are stored
+beside them and compared after reading: a checkpoint is restored whole or not at all.
 
 A checkpoint is written in the background, under a temporary name until it is complete.
 """
@@ -11,52 +11,37 @@ A checkpoint is written in the background, under a temporary name until it is co
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from imagen_jax.checksums import checksums
-from imagen_jax.data.iterator import BatchIterator
-from imagen_jax.errors import UserError
-from imagen_jax.quality import quality
-from imagen_jax.train.state import TrainState
-from imagen_jax.workdir import (
+from imagen_jax.checkpoints.checksums import checksums
+from imagen_jax.checkpoints.reading import (
     CHECKPOINTS,
     DamagedCheckpoint,
     check_restored,
-    ema_item,
+    quality,
     reason,
 )
 
 DAMAGED = "damaged_checkpoints"
 
 
-class DataPositionHandler(ocp.CheckpointHandler):
-    """Saves and restores a BatchIterator as one item of an Orbax checkpoint."""
+class Saved(NamedTuple):
+    """What a checkpoint holds.
 
-    def save(self, directory: Any, args: DataPosition) -> None:
-        args.item.save(str(directory))
+    Attributes:
+      items: name -> pytree of arrays.
+      position: in the data, as JSON.
+    """
 
-    def restore(self, directory: Any, args: DataPosition | None = None) -> BatchIterator:
-        if args is None:
-            raise UserError("restoring a data position needs the iterator that is to take it")
-        args.item.restore(str(directory))
-        return args.item
-
-
-@ocp.args.register_with_handler(DataPositionHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class DataPosition(ocp.args.CheckpointArgs):
-    """Orbax arguments that carry the iterator."""
-
-    item: BatchIterator
+    items: dict[str, Any]
+    position: dict[str, Any]
 
 
 class Checkpointer:
@@ -65,6 +50,7 @@ class Checkpointer:
     def __init__(
         self,
         stage_directory: str | Path,
+        *,
         keep: int,
         keep_every_hours: float,
         keep_best: int,
@@ -73,10 +59,10 @@ class Checkpointer:
     ):
         """Args:
         stage_directory: <workdir>/<stage>; created if missing.
-        keep: newest checkpoints that are kept.
-        keep_every_hours: of older ones, one in so many hours is kept; 0 is none.
-        keep_best: so many of the best by `best_metric` are kept.
-        best_metric: key of quality.BETTER.
+        keep: number of the newest checkpoints to keep.
+        keep_every_hours: hours between older checkpoints that are kept; 0 keeps none.
+        keep_best: number of the best checkpoints to keep by `best_metric`.
+        best_metric: key of stage.BETTER.
         report: shows a line.
         """
         self._directory = (Path(stage_directory) / CHECKPOINTS).absolute()
@@ -107,60 +93,55 @@ class Checkpointer:
 
     def save(
         self,
-        state: TrainState,
-        batches: BatchIterator,
+        step: int,
+        items: Mapping[str, Any],
+        position: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Saves asynchronously; the data position is copied before this returns.
-
-        Call it after a step and before the next batch is taken.
+        """Save in the background; the arrays are copied before this returns.
 
         Args:
-          state: what training changes.
-          batches: the iterator that the next batch will come from.
-          metrics: what was measured of the state, if anything; what ranks it is stored.
+          step: number of the step that the state follows.
+          items: name -> pytree of arrays.
+          position: in the data, as JSON: where the next batch comes from.
+          metrics: measurements of the state, if there are any; the one that ranks it is stored.
 
         Raises:
           OSError: this checkpoint, or the one before it, could not be written.
         """
         ranking = {k: v for k, v in (metrics or {}).items() if k == self._best_metric}
-        items = _items(state)
         sums = {name: checksums(item) for name, item in items.items()}
         with self._writing():
             self._manager.save(
-                int(state.step),
+                step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                    data=DataPosition(batches),
+                    data=ocp.args.JsonSave(dict(position)),
                     checksums=ocp.args.JsonSave(sums),
                 ),
                 metrics=ranking or None,
             )
 
     def check(self) -> None:
-        """Raises an OSError if a checkpoint could not be written in the background."""
+        """Raise an OSError if a checkpoint could not be written in the background."""
         with self._writing():
             self._manager.check_for_errors()
 
-    def restore(
-        self, abstract: TrainState, batches: BatchIterator, fall_back: bool
-    ) -> TrainState | None:
-        """The newest checkpoint, with `batches` moved to its position; None if there is none.
+    def restore(self, abstract: Mapping[str, Any], fall_back: bool) -> Saved | None:
+        """Return the newest checkpoint; None if there is none.
 
         Args:
-          abstract: shapes and shardings of the state.
-          batches: an iterator with the arguments of the saved one.
+          abstract: shapes and shardings of the items.
           fall_back: where the newest is damaged, set it aside and take the newest that is whole.
 
         Raises:
           DamagedCheckpoint: the newest is damaged, and not to be replaced by an older one; or all
             are.
-          UserError: the position belongs to other data; see BatchIterator.restore.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return self._restore(step, abstract, batches)
+                return self._restore(step, abstract)
             except DamagedCheckpoint as damage:
                 older = [s for s in steps if s < step]
                 if not fall_back:
@@ -178,12 +159,12 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Waits until everything is written; raises an OSError if it could not be."""
+        """Wait until everything is written; raise an OSError if it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits as `wait` does, and ends the background's threads."""
+        """Wait as `wait` does, and end the background threads."""
         try:
             self.wait()
         finally:
@@ -191,7 +172,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns whatever the library's parts raise into an error that says where that leaves us."""
+        """Turn whatever the library's parts raise into an error that says where that leaves us."""
         try:
             yield
         except jax.errors.JaxRuntimeError:  # of the devices, or another host
@@ -202,27 +183,22 @@ class Checkpointer:
                 "are as they were"
             ) from error
 
-    def _restore(self, step: int, abstract: TrainState, batches: BatchIterator) -> TrainState:
+    def _restore(self, step: int, abstract: Mapping[str, Any]) -> Saved:
         path = self._directory / str(step)
-        wanted = _items(abstract)
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(item) for name, item in wanted.items()},
+                    **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()},
+                    data=ocp.args.JsonRestore(),
                     checksums=ocp.args.JsonRestore(),
                 ),
             )
         except Exception as error:  # of whatever kind the library's parts raise on damage
             raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
-        for name in wanted:
+        for name in abstract:
             check_restored(path / name, restored["checksums"].get(name, {}), restored[name])
-        try:
-            self._manager.restore(step, args=ocp.args.Composite(data=DataPosition(batches)))
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise DamagedCheckpoint(f"{path} cannot be read: {reason(error)}") from error
-        extra = {decay: restored[ema_item(decay)] for decay in abstract.extra_ema}
-        return TrainState(ema=restored["ema"], extra_ema=extra, **restored["state"])
+        return Saved({name: restored[name] for name in abstract}, restored["data"])
 
     def _set_aside(self, step: int, reason: str) -> None:
         target = self._directory.parent / DAMAGED / str(step)
@@ -239,13 +215,3 @@ class Checkpointer:
                 f"{path.name.split('.')[0]} in {self._directory} was not written to its end when "
                 "training was interrupted; it is removed"
             )
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """What is saved of a state, as items of a checkpoint."""
-    main = ("step", "skipped", "params", "opt_state")
-    return {
-        "state": {name: getattr(state, name) for name in main},
-        "ema": state.ema,
-        **{ema_item(decay): average for decay, average in state.extra_ema.items()},
-    }

@@ -1,0 +1,121 @@
+"""The record of a stage, stage.json: what it was started with, and who may go on with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
+from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
+from imagen_jax.config import to_plain
+from imagen_jax.errors import UserError
+from imagen_jax.files import differences, write_json
+from imagen_jax.stage import CHANGEABLE
+
+SHIPPED_NAME = "demo"
+"""What --init-from calls the cascade in the package."""
+
+
+def make_record(config: ConfigDict, stage: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a stage: its own part of the config, and the embeddings it learns."""
+    plain = to_plain(config)
+    record = {
+        "stage": stage,
+        "config": plain | {"stages": {stage: plain["stages"][stage]}},
+        "encoder": manifest["encoder"],
+        "source": {"train": manifest["source"]["train"]},
+    }
+    return json.loads(json.dumps(record))
+
+
+def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None:
+    """Write the record of a stage; once it has a checkpoint, what decided its weights must agree.
+
+    Raises:
+      UserError: the stage was started with another config or on other embeddings; the message
+        lists every difference.
+    """
+    directory = stage_directory(workdir, stage)
+    path = directory / RECORD
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if (
+        found is not None
+        and checkpoint_steps(directory)
+        and (lines := differences(_deciding(found, stage), _deciding(record, stage)))
+    ):
+        raise UserError(
+            f"{directory} was started with another config or data (there != now):\n  "
+            + "\n  ".join(lines)
+            + "\nResume with what it was started with, or choose another --workdir; "
+            f"--init-from {workdir} starts there from these weights"
+        )
+    if found != record:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+
+
+def _deciding(record: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The record without what decides no weight: settings of sampling, mesh, logs, memory."""
+    kept = copy.deepcopy(record)
+    section = kept["config"]["stages"][stage]
+    for name in ("sample", "mesh"):
+        section.pop(name, None)
+    for name in CHANGEABLE:
+        section["train"].pop(name, None)
+    section["network"].pop("remat", None)
+    return kept
+
+
+def open_origin(path: str | Path, stage: str) -> Pretrained:
+    """Open the cascade whose weights a new stage starts from.
+
+    Args:
+      path: work directory or exported cascade; "demo" is the cascade in the package.
+      stage: name of the stage, the same in both.
+
+    Raises:
+      UserError: there is none, or it has no such stage that is trained.
+    """
+    origin = open_cascade(None if path == SHIPPED_NAME else path)
+    if stage not in (names := [of.name for of in origin.stages]):
+        raise UserError(f"no stage {stage!r} to start from in {path}; it has {', '.join(names)}")
+    return origin
+
+
+def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a stage can start from weights of another cascade.
+
+    Returns:
+      What to keep of where it starts: the other's config of the stage.
+
+    Raises:
+      UserError: its network or its text encoder differs, or only one of the two starts from a
+        smaller image; the message lists how.
+    """
+
+    def interface(config: Any, encoder: Any) -> dict[str, Any]:
+        section = config["stages"][stage]
+        network = {k: v for k, v in section["network"].items() if k not in _NO_WEIGHTS}
+        return {
+            "network": network,
+            "parametrization": section["diffusion"]["parametrization"],
+            "is super-resolution": bool(section.get("low_res")),
+            "text": config["text"],
+            "encoder": {key: encoder[key] for key in ("name", "fingerprint")},
+        }
+
+    there = json.loads(json.dumps(interface(origin.config, origin.encoder)))
+    if lines := differences(there, interface(record["config"], record["encoder"])):
+        raise UserError(
+            "the weights to start from are of another network, or for other text (there != "
+            "now):\n  " + "\n  ".join(lines)
+        )
+    return origin.config["stages"][stage]
+
+
+_NO_WEIGHTS = ("dropout", "dtype", "remat")
+"""Fields of networks that neither shape nor mean parameters."""

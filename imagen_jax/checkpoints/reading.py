@@ -1,0 +1,185 @@
+"""Read what lies under a work directory: the record of a stage, and its averaged weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.errors import UserError
+from imagen_jax.stage import BETTER
+
+CHECKPOINTS = "checkpoints"
+RECORD = "stage.json"
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+def stage_directory(workdir: str | Path, stage: str) -> Path:
+    """Return <workdir>/<stage>."""
+    return Path(workdir) / stage
+
+
+def read_record(workdir: str | Path, stage: str) -> dict[str, Any]:
+    """Return <workdir>/<stage>/stage.json.
+
+    Raises:
+      UserError: there is no such stage; the message names the stages that there are.
+    """
+    path = stage_directory(workdir, stage) / RECORD
+    if not path.is_file():
+        found = sorted(p.parent.name for p in Path(workdir).glob(f"*/{RECORD}"))
+        raise UserError(
+            f"no stage {stage!r} under {workdir}: {path} is missing; stages found: "
+            f"{', '.join(found) or 'none'}"
+        )
+    return json.loads(path.read_text())
+
+
+def checkpoint_steps(directory: str | Path) -> list[int]:
+    """Return the steps of a stage's complete checkpoints, ascending.
+
+    Args:
+      directory: <workdir>/<stage>.
+    """
+    paths = (Path(directory) / CHECKPOINTS).glob("*")
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def newest_checkpoint(directory: str | Path) -> Path:
+    """Return the newest complete checkpoint of a stage.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = checkpoint_steps(directory)
+    checkpoints = Path(directory) / CHECKPOINTS
+    if not steps:
+        raise UserError(
+            f"no checkpoint in {checkpoints}; train this stage first: "
+            f"imagen train --stage {Path(directory).name} ..."
+        )
+    return checkpoints / str(steps[-1])
+
+
+def quality(metrics: Mapping[str, float]) -> float:
+    """Return a number that ranks checkpoints, higher for a better one.
+
+    Args:
+      metrics: the one measurement that a checkpoint is stored with; its name is a key of
+        stage.BETTER.
+    """
+    ((name, value),) = metrics.items()
+    return BETTER[name] * value
+
+
+def best_checkpoint(directory: str | Path) -> Path:
+    """Return the best complete checkpoint of a stage by its train.best_metric.
+
+    Raises:
+      UserError: no checkpoint was measured.
+    """
+    found = {}
+    for step in checkpoint_steps(directory):
+        path = Path(directory) / CHECKPOINTS / str(step)
+        if (metrics := path / "metrics" / "metrics").is_file():
+            found[path] = quality(json.loads(metrics.read_text()))
+    if not found:
+        raise UserError(
+            f"no checkpoint in {Path(directory) / CHECKPOINTS} was measured; train with "
+            "train.keep_best and what its best_metric needs, or take the newest"
+        )
+    return max(found, key=found.__getitem__)
+
+
+def ema_item(decay: str | None = None) -> str:
+    """Return the item of a checkpoint that holds an average: the main one, or another decay's."""
+    return "ema" if decay is None else f"ema_{decay}"
+
+
+def ema_digest(checkpoint: Path, decay: float | None = None) -> str:
+    """Return a hash of what restore_ema reads: of the checksums that it was saved with.
+
+    Args:
+      checkpoint: path of a complete checkpoint.
+      decay: see restore_ema.
+
+    Raises:
+      UserError: no average of this decay was kept; the message names those that were.
+      DamagedCheckpoint: the checksums cannot be read.
+    """
+    item = ema_item(None if decay is None else str(decay))
+    if decay is not None and not (checkpoint / item).is_dir():
+        extra = [p.name.removeprefix("ema_") for p in sorted(checkpoint.glob("ema_*"))]
+        raise UserError(
+            f"{checkpoint} has no average of decay {decay}; beside the main one there are: "
+            f"{', '.join(extra) or 'none'}"
+        )
+    try:
+        sums = json.loads((checkpoint / "checksums" / "metadata").read_text())[item]
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpoint(f"{checkpoint} has no checksums: {reason(error)}") from error
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def restore_ema(checkpoint: Path, abstract_params: Any, decay: float | None = None) -> Any:
+    """Return the averaged weights of a checkpoint.
+
+    Args:
+      checkpoint: path of a complete checkpoint.
+      abstract_params: pytree of ShapeDtypeStructs with shardings.
+      decay: one of train.extra_ema_decays of its config; None is train.ema_decay.
+
+    Raises:
+      UserError: the checkpoint is no longer there, or has no average of this decay.
+      DamagedCheckpoint: the weights cannot be read, or are not those that were saved.
+    """
+    # Imported here: reading the record of a stage should not cost a second.
+    import orbax.checkpoint as ocp
+
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} was removed since it was looked up, by a training that writes newer "
+            "ones; run the command again"
+        )
+    ema_digest(checkpoint, decay)  # an unknown decay is an error of its own
+    item = ema_item(None if decay is None else str(decay))
+    wanted = {
+        item: ocp.args.StandardRestore(abstract_params),
+        "checksums": ocp.args.JsonRestore(),
+    }
+    try:
+        with ocp.CheckpointManager(checkpoint.parent.absolute()) as manager:
+            restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**wanted))
+    except Exception as error:  # of whatever kind the library's parts raise on damage
+        raise DamagedCheckpoint(f"{checkpoint} cannot be read: {reason(error)}") from error
+    check_restored(checkpoint / item, restored["checksums"].get(item, {}), restored[item])
+    return restored[item]
+
+
+def reason(error: BaseException) -> str:
+    """Return why reading or writing a checkpoint failed, in one line: the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
+
+
+def check_restored(path: Path, stored: dict[str, int], tree: Any) -> None:
+    """Compare what was read of a checkpoint with the checksums of what was saved.
+
+    Raises:
+      DamagedCheckpoint: arrays differ; the message names one.
+    """
+    from imagen_jax.checkpoints.checksums import checksums
+
+    differing = [name for name, value in checksums(tree).items() if stored.get(name) != value]
+    if differing:
+        raise DamagedCheckpoint(
+            f"{path} is damaged: {len(differing)} arrays do not have the checksums that they were "
+            f"saved with, such as {differing[0]}"
+        )
