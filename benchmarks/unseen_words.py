@@ -20,9 +20,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.scenes.grammar import Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.sampling import sample_unseen_words
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.data.scenes.vocabulary import COLOURS, SYNONYMS, UNSEEN_WORDS
 from imagen_jax.eval.alignment import score_all
 from imagen_jax.eval.metrics.intervals import wilson_interval

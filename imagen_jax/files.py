@@ -119,14 +119,14 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
 
 
 def cache_directory(kind: str) -> Path:
-    """Return where this machine keeps what it compiled.
+    """Return where this machine keeps what it compiled or fetched.
 
     Compiled code is for one machine's processor, and a home directory may be shared by several.
     Without a home directory that can be written, as for `docker run --user`, it lies in the
     directory for temporary files.
 
     Args:
-      kind: "compiled" for programs of JAX, "native" for kernels in C++.
+      kind: "compiled" for programs of JAX, "native" for kernels in C++, "emoji" for drawings.
     """
     name = f"{kind}-{platform.node()}"
     if given := os.environ.get("XDG_CACHE_HOME"):

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-LEVELS = ("quickstart", "demo", "full")
+LEVELS = ("quickstart", "demo", "full", "emoji")
 
 Commands = argparse._SubParsersAction
 """What `argparse` calls the place that commands are added to."""
@@ -113,23 +113,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scenes(parser: argparse.ArgumentParser) -> None:
-    """Adds --scenes, the level of the built-in scenes, and --emoji."""
+    """Adds --scenes, the level of the built-in scenes."""
     parser.add_argument(
         "--scenes",
         choices=LEVELS,
         required=True,
-        help="how rich the images are: what minutes on a CPU can learn, what hours can, or all "
-        "there is",
-    )
-    add_emoji(parser)
-
-
-def add_emoji(parser: argparse.ArgumentParser) -> None:
-    """Adds --emoji, which adds to the scenes."""
-    parser.add_argument(
-        "--emoji",
-        metavar="DIR",
-        help="with --scenes full: also the emoji that `imagen data fetch` put there",
+        help="how rich the images are: what minutes on a CPU can learn, what hours can, all that "
+        "comes with the package, or every emoji, which `imagen data fetch` gets first",
     )
 
 

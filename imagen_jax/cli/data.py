@@ -20,7 +20,7 @@ def add_command(commands: Commands) -> None:
         """
         imagen data show --scenes quickstart --output sheet.png
         imagen data show --scenes demo --split heldout --output heldout.png
-        imagen data fetch --output emoji
+        imagen data fetch
         imagen data inspect runs/quickstart/embeddings --output report.html""",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
@@ -60,13 +60,13 @@ def add_command(commands: Commands) -> None:
         "the full sets of emoji art",
         """
         Fetches the full sets of emoji art in both styles, Noto (Apache-2.0) and Fluent flat (MIT),
-        of which a small choice comes with this package. Needs npm and a network.""",
+        of which a small choice comes with this package, into the cache of this machine
+        (~/.cache/imagen-jax). Needs npm and a network.""",
         """
-        imagen data fetch --output emoji
-        imagen data show --scenes full --emoji emoji --output sheet.png
-        imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings""",
+        imagen data fetch
+        imagen data show --scenes emoji --output sheet.png
+        imagen embed --scenes emoji --count 200000 --output runs/emoji/embeddings""",
     )
-    fetch.add_argument("--output", metavar="DIR", required=True, help="where the sets go")
     fetch.set_defaults(run=_fetch)
     inspect = command(
         actions,
@@ -87,21 +87,21 @@ def _show(args: argparse.Namespace) -> None:
     from imagen_jax.data.scenes.levels import get_level
     from imagen_jax.data.scenes.sheet import contact_sheet
 
-    level = get_level(args.scenes, args.emoji)
+    level = get_level(args.scenes)
     sheet = contact_sheet(level, args.split, args.seed, args.count, args.size)
     sheet.save(args.output)
     print(f"{args.count} scenes in {args.output}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from imagen_jax.data.scenes.art import fetch_full_set
+    from imagen_jax.data.scenes.art import fetch_full_set, fetched_set
 
     try:
-        counts = fetch_full_set(args.output)
+        counts = fetch_full_set()
     except RuntimeError as error:  # npm is missing or has failed: for the user to mend
         raise UserError(error) from error
     drawn = ", ".join(f"{count} of {style}" for style, count in counts.items())
-    print(f"emoji in {args.output}: {drawn}")
+    print(f"emoji in {fetched_set()}: {drawn}")
 
 
 def _inspect(args: argparse.Namespace) -> None:

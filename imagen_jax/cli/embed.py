@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from imagen_jax.cli.command import (
     LEVELS,
     Commands,
-    add_emoji,
     add_encoder_files,
     add_process,
     command,
@@ -32,7 +31,7 @@ EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
 _OF_FILES = ("image_key", "caption_key", "damaged_files")
 CORPORA = {
-    "scenes": ("count", "emoji", "seed"),
+    "scenes": ("count", "seed"),
     "tfrecords": _OF_FILES,
     "webdataset": _OF_FILES,
     "table": ("image_key", "caption_key"),
@@ -41,7 +40,7 @@ CORPORA = {
 """Options that name a source, and so the kinds of corpora that training may be given, with the
 options that not all sources have."""
 TRAIN_OPTIONS = (
-    "caption-key", "count", "damaged-files", "data-dir", "emoji", "encoder-dtype",
+    "caption-key", "count", "damaged-files", "data-dir", "encoder-dtype",
     "encoder-weights", "fit", "image-key", "image-size", "long-captions", "seed", "shards",
     "states", "vocabulary",
 )  # fmt: skip
@@ -64,8 +63,8 @@ def add_command(commands: Commands) -> None:
         imagen embed --scenes quickstart --count 20000 --output runs/quickstart/embeddings
         imagen embed --scenes demo --count 200000 --shards 64 --output runs/demo/embeddings
         imagen embed --scenes demo --count 1000 --split validation --output runs/demo/embeddings
-        imagen embed --scenes full --emoji emoji --count 200000 --output runs/full/embeddings
-            with the emoji of `imagen data fetch --output emoji`
+        imagen embed --scenes emoji --count 200000 --output runs/emoji/embeddings
+            with the drawings that `imagen data fetch` has fetched
         imagen embed --scenes quickstart --count 20000 --encoder minilm-random --output runs/random
             what the pretraining of the language model buys: the same model with random weights
         imagen embed --tfrecords 'laion/*.tfrecord' --image-size 256 --fit crop --states int8 \\
@@ -158,7 +157,6 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     sources.add_argument(
         "--tfds", metavar="NAME:SPLIT", help="a prepared dataset of TensorFlow Datasets"
     )
-    add_emoji(parser)
     parser.add_argument("--count", type=positive, help="with --scenes: number of examples")
     parser.add_argument(
         "--seed",
@@ -314,9 +312,7 @@ def _source(args: argparse.Namespace) -> tuple[Source, int]:
         if args.count is None:
             raise UserError("--scenes needs --count, the number of scenes")
         compositions = "train" if args.split == "train" else "heldout"
-        scenes = SceneSource(
-            args.scenes, compositions, args.seed or 0, args.count, args.image_size, args.emoji
-        )
+        scenes = SceneSource(args.scenes, compositions, args.seed or 0, args.count, args.image_size)
         return scenes, args.shards or DEFAULT_SHARDS
     if args.table is not None:
         from imagen_jax.data.tables import Table

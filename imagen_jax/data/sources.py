@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +78,6 @@ class SceneSource:
       seed: names the sequence.
       count: number of scenes.
       size: side of the images in pixels.
-      emoji: directory of fetched emoji that join the level "full"; None for the vendored alone.
     """
 
     level: str
@@ -87,24 +85,21 @@ class SceneSource:
     seed: int
     count: int
     size: int
-    emoji: str | Path | None = None
 
     def __post_init__(self) -> None:
-        get_level(self.level, self.emoji)  # an unknown one is an error at once
+        get_level(self.level)  # an unknown one is an error at once
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
         """The scenes of one shard, rendered one by one."""
         start, end = (self.count * edge // num_shards for edge in (shard, shard + 1))
-        level = get_level(self.level, self.emoji)
+        level = get_level(self.level)
         return scene_examples(level, self.split, self.seed, end - start, self.size, start=start)
 
     def describe(self) -> dict[str, Any]:
         """The name of the source, the arguments, and what draws the scenes."""
         description = {"name": "scenes", **asdict(self), "rendering": RENDERING}
-        del description["emoji"]  # not in the descriptions of scenes without them
-        if self.emoji is not None:
-            emoji = {"directory": str(self.emoji), "sha256": fingerprint(self.emoji)}
-            description["emoji"] = emoji
+        if get_level(self.level).open:
+            description["emoji"] = fingerprint()
         return description
 
     def __len__(self) -> int:
@@ -112,19 +107,18 @@ class SceneSource:
 
 
 def described_level(description: Mapping[str, Any]) -> Level:
-    """The level of the scenes that `SceneSource.describe` has described, fetched emoji included.
+    """The level of the scenes that `SceneSource.describe` has described.
 
     Raises:
-      UserError: the fetched emoji are no longer where they were; they are other emoji now.
+      UserError: its emoji have not been fetched on this machine.
+      UserError: they are other emoji now.
     """
-    emoji = description.get("emoji")
-    if emoji is None:
-        return get_level(description["level"])
-    level = get_level(description["level"], emoji["directory"])
-    if (found := fingerprint(emoji["directory"])) != emoji["sha256"]:
+    level = get_level(description["level"])
+    described = description.get("emoji")
+    if level.open and (found := fingerprint()) != described:
         raise UserError(
-            f"the emoji in {emoji['directory']} are not those of the described scenes: their "
-            f"sha256 is {found}, not {emoji['sha256']}; imagen data fetch gets the pinned versions"
+            "the fetched emoji are not those of the described scenes: their sha256 is "
+            f"{found}, not {described}; imagen data fetch gets the pinned versions"
         )
     return level
 

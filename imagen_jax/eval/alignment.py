@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagen_jax.data.scenes.grammar import Group, Scene
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.render import render
+from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.intervals import wilson_interval
 from imagen_jax.eval.template_matching import (

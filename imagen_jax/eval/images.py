@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.data.scenes.render import render
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.files import fingerprint
 

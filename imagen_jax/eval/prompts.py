@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.data.scenes.grammar import Scene
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.files import fingerprint
 

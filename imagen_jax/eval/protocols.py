@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.scenes.grammar import Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.coco import Captions
 from imagen_jax.eval.images import Files, Images, RenderedScenes

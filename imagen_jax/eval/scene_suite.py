@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from imagen_jax.data.scenes.grammar import Group, Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
+from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.data.scenes.vocabulary import NOUNS, STYLES, article
 from imagen_jax.errors import UserError
 from imagen_jax.eval.prompts import DRAWBENCH_CATEGORIES, Prompt, Suite

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.data.scenes.grammar import Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.eval.job import ImageStore

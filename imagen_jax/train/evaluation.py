@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from imagen_jax.data.records import Record
-from imagen_jax.data.scenes.grammar import Scene
 from imagen_jax.data.scenes.levels import Level
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.data.scenes.source import scene_of
 from imagen_jax.data.sources import described_level
 from imagen_jax.errors import UserError

@@ -1,7 +1,7 @@
 """Built-in data: scenes of shapes and real emoji art, captioned by a small grammar."""
 
 from imagen_jax.data.scenes.art import fetch_full_set
-from imagen_jax.data.scenes.grammar import Group, Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import LEVELS, Level, get_level
 from imagen_jax.data.scenes.render import Placed, layout, render
 from imagen_jax.data.scenes.sampling import (
@@ -12,6 +12,7 @@ from imagen_jax.data.scenes.sampling import (
     sample_scene,
     sample_unseen_words,
 )
+from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.data.scenes.sheet import contact_sheet
 from imagen_jax.data.scenes.source import Example, scene_examples
 from imagen_jax.data.scenes.sprites import sprite

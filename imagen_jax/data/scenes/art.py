@@ -9,20 +9,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from imagen_jax.data.scenes.vocabulary import (
-    BACKGROUNDS,
-    COLOURS,
-    COUNT_WORDS,
-    NOUNS,
-    RGB,
-    SIZES,
-    UNSEEN_WORDS,
-    Noun,
-    plural,
-)
+from imagen_jax.data.scenes.concepts import CONCEPTS_FILE, concepts
+from imagen_jax.data.scenes.vocabulary import RGB
 from imagen_jax.errors import UserError
+from imagen_jax.files import cache_directory
 
 VENDORED = Path(__file__).parent / "assets"
 
@@ -92,14 +85,34 @@ def _read_icons(path: Path) -> dict[str, dict]:
     return {name: size | data for name, data in pack["icons"].items() if not data.get("hidden")}
 
 
-def fetch_full_set(out_dir: str | Path) -> dict[str, int]:
-    """Download both emoji packs at their pinned versions, for the level "full".
+def fetched_set() -> Path:
+    """The directory of this machine's cache that `fetch_full_set` fills."""
+    return cache_directory("emoji")
 
-    Args:
-      out_dir: directory to make; gets noto.json, fluent.json.
+
+def fetch_full_set() -> dict[str, int]:
+    """Download both emoji packs at their pinned versions, for the level "emoji".
 
     Returns:
       style -> number of icons.
+
+    Raises:
+      RuntimeError: npm is missing, or it failed.
+    """
+    out_dir = fetched_set()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for style, package in PACKAGES.items():
+        npm_files(package, {f"{style}.json": "icons.json"}, out_dir)
+    return {style: len(_read_icons(out_dir / f"{style}.json")) for style in PACKAGES}
+
+
+def npm_files(package: str, members: Mapping[str, str], out_dir: Path) -> None:
+    """Download files of an npm package; each appears whole or not at all.
+
+    Args:
+      package: with its version, "name@1.2.3".
+      members: name to be written -> path within the package.
+      out_dir: existing directory.
 
     Raises:
       RuntimeError: npm is missing, or it failed.
@@ -109,24 +122,20 @@ def fetch_full_set(out_dir: str | Path) -> dict[str, int]:
             "the full emoji set is downloaded with npm, which is not installed; "
             "install Node.js, or use the vendored levels quickstart, demo and full"
         )
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for style, package in PACKAGES.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            done = subprocess.run(
-                ["npm", "pack", "--silent", package],
-                cwd=scratch, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            archives = list(Path(scratch).glob("*.tgz"))
-            if done.returncode or not archives:
-                raise RuntimeError(f"npm pack {package} failed: {done.stderr.strip()[-500:]}")
-            with tarfile.open(archives[0]) as archive:
-                archive.extract("package/icons.json", scratch, filter="data")
-            text = (Path(scratch) / "package" / "icons.json").read_bytes()
-        partial = out_dir / f"{style}.json.partial"
-        partial.write_bytes(text)
-        partial.replace(out_dir / f"{style}.json")
-    return {style: len(_read_icons(out_dir / f"{style}.json")) for style in PACKAGES}
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            ["npm", "pack", "--silent", package],
+            cwd=scratch, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        archives = list(Path(scratch).glob("*.tgz"))
+        if done.returncode or not archives:
+            raise RuntimeError(f"npm pack {package} failed: {done.stderr.strip()[-500:]}")
+        with tarfile.open(archives[0]) as archive:
+            for name, member in members.items():
+                archive.extract(f"package/{member}", scratch, filter="data")
+                partial = out_dir / f"{name}.partial"
+                partial.write_bytes((Path(scratch) / "package" / member).read_bytes())
+                partial.replace(out_dir / name)
 
 
 def _fetched_files(directory: Path) -> dict[str, Path]:
@@ -138,62 +147,40 @@ def _fetched_files(directory: Path) -> dict[str, Path]:
     return paths
 
 
-def fingerprint(directory: str | Path) -> str:
-    """sha256 over the files of a fetched set: the same one has the same drawings and names.
+def fingerprint() -> str:
+    """sha256 over the files of the fetched set and the list of concepts: equal ones have the same
+    drawings and names.
 
     Raises:
-      UserError: the directory holds no fetched set.
+      UserError: nothing was fetched.
     """
     digest = hashlib.sha256()
-    for path in _fetched_files(Path(directory)).values():
+    for path in (*_fetched_files(fetched_set()).values(), CONCEPTS_FILE):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-_RESERVED = UNSEEN_WORDS.union(COLOURS, BACKGROUNDS, COUNT_WORDS.values(), *SIZES.values())
-_UNDRAWABLE = ("skin-tone", "flag-", "keycap-", "-button", "-oclock", "-thirty", "-skin")
-
-
 @functools.cache
-def add_icons(directory: Path) -> tuple[str, ...]:
-    """Make the emoji of a fetched set known as nouns.
+def add_icons(directory: Path) -> None:
+    """Make the drawings of a fetched set known, by the codepoints of their concepts.
 
     Args:
       directory: what `fetch_full_set` wrote.
 
-    Returns:
-      Names of the nouns of both styles that were added to vocabulary.NOUNS: the icons' names with
-      spaces, without variants (skin tones, flags, keys, clock times), names that hold a colour, a
-      size or a count, and words that are kept out of all training captions.
-
     Raises:
-      UserError: the directory holds no fetched set; a file of the set is damaged.
+      UserError: the directory holds no fetched set.
+      UserError: a file of the set is damaged, or lacks a concept.
     """
-    packs = {}
     for style, path in _fetched_files(directory).items():
         try:
-            packs[style] = _read_icons(path)
+            pack = _read_icons(path)
+            for concept in concepts().values():
+                icons(style)[concept.icon] = pack[concept.icons[style]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is not a set of emoji; fetch it again: imagen data fetch"
+                f"{path} is not the set of emoji of {PACKAGES[style]}; fetch it again: "
+                "imagen data fetch"
             ) from error
-    known = {noun.icon for noun in NOUNS.values()}
-    added = []
-    for icon in sorted(set.intersection(*(set(pack) for pack in packs.values()))):
-        name = icon.replace("-", " ")
-        if (
-            icon in known
-            or name in NOUNS
-            or any(part in icon for part in _UNDRAWABLE)
-            or any(c.isdigit() for c in icon)
-            or _RESERVED.intersection(name.split(" "))
-        ):
-            continue
-        for style, pack in packs.items():
-            icons(style)[icon] = pack[icon]
-        NOUNS[name] = Noun(name, plural(name), icon)
-        added.append(name)
-    return tuple(added)
 
 
 def _hex(colour: tuple[int, ...]) -> str:

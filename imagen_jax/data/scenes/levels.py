@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from imagen_jax.data.scenes import art
-from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, STYLES
+from imagen_jax.data.scenes.concepts import concepts
+from imagen_jax.data.scenes.vocabulary import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPE_NAMES,
+    STYLES,
+    VENDORED_BACKGROUNDS,
+    VENDORED_COLOURS,
+    VENDORED_EMOJI,
+)
 from imagen_jax.errors import UserError
 
 
@@ -23,6 +31,7 @@ class Level:
       sized: share of one-group scenes whose caption says small or large, 0..1.
       tidy: every object is as large as fits and lies in the middle of its place; there are far
         fewer images to learn.
+      open: captions say part of the scene, and everything else varies (open_grammar).
     """
 
     name: str
@@ -35,6 +44,7 @@ class Level:
     counts: float = 0.0
     sized: float = 0.0
     tidy: bool = False
+    open: bool = False
 
 
 QUICKSTART = Level(
@@ -56,33 +66,41 @@ DEMO = Level(
         "cat", "dog", "fox", "pig", "frog", "fish", "turtle", "butterfly", "apple", "strawberry",
         "mushroom", "doughnut", "tree", "sunflower", "car", "rocket", "house", "umbrella",
     ),
-    colours=tuple(COLOURS),
-    backgrounds=tuple(BACKGROUNDS),
+    colours=VENDORED_COLOURS,
+    backgrounds=VENDORED_BACKGROUNDS,
     counts=0.2,
     sized=0.3,
 )  # fmt: skip
 
-FULL = replace(DEMO, name="full", nouns=tuple(NOUNS))
+FULL = replace(DEMO, name="full", nouns=(*SHAPE_NAMES, *VENDORED_EMOJI))
 
-LEVELS = {level.name: level for level in (QUICKSTART, DEMO, FULL)}
+EMOJI = Level(
+    name="emoji",
+    nouns=(*SHAPE_NAMES, *concepts()),
+    colours=tuple(COLOURS),
+    backgrounds=tuple(BACKGROUNDS),
+    two_groups=0.35,
+    tinted=0.2,
+    counts=0.12,
+    sized=0.15,
+    open=True,
+)
+
+LEVELS = {level.name: level for level in (QUICKSTART, DEMO, FULL, EMOJI)}
 
 
-def get_level(name: str, fetched: str | Path | None = None) -> Level:
-    """A level by its name.
+def get_level(name: str) -> Level:
+    """A level by its name, ready to be drawn.
 
     Args:
       name: a key of LEVELS.
-      fetched: only with "full": the directory that `imagen data fetch` filled; its emoji join.
 
     Raises:
-      UserError: unknown name, or a directory with another level than "full",
-        or its files are damaged.
-      UserError: the directory holds no fetched set.
+      UserError: unknown name, or fetched emoji that are damaged.
+      UserError: level "emoji", and `imagen data fetch` has not fetched its drawings.
     """
     if name not in LEVELS:
         raise UserError(f"unknown level {name!r}; choices: {', '.join(LEVELS)}")
-    if fetched is None:
-        return LEVELS[name]
-    if name != "full":
-        raise UserError(f"fetched emoji belong to level 'full', not to {name!r}")
-    return replace(FULL, nouns=FULL.nouns + art.add_icons(Path(fetched).resolve()))
+    if LEVELS[name].open:
+        art.add_icons(art.fetched_set())
+    return LEVELS[name]

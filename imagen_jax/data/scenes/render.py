@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.scenes.grammar import Group, Scene
+from imagen_jax.data.scenes.backgrounds import shaded_background
+from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.data.scenes.sprites import extent, premultiplied_sprite
 from imagen_jax.data.scenes.vocabulary import BACKGROUNDS
 from imagen_jax.errors import UserError
 
 GRID = 64
 """Boxes lie on a grid of this many cells a side; images of 64, 128, 192, 256 hit it exactly."""
-MAX_SIZE = 256
+MAX_SIZE = 1024
 RENDERING = 1
 """Version of how scenes look and are captioned. Raise it with every change of either: embeddings
 made by another version are then refused, where they would be reused or trained on."""
@@ -52,6 +53,7 @@ _ALONE = {None: (26, 44), "small": (22, 28), "large": (40, 46)}
 _HALF = (22, 28)
 _QUARTER = (18, 24)
 _THIRD_OF_HALF = (14, 16)
+_OPEN_ALONE = {None: (30, 54), "small": (16, 24), "large": (50, 58)}
 
 
 def layout(scene: Scene) -> tuple[Placed, ...]:
@@ -79,7 +81,8 @@ def _cells(scene: Scene) -> list[tuple[int, int, int, int, int]]:
 
 def _longer_side(rng: np.random.Generator, scene: Scene, group: Group) -> int:
     if scene.relation is None:
-        least, most = {1: _ALONE[scene.size], 2: _HALF, 3: _QUARTER}[group.count]
+        alone = (_OPEN_ALONE if scene.open else _ALONE)[scene.size]
+        least, most = {1: alone, 2: _HALF, 3: _QUARTER}[group.count]
     else:
         least, most = {1: _HALF, 2: _QUARTER, 3: _THIRD_OF_HALF}[group.count]
     if scene.tidy:
@@ -133,7 +136,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
     Args:
       scene: what to draw.
-      size: side of the image in pixels, 1..256.
+      size: side of the image in pixels, 1..1024.
 
     Returns:
       uint8 [size, size, 3], antialiased; sizes agree up to antialiasing.
@@ -144,8 +147,10 @@ def render(scene: Scene, size: int) -> np.ndarray:
     if not 1 <= size <= MAX_SIZE:
         raise UserError(f"render: size={size} is not within 1..{MAX_SIZE}")
     scale = -(-size // GRID)
-    canvas = np.empty((GRID * scale, GRID * scale, 3), np.uint8)
-    canvas[:] = BACKGROUNDS[scene.background]
+    if scene.open:
+        canvas = shaded_background(scene, GRID * scale)
+    else:
+        canvas = np.full((GRID * scale, GRID * scale, 3), BACKGROUNDS[scene.background], np.uint8)
     for index, *cells in _cells(scene):
         x, y, width, height = (cell * scale for cell in cells)
         group = scene.groups[index]

@@ -17,8 +17,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from imagen_jax.data.scenes.grammar import Group, Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level
+from imagen_jax.data.scenes.open_sampling import sample_open_scene
+from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.data.scenes.sprites import is_visible
 from imagen_jax.data.scenes.vocabulary import NOUNS, RELATIONS, SIZES, SYNONYMS, article
 from imagen_jax.errors import UserError
@@ -95,11 +97,19 @@ def sample_scene(
     rng = np.random.default_rng([seed, index, SPLITS.index(split), groups or 0])
     if groups is None:
         groups = 2 if rng.random() < level.two_groups else 1
+    if level.open:
+        return sample_open_scene(level, rng, groups, _open_kind(rng, split, groups))
     draw = _draw_one if groups == 1 else _draw_two
     # Rejection keeps every choice uniform among the allowed ones; nearly all draws are allowed.
     while (scene := draw(rng, level, split)) is None:
         pass
     return scene
+
+
+def _open_kind(rng: np.random.Generator, split: str, groups: int) -> str | None:
+    if split == "train":
+        return None
+    return "pair" if groups == 2 else ("style", "colour")[int(rng.integers(2))]
 
 
 def _draw_one(rng: np.random.Generator, level: Level, split: str) -> Scene | None:

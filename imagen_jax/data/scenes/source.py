@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagen_jax.data.scenes.grammar import Scene, caption
+from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
+from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 
 

@@ -17,12 +17,21 @@ from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS, RGB, 
 from imagen_jax.errors import UserError
 
 MASTER_PIXELS = 256
+LARGEST = 1024
+"""Greatest length of a sprite's longer side, in pixels."""
+_SMALL = 64
+"""Sprites up to this length are kept, being most of all and small."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-@functools.lru_cache(maxsize=1024)
-def _master(noun: str, style: str, colour: str | None, pixels: int) -> Image.Image:
-    """The sprite to scale down from: RGBA with premultiplied alpha, cut to its ink."""
+@functools.lru_cache(maxsize=4096)
+def _kept_drawing(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray:
+    """`_drawing` of the sizes that come again and again."""
+    return _drawing(noun, style, colour, pixels)
+
+
+def _drawing(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray:
+    """A noun as drawn, cut to its ink: uint8 [h, w, 4]; only shapes are drawn in a colour."""
     import resvg_py
 
     icon = NOUNS[noun].icon
@@ -36,9 +45,16 @@ def _master(noun: str, style: str, colour: str | None, pixels: int) -> Image.Ima
     rgba = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     ink = rgba[..., 3] > 16
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if colour is not None and icon is not None:
-        rgba = tint(rgba, COLOURS[colour])
+    return rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _master(noun: str, style: str, colour: str | None, pixels: int) -> Image.Image:
+    """The sprite to scale down from: RGBA with premultiplied alpha, cut to its ink."""
+    drawing = _kept_drawing if pixels <= MASTER_PIXELS else _drawing
+    if colour is not None and not NOUNS[noun].is_shape:
+        rgba = tint(drawing(noun, style, None, pixels), COLOURS[colour])
+    else:
+        rgba = drawing(noun, style, colour, pixels)
     return Image.fromarray(rgba).convert("RGBa")
 
 
@@ -78,7 +94,6 @@ def extent(noun: str, style: str, pixels: int) -> tuple[int, int]:
     return max(1, round(pixels * ratio)), pixels
 
 
-@functools.lru_cache(maxsize=32768)
 def premultiplied_sprite(
     noun: str, style: str, colour: str | None, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +103,24 @@ def premultiplied_sprite(
       (ink, cover): ink uint16 [height, width, 3] = colour x alpha, and
       cover uint16 [height, width, 1] = 255 - alpha, both of 0..255.
     """
+    make = _kept_sprite if max(width, height) <= _SMALL else _sprite
+    return make(noun, style, colour, width, height)
+
+
+@functools.lru_cache(maxsize=16384)
+def _kept_sprite(
+    noun: str, style: str, colour: str | None, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return _sprite(noun, style, colour, width, height)
+
+
+def _sprite(
+    noun: str, style: str, colour: str | None, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    longer = max(width, height)
     # Images of 64 pixels, the bulk, need no more than a quarter of the memory.
-    pixels = MASTER_PIXELS // 2 if max(width, height) <= MASTER_PIXELS // 4 else MASTER_PIXELS
+    pixels = next(p for p in (MASTER_PIXELS // 2, MASTER_PIXELS, LARGEST)
+                  if longer <= (_SMALL if p == MASTER_PIXELS // 2 else p))  # fmt: skip
     image = _master(noun, style, colour, pixels).resize((width, height), Image.Resampling.BOX)
     array = np.asarray(image).astype(np.uint16)
     ink, cover = array[..., :3].copy(), 255 - array[..., 3:]
@@ -104,7 +135,7 @@ def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray
       noun: a name of vocabulary.NOUNS.
       style: a key of vocabulary.STYLES.
       colour: a name of vocabulary.COLOURS, or None for the art's own colours (not for shapes).
-      pixels: length of the longer side, 1..256.
+      pixels: length of the longer side, 1..1024.
 
     Returns:
       uint8 [h, w, 4], RGBA with straight alpha, max(h, w) == pixels.
@@ -113,8 +144,8 @@ def sprite(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray
       UserError: on an unknown noun, style or colour, a shape without a colour or a bad size.
     """
     check_words(noun, style, colour)
-    if not 1 <= pixels <= MASTER_PIXELS:
-        raise UserError(f"sprite: pixels={pixels} is not within 1..{MASTER_PIXELS}")
+    if not 1 <= pixels <= LARGEST:
+        raise UserError(f"sprite: pixels={pixels} is not within 1..{LARGEST}")
     ink, cover = premultiplied_sprite(noun, style, colour, *extent(noun, style, pixels))
     alpha = 255 - cover.astype(np.float32)
     straight = np.clip(ink * 255 / np.maximum(alpha, 1), 0, 255)
@@ -145,3 +176,39 @@ def is_visible(noun: str, style: str, colour: str | None, background: str) -> bo
     seen = ink & (away > 50)
     parts = np.bincount(ndimage.label(seen, structure=np.ones((3, 3)))[0].ravel())[1:]
     return bool(seen.sum() > 0.7 * ink.sum() and parts.max() > 0.9 * parts.sum())
+
+
+@functools.lru_cache(maxsize=65536)
+def stands_out(noun: str, style: str, colour: str | None, background: str) -> bool:
+    """Whether a sprite of an open scene stands out from a background.
+
+    Most of its ink must differ from the background, and what differs must reach as far as it does
+    on all four sides.
+    """
+    ink, away = _ink_and_distance(noun, style, colour, background)
+    seen = ink & (away > 50)
+    if seen.sum() < 0.6 * ink.sum():
+        return False
+    return bool(np.abs(np.subtract(_box(seen), _box(ink))).max() <= 1)
+
+
+def _ink_and_distance(
+    noun: str, style: str, colour: str | None, background: str
+) -> tuple[np.ndarray, np.ndarray]:
+    rgba = sprite(noun, style, colour, 32)
+    away = np.linalg.norm(rgba[..., :3] - np.asarray(BACKGROUNDS[background], np.float32), axis=-1)
+    return rgba[..., 3] > 128, away
+
+
+def _box(mask: np.ndarray) -> tuple[int, ...]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return rows[0], rows[-1], columns[0], columns[-1]
+
+
+@functools.cache
+def is_loose(noun: str, style: str) -> bool:
+    """Whether the drawing falls apart, so that beside others it is not known what belongs to it."""
+    colour = "red" if NOUNS[noun].is_shape else None
+    ink = np.pad(sprite(noun, style, colour, 48)[..., 3] > 64, 2)
+    near = ndimage.binary_dilation(ink, iterations=1)
+    return bool(ndimage.label(near, structure=np.ones((3, 3)))[1] > 1)

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from imagen_jax.data.scenes.concepts import concepts
+
 RGB = tuple[int, int, int]
 
 
@@ -17,11 +19,17 @@ class Noun:
       name: singular, as a caption says it.
       plural: as a caption says it after "two" or "three".
       icon: identifier of the icon in both emoji packs; None for a plain shape.
+      names: all that it is called in open scenes, its name first.
+      keywords: further words that belong to it alone.
+      rare: see concepts.Concept.
     """
 
     name: str
     plural: str
     icon: str | None = None
+    names: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    rare: bool = False
 
     @property
     def is_shape(self) -> bool:
@@ -35,9 +43,12 @@ _IRREGULAR = {
 }  # fmt: skip
 
 
+_AFTER_THE_HEAD = "of|with|in|on|behind|without|from|holding|showing|facing|over|under"
+
+
 def plural(name: str) -> str:
-    """English plural of a noun phrase: the last word before "of", "with" or "in" has the ending."""
-    head, *rest = re.split(r" (?=(?:of|with|in) )", name, maxsplit=1)
+    """English plural of a noun phrase: the last word before "of", "with", ... has the ending."""
+    head, *rest = re.split(rf" (?=(?:{_AFTER_THE_HEAD}) )", name, maxsplit=1)
     *front, last = head.split(" ")
     if last in _IRREGULAR:
         ending = _IRREGULAR[last]
@@ -74,11 +85,16 @@ _EMOJI = {
     "teapot": "teapot", "clock": "alarm-clock", "basketball": "basketball",
     "pumpkin": "jack-o-lantern",
 }  # fmt: skip
+VENDORED_EMOJI = tuple(_EMOJI)
 
-
-NOUNS: dict[str, Noun] = {name: Noun(name, plural(name)) for name in SHAPE_NAMES}
+NOUNS = {name: Noun(name, plural(name), names=(name,)) for name in SHAPE_NAMES}
 NOUNS |= {name: Noun(name, plural(name), icon) for name, icon in _EMOJI.items()}
-"""Every vendored noun by its name; a fetched full set adds to it (assets.py)."""
+NOUNS |= {
+    emoji: Noun(c.names[0], plural(c.names[0]), c.icon, c.names, c.keywords, c.rare)
+    for emoji, c in concepts().items()
+}
+"""Every noun: shapes and vendored emoji by their names, the concepts of open scenes by their emoji,
+of which the drawings have to be fetched (art.add_icons)."""
 
 COLOURS: MappingProxyType[str, RGB] = MappingProxyType(
     {
@@ -90,8 +106,13 @@ COLOURS: MappingProxyType[str, RGB] = MappingProxyType(
         "purple": (136, 58, 182),
         "pink": (246, 112, 178),
         "black": (48, 48, 54),
+        "brown": (132, 80, 44),
+        "white": (246, 246, 248),
+        "gray": (132, 134, 142),
     }
 )
+VENDORED_COLOURS = tuple(COLOURS)[:8]
+"""Those of the levels without fetched emoji."""
 
 BACKGROUNDS: MappingProxyType[str, RGB] = MappingProxyType(
     {
@@ -101,8 +122,16 @@ BACKGROUNDS: MappingProxyType[str, RGB] = MappingProxyType(
         "pink": (252, 204, 220),
         "gray": (172, 174, 180),
         "black": (16, 17, 22),
+        "yellow": (250, 236, 160),
+        "purple": (214, 196, 248),
+        "orange": (250, 190, 126),
+        "red": (240, 120, 112),
+        "beige": (236, 222, 196),
+        "dark blue": (26, 40, 92),
     }
 )
+VENDORED_BACKGROUNDS = tuple(BACKGROUNDS)[:6]
+"""Those of the levels without fetched emoji."""
 
 STYLES: MappingProxyType[str, str] = MappingProxyType({"noto": "drawing", "fluent": "flat icon"})
 """Art style -> the words of a caption for it."""
