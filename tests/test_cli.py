@@ -202,20 +202,8 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             "absent",
         ),
         (
-            ["data", "show", "--scenes", "demo", "--size", "300", "--output", "x.png"],
-            "256",
-        ),
-        (
-            ["data", "show", "--scenes", "full", "--emoji", "absent", "--output", "x.png"],
-            "imagen data fetch",
-        ),
-        (
-            ["embed", "--scenes", "full", "--emoji", "absent", "--count", "8", "--output", "x"],
-            "imagen data fetch",
-        ),
-        (
-            ["embed", "--scenes", "demo", "--emoji", "absent", "--count", "8", "--output", "x"],
-            "fetched emoji belong to level 'full', not to 'demo'",
+            ["data", "show", "--scenes", "demo", "--size", "1025", "--output", "x.png"],
+            "1024",
         ),
         (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
     ],
