@@ -24,8 +24,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from imagen_jax.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-"""The configs of the repository; a name without a folder is looked up here."""
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(
+    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
+)
+"""The shipped configs: inside the package where it is installed, beside it in a checkout. A name
+without a folder is looked up here."""
 
 Section = TypeVar("Section")
 
@@ -34,7 +38,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
     """Runs `get_config()` of a config file, applies overrides and freezes the result.
 
     Args:
-      path: a file such as "configs/quickstart.py", or the name of one of `CONFIGS`, "quickstart".
+      path: a file such as "my/config.py", or the name of a shipped config such as "quickstart".
       overrides: "key=value" each, with the full path of the key: "stages.base.batch_size=16". The
         value is read as a Python literal, and as a plain string where it is none.
 

@@ -26,7 +26,7 @@ options:
   --spot                  on spot nodes
   --restarts N            how often the pods are started again at most (default: 50)
   --grace SECONDS         from the notice that a pod is to go to its end (default: 120)
-  --image IMAGE           of the containers; must have Python 3.11 (default: python:3.11)
+  --image IMAGE           of the containers; must have Python 3.11 to 3.13 (default: python:3.11)
   --plan TOPOLOGY         first ask imagen plan whether the stage fits, such as v4:2x2x4
   --poll SECONDS          between looks at what has become of the JobSet (default: 30)
   --keep                  leave the JobSet in the end; deleting it is then up to you

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles launch/pins.txt and launch/pins-dev.txt anew from pyproject.toml.
+# Compiles launch/pins*.txt again from pyproject.toml.
 # Only for those who change the versions: running and testing the code reads the pins as they are.
 set -euo pipefail
 
@@ -7,9 +7,15 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 usage: bash launch/pins.sh [ARGUMENT OF uv pip compile ...]
 
-Writes launch/pins.txt (what running needs) and launch/pins-dev.txt (what tests and notebooks need
-on top), for Python 3.11 on Linux x86_64. Needs the program uv. Pins that still satisfy
-pyproject.toml are kept.
+Writes, with the hash of every file, for all supported Pythons and platforms at once:
+  launch/pins-build.txt   what builds the packages that come as source
+  launch/pins.txt         what running needs
+  launch/pins-dev.txt     what tests and notebooks need on top
+  launch/pins-tpu.txt     the driver of TPUs
+  launch/pins-cuda12.txt  JAX on GPUs with CUDA 12
+  launch/pins-cuda13.txt  the same with CUDA 13
+Needs the program uv. Pins that still satisfy pyproject.toml are kept. Afterwards,
+`python launch/check_pins.py` lists what has to be compiled where.
 
 examples:
   bash launch/pins.sh                            take up a package added to pyproject.toml
@@ -22,22 +28,34 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v uv > /dev/null || { echo "launch/pins.sh: needs uv: pip install uv" >&2; exit 1; }
 
-all=$(mktemp)
-trap 'rm -f "$all"' EXIT
+before=$(mktemp) all=$(mktemp)
+trap 'rm -f "$before" "$all"' EXIT
 
-compile() {  # compile OUTPUT [ARGUMENT ...]
-  local output=$1
+# compile NAME [ARGUMENT ...]  writes launch/NAME, without what the files before it hold
+compile() {
+  local output=launch/$1
   shift
+  touch "$output"
+  cat "$before" "$output" > "$all"
   # No index address may enter the pins, hence no lock format.
-  uv pip compile --quiet pyproject.toml launch/pins.in --override launch/pins-left-out.txt \
-    --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
-    --no-emit-index-url --no-annotate --no-header --output-file "$output" "$@" > /dev/null
+  uv pip compile --quiet launch/pins-build.in --override launch/pins-left-out.txt \
+    --universal --python-version 3.11 --generate-hashes --constraint "$before" \
+    --no-emit-index-url --no-annotate --no-header --output-file "$all" "$@" > /dev/null
+  python3 - "$before" "$all" > "$output" << 'PYTHON'
+import re
+import sys
+
+before, everything = (re.split(r"\n(?=\S)", open(path).read().strip()) for path in sys.argv[1:])
+print("\n".join(pin for pin in everything if pin not in before))
+PYTHON
 }
 
-compile launch/pins.txt --extra demo --extra page "$@"
-# pins-dev.txt holds only what it adds, so that no package is pinned in two places.
-cat launch/pins.txt > "$all"
-[[ ! -f launch/pins-dev.txt ]] || cat launch/pins-dev.txt >> "$all"
-compile "$all" --extra demo --extra page --extra dev --constraint launch/pins.txt "$@"
-grep -vxFf launch/pins.txt "$all" > launch/pins-dev.txt
-wc -l launch/pins.txt launch/pins-dev.txt
+run=(pyproject.toml launch/pins.in --extra train --extra page)
+compile pins-build.txt "$@"
+cp launch/pins-build.txt "$before"
+compile pins.txt "${run[@]}" "$@"
+cat launch/pins.txt >> "$before"
+for extra in dev tpu cuda12 cuda13; do
+  compile "pins-$extra.txt" "${run[@]}" --extra "$extra" "$@"
+done
+grep -c '^[a-z]' launch/pins*.txt

@@ -9,7 +9,7 @@ usage: bash launch/quickstart.sh [--workdir DIR] [--count N] [--no-open]
 Trains the small cascade of configs/quickstart.py on images that the package makes itself, samples
 prompts with compositions that training never saw, and measures how often the images are right.
 Prints each command before it runs: they are what you would type with settings of your own.
-Interrupted, the same command goes on where it stopped. Needs Python 3.11 and nothing else.
+Interrupted, the same command resumes. Needs what launch/setup.sh needs: Python 3.11 to 3.13, or uv.
 
 options:
   --workdir DIR  where everything goes (default: runs/quickstart)

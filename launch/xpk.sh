@@ -25,7 +25,7 @@ options:
   --spot             on spot nodes, where the cluster provisions them itself
   --restarts N       how often the hosts are started again at most (default: 50)
   --grace SECONDS    from the notice that a host is to go to its end (default: 120)
-  --image IMAGE      that the code is put into; must have Python 3.11 (default: python:3.11)
+  --image IMAGE      that the code is put into; must have Python 3.11 to 3.13 (default: python:3.11)
   --plan TOPOLOGY    first ask imagen plan whether the stage fits, such as v4:2x2x4
   --keep             leave the workload in the end; deleting it is then up to you
   --dry-run          print every command in place of running it

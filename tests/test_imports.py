@@ -21,6 +21,7 @@ FLOORS = {
         "sharding",
         "config",
         "files",
+        "extras",
         "native",
         "grid",
         "chips",

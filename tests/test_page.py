@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-pytest.importorskip("nicegui", reason="the page needs NiceGUI: pip install 'imagen-jax[page]'")
+pytest.importorskip("nicegui", reason="the page needs NiceGUI: the extra page")
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.cascade.request import check_size

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imagen_jax.cascade import Cascade, read_image, read_mask, read_record, repeat
 
-pytest.importorskip("nicegui", reason="the page needs NiceGUI: pip install 'imagen-jax[page]'")
+pytest.importorskip("nicegui", reason="the page needs NiceGUI: the extra page")
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="the browser is driven by Playwright"
 )

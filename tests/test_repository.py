@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = {name: ROOT / "launch" / name for name in ("pins.txt", "pins-dev.txt")}
+PINS = {path.name: path for path in sorted((ROOT / "launch").glob("pins*.txt"))}
+del PINS["pins-left-out.txt"]  # rules, not pins
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 # Written in pieces, so that this file does not hold what it forbids.
@@ -35,10 +36,15 @@ def tracked_files() -> list[Path]:
 
 
 def pinned(name: str) -> dict[str, str]:
+    """Versions by package, of a file in which every package has hashes and markers at most."""
     pins = {}
-    for line in PINS[name].read_text().splitlines():
-        match = re.fullmatch(r"([a-z0-9][a-z0-9._-]*)==([0-9a-z.!+]+)", line)
+    for entry in re.split(r"\n(?=\S)", PINS[name].read_text().strip()):
+        line, *hashes = entry.split(" \\\n    ")
+        match = re.fullmatch(r"([a-z0-9][a-z0-9._-]*)==([0-9a-z.!+]+)( ; .+)?", line)
         assert match, f"launch/{name}: {line!r} must be of the form name==version"
+        assert hashes, f"launch/{name}: {line} has no hash"
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", text) for text in hashes), line
+        assert match[1] not in pins, f"launch/{name}: {match[1]} has two versions"
         pins[canonicalize_name(match[1])] = match[2]
     return pins
 
@@ -56,27 +62,51 @@ def test_files_name_no_registry_and_no_path_of_one_machine() -> None:
 
 
 def test_pins_satisfy_pyproject() -> None:
-    run, dev = pinned("pins.txt"), pinned("pins-dev.txt")
-    assert not run.keys() & dev.keys(), "a package must be pinned in one place"
-    # launch/pins.in: the CPU build stands in for TensorFlow, under the same module name.
-    run["tensorflow"] = run["tensorflow-cpu"]
+    build, run = pinned("pins-build.txt"), pinned("pins.txt")
     project, extras = PYPROJECT["project"], PYPROJECT["project"]["optional-dependencies"]
-    for pins, wanted in (
-        (run, project["dependencies"] + extras["demo"] + extras["page"]),
-        (run | dev, extras["dev"] + extras["notebook"]),
+    run |= build
+    for name, wanted in (
+        ("pins.txt", project["dependencies"] + extras["train"] + extras["page"]),
+        ("pins-dev.txt", extras["dev"] + extras["notebook"] + extras["plan"]),
+        ("pins-tpu.txt", extras["tpu"]),
+        ("pins-cuda12.txt", extras["cuda12"]),
+        ("pins-cuda13.txt", extras["cuda13"]),
     ):
+        pins = pinned(name)
+        assert name == "pins.txt" or not pins.keys() & run.keys(), "pin a package in one place"
         for text in wanted:
             requirement = Requirement(text)
-            name = canonicalize_name(requirement.name)
-            if name == project["name"]:
+            package = canonicalize_name(requirement.name)
+            if package == project["name"]:
                 continue
-            assert name in pins, f"{name} is not pinned; run launch/pins.sh"
-            assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is not {text}"
+            assert package in run | pins, f"{package} is not pinned; run launch/pins.sh"
+            version = (run | pins)[package]
+            assert version in requirement.specifier, f"{package}=={version} is not {text}"
 
 
-@pytest.mark.parametrize("package", ["torch", "sentence-transformers", "apache-beam", "tensorflow"])
+@pytest.mark.parametrize("package", ["torch", "sentence-transformers", "apache-beam"])
 def test_pins_leave_out(package: str) -> None:
-    assert package not in pinned("pins.txt") | pinned("pins-dev.txt")
+    assert not any(package in pinned(name) for name in PINS)
+
+
+def test_every_platform_has_one_tensorflow() -> None:
+    lines = [line for line in PINS["pins.txt"].read_text().splitlines() if "==" in line]
+    requirements = [Requirement(line.removesuffix(" \\")) for line in lines]
+    for machine, wanted in (
+        ({"sys_platform": "linux", "platform_machine": "x86_64"}, "tensorflow-cpu"),
+        ({"sys_platform": "linux", "platform_machine": "aarch64"}, "tensorflow"),
+        ({"sys_platform": "darwin", "platform_machine": "arm64"}, "tensorflow"),
+    ):
+        builds = [r for r in requirements if r.name in ("tensorflow", "tensorflow-cpu")]
+        taken = [r.name for r in builds if r.marker is not None and r.marker.evaluate(machine)]
+        assert taken == [wanted], machine
+
+
+def test_all_packages_are_installed() -> None:
+    listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
+    folders = {path.parent for path in (ROOT / "imagen_jax").rglob("*.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert listed == found | {"imagen_jax.configs"}, "pyproject.toml: [tool.setuptools] packages"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -105,6 +105,9 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from imagen_jax.extras import require
+
+    require("train", "imagen data inspect")
     from imagen_jax.data.report import write_report
 
     read = write_report(args.directory, args.output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, add_workdir, command
-from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -47,15 +46,11 @@ def port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
-    try:
-        from imagen_jax.page.server import listen, serve
-    except ModuleNotFoundError as error:
-        if error.name != "nicegui":
-            raise
-        raise UserError(
-            "the page needs NiceGUI, which is not installed: pip install 'imagen-jax[page]'"
-        ) from error
+    from imagen_jax.extras import require
+
+    require("page", "imagen demo")
     from imagen_jax.cascade import Cascade
+    from imagen_jax.page.server import listen, serve
 
     listening = listen(args.host, args.port)
     cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)

@@ -216,6 +216,9 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
+    from imagen_jax.extras import require
+
+    require("train", "imagen embed")
     process, processes = args.process
     if args.output is None and not args.estimate:
         raise UserError("--output is missing: where the shards go")

@@ -106,7 +106,9 @@ def add_command(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what the parsed arguments say, and returns the exit status."""
     from imagen_jax.config import load_config
+    from imagen_jax.extras import require
 
+    require("train", "imagen train")
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
     data = _embedded(args, config)
     if args.multi_host is not None:

@@ -33,6 +33,7 @@ import numpy as np
 
 from imagen_jax import files
 from imagen_jax.errors import UserError
+from imagen_jax.extras import require
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -257,6 +258,7 @@ def check_encoder(
 def tensorflow() -> ModuleType:
     """TensorFlow, which takes seconds to import, and must leave the accelerators to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    require("train", "reading examples")
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

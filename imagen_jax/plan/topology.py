@@ -9,6 +9,7 @@ from typing import Any
 
 from imagen_jax.chips import CHIPS
 from imagen_jax.errors import UserError
+from imagen_jax.extras import install_command
 from imagen_jax.plan.gpus import GPUS, target_config
 
 _ALONE = {
@@ -46,8 +47,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
 def _tpus(topology: str, slices: int) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "the TPU compiler is missing; install it with: pip install libtpu (its version is in "
-            "launch/pins-tpu.txt)"
+            "the TPU compiler libtpu is missing (there is one for Linux on x86_64 alone): "
+            + install_command("plan")
         )
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.extras import require
 
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
@@ -85,6 +86,7 @@ def read_graph_file(path: str | Path) -> dict[str, np.ndarray]:
       UserError: no frozen graph, or one that lacks a constant; names it.
     """
     # The definitions of the format alone, without TensorFlow.
+    require("train", "reading a frozen graph of TensorFlow")
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto import graph_pb2, types_pb2
 

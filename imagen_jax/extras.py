@@ -1,0 +1,70 @@
+"""Optional dependencies: check that they are installed, and say how to install them.
+
+A registry's name for this package is never printed: whoever registers it would own the machines of
+those who follow the advice. Python records where an installation came from (PEP 610), so the advice
+names that place.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from imagen_jax.errors import UserError
+
+DISTRIBUTION = "imagen-jax"
+
+PACKAGES = {
+    "train": ("clu", "pyarrow", "seqio", "tensorboard", "tensorflow", "tensorflow_datasets"),
+    "page": ("nicegui",),
+}
+"""The extras of pyproject.toml that a command may miss, and the modules that it imports of each."""
+
+
+def require(extra: str, purpose: str) -> None:
+    """Raise a `UserError` unless the packages of an extra are installed.
+
+    Args:
+      extra: a key of `PACKAGES`.
+      purpose: what needs them, the subject of the message: "imagen train".
+
+    Raises:
+      UserError: names the missing packages and the command that installs them.
+    """
+    missing = [name for name in PACKAGES[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{purpose} needs packages that are not installed ({', '.join(missing)}): "
+            f"{install_command(extra)}"
+        )
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra to this installation, by its path or address."""
+    source = _source()
+    if source is None:
+        return f"in a clone of the repository, pip install '.[{extra}]'"
+    if source.startswith("/"):
+        return shlex.join(["pip", "install", f"{source}[{extra}]"])
+    return shlex.join(["pip", "install", f"{DISTRIBUTION}[{extra}] @ {source}"])
+
+
+def _source() -> str | None:
+    """Return the path or address that this package was installed from, or None if it is unknown."""
+    try:
+        record = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    origin = json.loads(record or "{}")
+    url = origin.get("url", "")
+    if url.startswith("file://"):
+        path = unquote(urlsplit(url).path)
+        return path if Path(path).exists() else None
+    if "vcs_info" in origin:
+        version = origin["vcs_info"]
+        return f"{version['vcs']}+{url}@{version['commit_id']}"
+    return url or None
