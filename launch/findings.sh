@@ -42,6 +42,8 @@ t5=()
 while [[ "${1:-}" == --t5 ]]; do
   [[ "${2:-}" == ?*=* && -d "${2#*=}" ]] ||
     fail "--t5 needs NAME=CHECKPOINT with CHECKPOINT a folder, got '${2:-}'"
+  [[ "${2%%=*}" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+    fail "--t5 ${2@Q}: NAME must be of letters, digits, dots, _ and -"
   [[ -f "${2#*=}/spiece.model" ]] || fail "--t5 ${2%%=*}: no spiece.model in ${2#*=}"
   t5+=("${2%%=*}=$(realpath "${2#*=}")")
   shift 2

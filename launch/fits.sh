@@ -20,6 +20,8 @@ case "${1:-}" in
 esac
 topology=$1
 shift
+[[ "$topology" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+)*$ ]] ||
+  fail "the topology is ${topology@Q}; it must be like v4:2x2x4"
 arguments=() option=''
 for argument in "$@"; do
   [[ "$argument" != --* ]] || option=$argument

@@ -74,16 +74,21 @@ for option in name accelerator topology bucket; do
   [[ -n "${!option}" ]] || fail "--$option is missing; see bash launch/gke.sh --help"
 done
 [[ -n "$account" ]] || fail "--service-account is missing; see bash launch/gke.sh --help"
-[[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail "--name is $name; it must be of small letters, digits and hyphens"
-[[ "$topology" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "--topology is $topology; it must be like 2x2x4"
-for option in chips restarts grace; do
-  [[ "${!option}" =~ ^[0-9]+$ ]] || fail "${!option} is no whole number"
-done
+check_name "$name"
+check_word --accelerator "$accelerator"
+check --topology "$topology" '[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}' 'like 2x2x4'
+check_number --chips-per-host "$chips"
+check_bucket_name "$bucket"
+check --service-account "$account" '[a-z0-9]([-a-z0-9.]*[a-z0-9])?' \
+  'of small letters, digits, dots and hyphens'
+check --restarts "$restarts" '0|[1-9][0-9]{0,8}' 'a whole number'
+check_number --grace "$grace"
+check_image "$image"
+check_poll "$poll"
+check_plan "$plan"
 hosts=$((${topology//x/*} / chips))
 ((hosts * chips == ${topology//x/*} && hosts)) ||
   fail "$topology is not a multiple of $chips chips for each host; see --chips-per-host"
-[[ "$bucket" != *[:/]* ]] || fail "--bucket is $bucket; give its name alone, without gs://"
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -136,7 +141,9 @@ spec:
               workingDir: /opt
               command: [bash, -euc]
               args:
-              - 'tar xzf /bucket/jobs/$name.tar.gz; cd imagen-jax; bash launch/setup.sh --tpu;
+              - 'cp /bucket/jobs/$name.tar.gz job.tar.gz;
+                echo "$digest  job.tar.gz" | sha256sum --check --quiet --strict;
+                tar xzf job.tar.gz; cd imagen-jax; bash launch/setup.sh --tpu;
                 exec .venv/bin/imagen train --multi-host$arguments'
               ports:
               - containerPort: 8471
@@ -180,17 +187,25 @@ if ! $dry; then
 fi
 [[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
 
-thing="the JobSet $name"
-by_hand="kubectl delete jobset $name"
-delete_created() { run kubectl delete jobset "$name" --ignore-not-found; }
+archive=gs://$bucket/jobs/$name.tar.gz
+thing="the JobSet $name (and $archive)"
+by_hand="kubectl delete jobset $name; gcloud storage rm $archive"
+submitted=false
+delete_created() {
+  ! $submitted || run kubectl delete jobset "$name" --ignore-not-found || return
+  run gcloud storage rm "$archive"
+}
 
-manifest "$@" > "$scratch/jobset.yaml"
 git archive --format=tar.gz --prefix=imagen-jax/ --output="$scratch/imagen-jax.tar.gz" HEAD
+# Whoever may write the bucket could put other code there: pods run only what has this hash.
+digest=$(sha256sum < "$scratch/imagen-jax.tar.gz")
+digest=${digest%% *}
+manifest "$@" > "$scratch/jobset.yaml"
 ! $dry || cat "$scratch/jobset.yaml"
-run gcloud storage cp "$scratch/imagen-jax.tar.gz" "gs://$bucket/jobs/$name.tar.gz"
-created=true  # before the command, which may be interrupted
+run gcloud storage cp "$scratch/imagen-jax.tar.gz" "$archive"
+created=true submitted=true  # before the command, which may be interrupted
 if ! run kubectl create -f "$scratch/jobset.yaml"; then
-  created=false  # the name may be that of someone else's by now
+  submitted=false  # the name may be that of someone else's by now
   fail "the cluster refused to create the JobSet $name"
 fi
 first=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0

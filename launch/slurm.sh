@@ -53,9 +53,14 @@ while (($#)); do
   esac
 done
 [[ -n "$name" ]] || fail "--name is missing; see bash launch/slurm.sh --help"
-for number in "--nodes:$nodes" "--gpus-per-node:$gpus" "--cpus-per-gpu:$cpus" "--grace:$grace"; do
-  [[ "${number#*:}" =~ ^[1-9][0-9]*$ ]] ||
-    fail "${number%%:*} is '${number#*:}'; it must be a whole number from 1"
+check --name "$name" '[A-Za-z0-9][A-Za-z0-9_-]{0,63}' 'of letters, digits, _ and -'
+check_number --nodes "$nodes"
+check_number --gpus-per-node "$gpus"
+check_number --cpus-per-gpu "$cpus"
+check --time "$time" '[0-9]+([-:][0-9]+)*' 'a time like 24:00:00 or 2-00:00:00'
+check_number --grace "$grace"
+for option in "${options[@]}"; do
+  check --sbatch "$option" '--[a-z][-a-z]*(=[^[:cntrl:]]*)?' 'an option of sbatch like --partition=gpu'
 done
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 

@@ -64,7 +64,14 @@ done
 for option in name type zone bucket; do
   [[ -n "${!option}" ]] || fail "--$option is missing; see bash launch/tpu.sh --help"
 done
-[[ "$bucket" != *[:/]* ]] || fail "--bucket is $bucket; give its name alone, without gs://"
+check_name "$name"
+check_word --type "$type"
+check_word --zone "$zone"
+check_bucket_name "$bucket"
+check --runtime "$runtime" '[a-z0-9]([a-z0-9._-]*[a-z0-9])?' 'a version like tpu-ubuntu2204-base'
+check_number --attempts "$attempts"
+check_poll "$poll"
+check_plan "$plan"
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

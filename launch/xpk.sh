@@ -65,8 +65,13 @@ done
 for option in name cluster type; do
   [[ -n "${!option}" ]] || fail "--$option is missing; see bash launch/xpk.sh --help"
 done
-[[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  fail "--name is $name; it must be of at most 40 small letters, digits and hyphens"
+check_name "$name"
+check_word --cluster "$cluster"
+check_word --type "$type"
+check --restarts "$restarts" '0|[1-9][0-9]{0,8}' 'a whole number'
+check_number --grace "$grace"
+check_image "$image"
+check_plan "$plan"
 (($#)) || fail "nothing to train: give the arguments of imagen train behind --"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

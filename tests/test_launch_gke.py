@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ KUBECTL = """
 """
 GCLOUD = """
   "storage ls gs://b") exit "$(cat bucket)" ;;
-  "storage cp"*) tar tzf "$3" > archive ;;
+  "storage cp"*) tar tzf "$3" > archive; cp "$3" uploaded ;;
+  "storage rm"*) rm uploaded ;;
 """
 ARGUMENTS = ["--name", "base", "--accelerator", "tpu-v4-podslice", "--topology", "2x2x4",
              "--bucket", "b", "--service-account", "trainer", "--poll", "0.05"]  # fmt: skip
-VERBS = {"upload": "storage cp", "create": "kubectl create", "delete": "kubectl delete jobset base"}
+VERBS = {"upload": "storage cp", "create": "kubectl create",
+         "delete": "kubectl delete jobset base", "clean": "storage rm gs://b/jobs/base.tar.gz"}  # fmt: skip
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_trains_and_cleans_up(world: World) -> None:
     status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
     assert status == 0, printed
     assert printed.count("base: 50%") == 2
-    assert world.asked(VERBS) == ["upload", "create", "delete"]
+    assert world.asked(VERBS) == ["upload", "create", "delete", "clean"]
     assert not (world.root / "created.yaml").exists()
     assert "imagen-jax/launch/setup.sh" in (world.root / "archive").read_text().splitlines()
 
@@ -81,6 +85,29 @@ def test_the_manifest(world: World) -> None:
     assert spot["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_pods_run_only_the_code_that_was_uploaded(
+    world: World, tmp_path: Path, replaced: bool
+) -> None:
+    status, printed = world.run(*ARGUMENTS, "--keep", "--", *TRAIN)
+    assert status == 0, printed
+    (job,) = yaml.safe_load((world.root / "created.yaml").read_text())["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    archive = tmp_path / "mounted" / "jobs" / "base.tar.gz"
+    archive.parent.mkdir(parents=True)
+    shutil.copy(world.root / "uploaded", archive)
+    if replaced:
+        archive.write_bytes(archive.read_bytes() + b"more")
+    (tmp_path / "opt").mkdir()
+    command = container["args"][0].replace("/bucket/jobs", str(archive.parent))
+    command = command.replace("bash launch/setup.sh --tpu; exec", "echo").replace(" /bucket", " ")
+    done = subprocess.run(
+        [*container["command"], command], cwd=tmp_path / "opt", capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert ("imagen train --multi-host" in done.stdout) == (done.returncode == 0) == (not replaced)
+
+
 def test_its_job_is_one_by_the_schema_of_kubernetes(world: World) -> None:
     (job,) = manifest(world, "--spot")["spec"]["replicatedJobs"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, **job["template"]}
@@ -94,7 +121,7 @@ def test_its_job_is_one_by_the_schema_of_kubernetes(world: World) -> None:
 def test_a_job_set_that_fails(world: World) -> None:
     world.write("conditions", "Failed")
     assert "the JobSet base failed" in world.refused(*ARGUMENTS, "--", *TRAIN)
-    assert world.asked(VERBS) == ["upload", "create", "delete"]
+    assert world.asked(VERBS) == ["upload", "create", "delete", "clean"]
 
 
 def test_an_outage_is_not_the_end(world: World) -> None:
@@ -108,7 +135,7 @@ def test_an_outage_is_not_the_end(world: World) -> None:
 def test_interruption_deletes_what_was_created(world: World) -> None:
     world.write("runs", "endless")
     assert world.interrupt_when("following", *ARGUMENTS, "--", *TRAIN) == 130
-    assert world.asked(VERBS) == ["upload", "create", "delete"]
+    assert world.asked(VERBS) == ["upload", "create", "delete", "clean"]
 
 
 def test_keep_leaves_it(world: World) -> None:
@@ -121,7 +148,7 @@ def test_keep_leaves_it(world: World) -> None:
 def test_what_the_cluster_refuses_is_not_deleted(world: World) -> None:
     world.write("refused")
     assert "refused to create the JobSet base" in world.refused(*ARGUMENTS, "--", *TRAIN)
-    assert world.asked(VERBS) == ["upload", "create"]
+    assert world.asked(VERBS) == ["upload", "create", "clean"]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +173,8 @@ def test_what_is_refused_before_it_costs(
     ("arguments", "message"),
     [
         (ARGUMENTS[2:], "--name is missing"),
-        ([*ARGUMENTS, "--name", "Base", "--", *TRAIN], "--name is Base"),
-        ([*ARGUMENTS, "--topology", "2", "--", *TRAIN], "--topology is 2"),
+        ([*ARGUMENTS, "--name", "Base", "--", *TRAIN], "--name is 'Base'"),
+        ([*ARGUMENTS, "--topology", "2", "--", *TRAIN], "--topology is '2'"),
         ([*ARGUMENTS, "--topology", "2x3", "--", *TRAIN], "2x3 is not a multiple of 4 chips"),
         (ARGUMENTS, "nothing to train"),
         (["--nonsense"], "unknown argument --nonsense"),
@@ -161,7 +188,7 @@ def test_arguments_that_make_no_sense(world: World, arguments: list[str], messag
 def test_dry_run_asks_nobody(world: World) -> None:
     assert [command[:3] for command in world.dry_run(*ARGUMENTS)] == [
         ["gcloud", "storage", "cp"], ["kubectl", "create", "-f"], ["kubectl", "logs", "--follow"],
-        ["kubectl", "delete", "jobset"],
+        ["kubectl", "delete", "jobset"], ["gcloud", "storage", "rm"],
     ]  # fmt: skip
 
 
@@ -172,7 +199,7 @@ def test_a_stage_that_does_not_fit_is_refused(world: World, fits: bool) -> None:
     status, printed = world.run(*ARGUMENTS, "--plan", "v4:2x2x4", "--", *arguments)
     planned = "imagen plan --config quickstart --stage base --set a=1 b=2 --topology v4:2x2x4"
     assert planned in world.log()
-    assert world.asked(VERBS) == (["upload", "create", "delete"] if fits else [])
+    assert world.asked(VERBS) == (["upload", "create", "delete", "clean"] if fits else [])
     assert (status == 0) == fits
     assert ("does not fit v4:2x2x4" in printed) == (not fits)
 
