@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import platform
 import re
 import socket
+import stat
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,36 +122,76 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
 
 
 def cache_directory(kind: str) -> Path:
-    """Return where this machine keeps what it compiled or fetched.
+    """Return the directory for what this machine compiled or fetched, made for its owner alone.
 
-    Compiled code is for one machine's processor, and a home directory may be shared by several.
-    Without a home directory that can be written, as for `docker run --user`, it lies in the
-    directory for temporary files.
+    Compiled code is for one machine's processor, and a home directory may be shared by several, so
+    that each machine has its own. Whoever can write it can run code as this user: a directory that
+    belongs to another user, or that others may write, is not used. Then, and without a home
+    directory that can be written, as for `docker run --user`, it lies in the directory for
+    temporary files, and a warning says why.
 
     Args:
       kind: "compiled" for programs of JAX, "native" for kernels in C++, "emoji" for drawings.
     """
     name = f"{kind}-{platform.node()}"
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "imagen-jax" / name
-    home = os.path.expanduser("~")  # "~" itself where there is no home
-    for existing in (Path(home, ".cache", "imagen-jax"), Path(home, ".cache"), Path(home)):
-        if existing.is_dir():
-            if home != "~" and os.access(existing, os.W_OK):
-                return Path(home, ".cache", "imagen-jax", name)
-            break
-    return _own_temporary_directory() / name
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG rule: a path that is not absolute is ignored. "~" is left where there is no home.
+    cache = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    try:
+        if not os.path.isabs(cache):
+            raise FileNotFoundError("there is no home directory")
+        return _private_directory(Path(cache, "imagen-jax"), name)
+    except OSError as error:
+        reason = error
+    temporary = Path(tempfile.gettempdir(), f"imagen-jax-{os.getuid()}")
+    try:
+        directory = _private_directory(temporary, name)
+    except OSError:
+        directory = _new_temporary_directory()
+    warnings.warn(
+        f"what is compiled or fetched is kept in {directory} only: {reason}. Set XDG_CACHE_HOME to "
+        "a directory of your own",
+        stacklevel=2,
+    )
+    return directory
 
 
-def _own_temporary_directory() -> Path:
-    """Return a directory that nobody else can write to: what lies there is run."""
-    path = Path(tempfile.gettempdir()) / f"imagen-jax-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+@functools.cache
+def _new_temporary_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="imagen-jax-"))
+
+
+def _private_directory(parent: Path, name: str) -> Path:
+    """Return the directory parent/name, both made for this user alone.
+
+    Raises:
+      OSError: they cannot be made, or somebody else can write them.
+    """
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_private(parent)
+    directory = parent / name
+    directory.mkdir(exist_ok=True, mode=0o700)
+    check_private(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(f"{directory} cannot be written")
+    return directory
+
+
+def check_private(path: Path) -> None:
+    """Check that nobody but this user, or root, can change a file or directory.
+
+    Raises:
+      PermissionError: somebody else can; says how that is mended.
+    """
     found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        return Path(tempfile.mkdtemp(prefix="imagen-jax-"))
-    return path
+    if found.st_uid not in (os.getuid(), 0):
+        raise PermissionError(f"{path} belongs to another user (number {found.st_uid})")
+    if stat.S_ISLNK(found.st_mode):
+        raise PermissionError(f"{path} is a link")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"{path} can be written by others (chmod go-w {path}, if nobody has put anything there)"
+        )
 
 
 def _sync(path: Path) -> None:

@@ -207,7 +207,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_divisor(mesh: Mesh) -> int:
+def batch_divisor(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """Number of devices that a batch is divided over."""
     return mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
 

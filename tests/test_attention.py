@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import native
-from imagen_jax.models.attention import attend, attend_on_cpu
+from imagen_jax.models.attention import attend
+from imagen_jax.native import attention, compiling
 
 pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+    not any(map(shutil.which, compiling.COMPILERS)), reason="needs a C++ compiler"
 )
 
 
@@ -66,10 +66,10 @@ def test_errors_are_rounding(shape: Any, size: float, masked: bool) -> None:
 def test_keys_that_are_not_seen_do_not_matter() -> None:
     q, k, v, grad = heads(2, 70, 40, 2, 16)
     mask = seen(2, 40)
-    attention = lambda q, k, v: attend(q, k, v, mask)  # noqa: E731
-    found = value_and_gradients(attention, q, k, v, grad)
+    masked = lambda q, k, v: attend(q, k, v, mask)  # noqa: E731
+    found = value_and_gradients(masked, q, k, v, grad)
     other = np.where(mask[..., None, None], (k, v), 1e3).astype(np.float32)
-    np.testing.assert_array_equal(attention(q, *other), found["value"])
+    np.testing.assert_array_equal(masked(q, *other), found["value"])
     assert not found["of k"][~mask].any()
     assert not found["of v"][~mask].any()
 
@@ -103,9 +103,8 @@ def test_equal_heads_in_whatever_batch() -> None:
 
 def test_a_batch_of_calls() -> None:
     q, k, v, _ = (np.stack([x, -x]) for x in heads(1, 9, 8, 2, 16))
-    bias = np.zeros((1, 8), np.float32)
-    found = jax.vmap(attend_on_cpu, (0, 0, 0, None))(q, k, v, bias)
-    np.testing.assert_array_equal(found[1], attend_on_cpu(q[1], k[1], v[1], bias))
+    found = jax.vmap(attention.attend)(q, k, v)
+    np.testing.assert_array_equal(found[1], attention.attend(q[1], k[1], v[1]))
 
 
 def test_where_it_applies() -> None:

@@ -35,7 +35,8 @@ GCLOUD = """
 ARGUMENTS = ["--name", "base", "--accelerator", "tpu-v4-podslice", "--topology", "2x2x4",
              "--bucket", "b", "--service-account", "trainer", "--poll", "0.05"]  # fmt: skip
 VERBS = {"upload": "storage cp", "create": "kubectl create",
-         "delete": "kubectl delete jobset base", "clean": "storage rm gs://b/jobs/base.tar.gz"}  # fmt: skip
+         "delete": "kubectl delete jobset base",
+         "clean": "storage rm gs://b/jobs/base.tar.gz"}  # fmt: skip
 
 
 @pytest.fixture

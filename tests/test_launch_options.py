@@ -1,4 +1,4 @@
-"""Options of the launch scripts that end in commands and manifests elsewhere: only plain ones pass."""
+"""Options of the launch scripts end in commands and manifests elsewhere: only plain values pass."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ import pytest
 import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagen_jax import native, sharding
+from imagen_jax import sharding
 from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.flops import flops_of, jaxpr_flops
 from imagen_jax.main import main
-from imagen_jax.models import winograd
 from imagen_jax.models.attention import attend
+from imagen_jax.native import compiling, winograd
 from imagen_jax.plan import collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
@@ -95,7 +95,7 @@ def test_flops_of_a_whole_stage_agree_with_xla() -> None:
     assert 0.6 * analysis["flops"] < ours < analysis["flops"]
 
 
-@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler")
+@pytest.mark.skipif(not any(map(shutil.which, compiling.COMPILERS)), reason="needs a C++ compiler")
 def test_flops_of_our_kernels() -> None:
     x, kernel = jnp.ones((2, 8, 12, 16)), jnp.ones((3, 3, 16, 32))
     q, k = jnp.ones((2, 6, 4, 8)), jnp.ones((2, 5, 4, 8))

@@ -6,14 +6,14 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imagen_jax import native, sharding
+from imagen_jax import sharding
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.base import cached
+from imagen_jax.native import attention as native_attention
 
 
 def num_heads(channels: int, head_channels: int, of_what: str) -> int:
@@ -38,52 +38,10 @@ def attend(
 ) -> Float[Array, "b l n k"]:
     """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen, of
     each example at least one."""
-    if (
-        sharding.platform() == "cpu"
-        and sharding.one_device()
-        and q.dtype == k.dtype == v.dtype == jnp.float32
-        and not jax.export.is_symbolic_dim(q.shape[0])
-        and native.register("attention.cc", ("attention_forward", "attention_gradients"))
-    ):
-        seen = jnp.ones(k.shape[:2], bool) if visible is None else visible
-        return attend_on_cpu(q, k, v, jnp.where(seen, 0.0, UNSEEN))
+    if sharding.platform() == "cpu" and native_attention.applies(q, k, v):
+        return native_attention.attend(q, k, v, visible)
     mask = None if visible is None else visible[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
-UNSEEN = -1e30
-"""Added to the logits of keys that are not seen."""
-
-
-@jax.custom_vjp
-def attend_on_cpu(
-    q: Float[Array, "b l n k"],
-    k: Float[Array, "b m n k"],
-    v: Float[Array, "b m n k"],
-    bias: Float[Array, "b m"],
-) -> Float[Array, "b l n k"]:
-    """Attention by imagen_jax/native/attention.cc; `bias`, added to logits, has no gradient."""
-    return _attend_forward(q, k, v, bias)[0]
-
-
-def _attend_forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    q = args[0]
-    b, length, heads, _ = q.shape
-    log_totals = jax.ShapeDtypeStruct((b, heads, length), q.dtype)
-    shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), log_totals)
-    out = jax.ffi.ffi_call("attention_forward", shapes, vmap_method="sequential")(*args)
-    return out[0], (*args, *out)
-
-
-def _attend_backward(
-    residuals: tuple[jax.Array, ...], grad: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in residuals[:3]]
-    call = jax.ffi.ffi_call("attention_gradients", shapes, vmap_method="sequential")
-    return (*call(*residuals, grad), None)
-
-
-attend_on_cpu.defvjp(_attend_forward, _attend_backward)
 
 
 class TextContext(nn.Module):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax import sharding
 from imagen_jax.errors import UserError
-from imagen_jax.models import winograd
+from imagen_jax.native import winograd
 from imagen_jax.sharding import constrain
 
 PRODUCT = "product"

@@ -1,5 +1,5 @@
 // What the kernels share: vectors, products of matrices, threads and memory. Compiled by
-// imagen_jax/native/__init__.py.
+// compiling.py.
 
 #ifndef IMAGEN_JAX_NATIVE_KERNELS_H_
 #define IMAGEN_JAX_NATIVE_KERNELS_H_
@@ -46,6 +46,21 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 
 inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 inline const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+
+// The first `count` numbers at p, with 0 behind them; and those of x, written there.
+INLINE Vector load(const float* p, int64_t count) {
+  if (count >= kLanes) return at(p);
+  Vector x = {};
+  for (int64_t lane = 0; lane < count; ++lane) x[lane] = p[lane];
+  return x;
+}
+INLINE void store(const Vector& x, float* p, int64_t count) {
+  if (count >= kLanes) {
+    at(p) = x;
+  } else {
+    for (int64_t lane = 0; lane < count; ++lane) p[lane] = x[lane];
+  }
+}
 
 inline int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }

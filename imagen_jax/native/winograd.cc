@@ -5,7 +5,7 @@
 // all of it in groups that stay in a core's caches, where XLA's own products and fusions would each
 // pass over the whole batch.
 //
-// WINOGRAD_A, WINOGRAD_B and WINOGRAD_G are the matrices of imagen_jax/models/winograd.py.
+// WINOGRAD_A, WINOGRAD_B and WINOGRAD_G are the matrices of winograd.py.
 
 #include "kernels.h"
 
@@ -16,7 +16,7 @@ constexpr float kA[kOutputs][kInputs] = WINOGRAD_A;
 constexpr float kB[kInputs][kInputs] = WINOGRAD_B;
 constexpr float kG[kInputs][kTaps] = WINOGRAD_G;
 
-constexpr int64_t kMultiple = 16;  // of all channels: of kLanes and kRows on every machine
+constexpr int64_t kMultiple = 16;  // of kLanes and kRows on every machine
 constexpr int64_t kGroup = 32;     // tiles
 constexpr int64_t kGradientGroup = 64;
 // Threads take a group each where there are so many for each thread; else they share every group.
@@ -51,15 +51,17 @@ INLINE void transform(const float (&matrix)[Rows][Cols], const Vector (&x)[M][M]
 struct Images {
   int64_t batch, height, width, channels;
 
-  int64_t tiles() const { return batch * (height / kOutputs) * (width / kOutputs); }
+  int64_t across() const { return ceil_div(width, kOutputs); }
+  int64_t down() const { return ceil_div(height, kOutputs); }
+  int64_t tiles() const { return batch * down() * across(); }
+  int64_t wide() const { return round_up(channels, kMultiple); }
 
   // Where the Size x Size pixels from (-margin, -margin) of a tile on are; -1 outside the image.
   template <int Size>
   void offsets(int64_t tile, int margin, int64_t (&result)[Size][Size]) const {
-    const int64_t across = width / kOutputs, down = height / kOutputs;
-    const int64_t left = tile % across * kOutputs - margin;
-    const int64_t top = tile / across % down * kOutputs - margin;
-    const int64_t image = tile / across / down;
+    const int64_t left = tile % across() * kOutputs - margin;
+    const int64_t top = tile / across() % down() * kOutputs - margin;
+    const int64_t image = tile / across() / down();
     for (int i = 0; i < Size; ++i) {
       for (int j = 0; j < Size; ++j) {
         const int64_t y = top + i, x = left + j;
@@ -80,7 +82,8 @@ INLINE void transform_tile(const Images& shape, const float* images, int64_t til
     Vector x[Size][Size], y[kInputs][kInputs];
     UNROLL for (int i = 0; i < Size; ++i) {
       UNROLL for (int j = 0; j < Size; ++j) {
-        x[i][j] = offset[i][j] < 0 ? Vector{} : at(images + offset[i][j] + c);
+        x[i][j] = offset[i][j] < 0 ? Vector{}
+                                   : load(images + offset[i][j] + c, shape.channels - c);
       }
     }
     transform<kTransposed>(matrix, x, y);
@@ -88,15 +91,13 @@ INLINE void transform_tile(const Images& shape, const float* images, int64_t til
   }
 }
 
-// Whether images can be cut into tiles, and `expected` is their number of channels.
+// Whether there are images, and `expected` is their number of channels.
 ffi::Error check(const Images& in, int64_t expected, int64_t outputs) {
   if (in.channels != expected) {
     return ffi::Error::InvalidArgument("images must have as many channels as the kernel takes");
   }
-  if (in.tiles() == 0 || in.height % kOutputs || in.width % kOutputs || in.channels % kMultiple ||
-      outputs % kMultiple) {
-    return ffi::Error::InvalidArgument(
-        "images must not be empty, height and width multiples of 4, and channels of 16");
+  if (in.tiles() == 0 || in.channels == 0 || outputs == 0) {
+    return ffi::Error::InvalidArgument("images and results must not be empty");
   }
   return ffi::Error::Success();
 }
@@ -123,9 +124,10 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) 
         Vector& value = from[tap / kTaps][tap % kTaps];
         if (kTransposed) {
           const float* turned = k + ((kTaps * kTaps - 1 - tap) * outputs + o) * inputs + i;
-          for (int lane = 0; lane < kLanes; ++lane) value[lane] = turned[lane * inputs];
+          const int64_t count = std::min<int64_t>(kLanes, outputs - o);
+          for (int64_t lane = 0; lane < count; ++lane) value[lane] = turned[lane * inputs];
         } else {
-          value = at(k + (tap * inputs + i) * outputs + o);
+          value = load(k + (tap * inputs + i) * outputs + o, outputs - o);
         }
       }
       transform<false>(kG, from, y);
@@ -139,21 +141,21 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) 
   const float* from = x.typed_data();
   float* to = result->typed_data();
   const int64_t tiles = in.tiles(), group = std::min(kGroup, tiles);
-  const int64_t rows = round_up(group, kRows);
+  const int64_t rows = round_up(group, kRows), wide = in.wide();
   const auto convolve = [=](int64_t first, const auto& each) {
     const int64_t count = std::min(group, tiles - first);
-    Scratch memory(kPoints * rows * (inputs + padded));
-    float* points = memory.data();                         // [point, tile, in]
-    float* products = points + kPoints * rows * inputs;    // [point, tile, out]
+    Scratch memory(kPoints * rows * (wide + padded));
+    float* points = memory.data();                       // [point, tile, wide]
+    float* products = points + kPoints * rows * wide;    // [point, tile, padded]
     each(count, [=](int64_t t) {
       transform_tile<false, kInputs>(in, from, first + t, 1, kB, [=](int p, int64_t c) {
-        return points + (p * rows + t) * inputs + c;
+        return points + (p * rows + t) * wide + c;
       });
     });
     each(kPoints * panels, [=](int64_t i) {
       const int64_t p = i / panels, panel = i % panels;
       for (int64_t t = 0; t < count; t += kRows) {
-        product<false>(points + (p * rows + t) * inputs, inputs, 1, taps + i * inputs * kColumns,
+        product<false>(points + (p * rows + t) * wide, wide, 1, taps + i * inputs * kColumns,
                        products + (p * rows + t) * padded + panel * kColumns, padded, inputs);
       }
     });
@@ -167,7 +169,9 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) 
         }
         transform<false>(kA, x, y);
         UNROLL for (int i = 0; i < kOutputs; ++i) {
-          UNROLL for (int j = 0; j < kOutputs; ++j) at(to + offset[i][j] + c) = y[i][j];
+          UNROLL for (int j = 0; j < kOutputs; ++j) {
+            if (offset[i][j] >= 0) store(y[i][j], to + offset[i][j] + c, outputs - c);
+          }
         }
       }
     });
@@ -189,6 +193,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
   ffi::Error error = check(in, inputs, outputs);
   if (error.failure()) return error;
   const int64_t panels = ceil_div(outputs, kColumns), padded = panels * kColumns;
+  const int64_t wide = in.wide();
   const Parallel parallel(pool);
 
   // Each group of tiles passes over all sums: as many tiles, then, as they are as large as the sums.
@@ -198,34 +203,34 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
   const int64_t share = ceil_div(tiles, many ? parallel.threads() : 1);
   const int64_t shares = ceil_div(tiles, share);  // none of them without tiles
 
-  Scratch sums_memory(shares * kPoints * inputs * padded);
-  float* sums = sums_memory.data();  // [share, point, panel, in, kColumns]
-  const int64_t sums_size = kPoints * inputs * padded;
+  Scratch sums_memory(shares * kPoints * wide * padded);
+  float* sums = sums_memory.data();  // [share, point, panel, wide, kColumns]
+  const int64_t sums_size = kPoints * wide * padded;
   const float *from = x.typed_data(), *from_gradient = gradient.typed_data();
   const auto add_up = [=](int64_t begin, float* sums, const auto& each) {
-    Scratch memory(kPoints * group * (inputs + padded));
-    float* points = memory.data();                            // [point, tile, in]
-    float* of_gradient = points + kPoints * group * inputs;   // [point, panel, tile, kColumns]
+    Scratch memory(kPoints * group * (wide + padded));
+    float* points = memory.data();                          // [point, tile, wide]
+    float* of_gradient = points + kPoints * group * wide;   // [point, panel, tile, kColumns]
     const int64_t end = std::min(tiles, begin + share);
     for (int64_t first = begin; first < end; first += group) {
       const int64_t count = std::min(group, end - first);
       each(count, [=](int64_t t) {
         transform_tile<false, kInputs>(in, from, first + t, 1, kB, [=](int p, int64_t c) {
-          return points + (p * group + t) * inputs + c;
+          return points + (p * group + t) * wide + c;
         });
         transform_tile<true, kOutputs>(out, from_gradient, first + t, 0, kA, [=](int p, int64_t c) {
           return of_gradient + ((p * panels + c / kColumns) * group + t) * kColumns + c % kColumns;
         });
       });
       each(kPoints * panels, [=](int64_t i) {
-        const float* a = points + i / panels * group * inputs;
+        const float* a = points + i / panels * group * wide;
         const float* b = of_gradient + i * group * kColumns;
-        float* to = sums + i * inputs * kColumns;
+        float* to = sums + i * wide * kColumns;
         for (int64_t c = 0; c < inputs; c += kRows) {
           if (first == begin) {
-            product<false>(a + c, 1, inputs, b, to + c * kColumns, kColumns, count);
+            product<false>(a + c, 1, wide, b, to + c * kColumns, kColumns, count);
           } else {
-            product<true>(a + c, 1, inputs, b, to + c * kColumns, kColumns, count);
+            product<true>(a + c, 1, wide, b, to + c * kColumns, kColumns, count);
           }
         }
       });
@@ -243,14 +248,14 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
       Vector x[kInputs][kInputs] = {}, y[kTaps][kTaps];
       for (int p = 0; p < kPoints; ++p) {
         const int64_t offset =
-            ((p * panels + o / kColumns) * inputs + i) * kColumns + o % kColumns;
+            ((p * panels + o / kColumns) * wide + i) * kColumns + o % kColumns;
         for (int64_t s = 0; s < shares; ++s) {
           x[p / kInputs][p % kInputs] += at(sums + s * sums_size + offset);
         }
       }
       transform<true>(kG, x, y);
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        at(to + (tap * inputs + i) * outputs + o) = y[tap / kTaps][tap % kTaps];
+        store(y[tap / kTaps][tap % kTaps], to + (tap * inputs + i) * outputs + o, outputs - o);
       }
     }
   });

@@ -7,7 +7,7 @@ import re
 
 from imagen_jax.errors import UserError
 from imagen_jax.flops import window_pairs
-from imagen_jax.models.winograd import INPUTS, OUTPUTS
+from imagen_jax.native.winograd import INPUTS, OUTPUTS
 from imagen_jax.plan.hlo import Computation, Instruction, Shape
 
 PRODUCTS = {"convolution", "dot", "custom-call"}
@@ -35,7 +35,8 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     target = instruction.custom_call_target
     if target.startswith("winograd_"):  # of images and a kernel, or of two images
         window = out if target == "winograd_kernel_gradient" else right
-        tiles = math.prod(left[:3]) / OUTPUTS**2
+        batch, height, width = left[:3]
+        tiles = batch * math.ceil(height / OUTPUTS) * math.ceil(width / OUTPUTS)
         return 2.0 * tiles * INPUTS**2 * math.prod(window[2:])
     if target in ATTENTION:  # from queries to keys [batch, positions, heads, channels]
         return 2.0 * ATTENTION[target] * math.prod(left) * right[1]

@@ -14,7 +14,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -69,7 +69,9 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
     if not isinstance(storage, _Storage) or len(tensor.shape) != len(tensor.stride):
         raise UserError("a tensor has no storage, or not one stride for each axis")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-        raise UserError(f"a tensor has the offset, shape and stride {numbers}: none may be negative")
+        raise UserError(
+            f"a tensor has the offset, shape and stride {numbers}: none may be negative"
+        )
     return tensor
 
 
@@ -90,7 +92,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     In Python: the one in C makes room for as many objects as a pickle of a few bytes can count to.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[Any] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in of a name in the pickle."""
@@ -112,7 +114,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def load_build(self) -> None:
         """Drops what would be set on an object: of a state_dict, versions of its layers."""
-        self.stack.pop()
+        self.stack.pop()  # type: ignore[attr-defined]
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -203,9 +205,7 @@ def _flatten(tree: Any) -> list[tuple[str, _Tensor]]:
     return list(found.items())
 
 
-def _tensors(
-    tree: Any, read: Callable[[_Storage], bytes], size: int
-) -> dict[str, np.ndarray]:
+def _tensors(tree: Any, read: Callable[[_Storage], bytes], size: int) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     storages: dict[_Storage, np.ndarray] = {}
     for name, (storage, offset, shape, stride) in _flatten(tree):

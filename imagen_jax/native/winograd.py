@@ -1,7 +1,7 @@
 """3x3 convolutions in float32 on CPUs by Winograd's minimal filtering (Lavin & Gray 2016).
 
 Tiles of 4 x 4 outputs and the kernel are transformed, multiplied at 36 points and transformed back,
-by imagen_jax/native/winograd.cc: 36 products a tile in place of 144. Rounding errors grow to about
+by winograd.cc: 36 products a tile in place of 144. Rounding errors grow to about
 five times those of the direct sum (tests/test_winograd.py).
 """
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imagen_jax import native, sharding
+from imagen_jax.native import devices
+from imagen_jax.native.compiling import register
 
 OUTPUTS, TAPS = 4, 3
 """Of one tile, along an axis."""
@@ -24,8 +25,8 @@ POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 """Where the polynomials of a tile and of the kernel are multiplied, beside infinity. Reciprocals
 keep the numbers in the transforms small and with them the rounding errors (Barabasz et al. 2020,
 "Error analysis and improving the accuracy of Winograd convolution for deep neural networks")."""
-MULTIPLE = 16
-"""Of channels, in and out: the numbers in a vector register of AVX-512."""
+MIN_CHANNELS = 8
+"""In and out, from which on it is faster: half of the numbers in a vector register of AVX-512."""
 MIN_PIXELS = 64
 """Of an image, from which on it is faster."""
 
@@ -48,32 +49,36 @@ B, G, A = _transforms()
 
 
 def applies(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether convolve takes this image [b, h, w, in] and kernel [3, 3, in, out], and is faster
-    on a CPU."""
+    """Whether convolve takes these images [b, h, w, in] and this kernel [3, 3, in, out], and is
+    faster on CPUs."""
     batch, height, width, _ = x.shape
     *window, channels, features = kernel.shape
     return (
-        sharding.one_device()
-        and window == [TAPS, TAPS]
+        window == [TAPS, TAPS]
         and x.dtype == kernel.dtype == jnp.float32
-        and not (height % OUTPUTS or width % OUTPUTS or channels % MULTIPLE or features % MULTIPLE)
+        and min(channels, features) >= MIN_CHANNELS
         and height * width >= MIN_PIXELS
         and not jax.export.is_symbolic_dim(batch)  # in a program that runs elsewhere
         and batch > 0
+        and devices.can_divide(batch)
         and _registered()
     )
 
 
-@jax.custom_vjp
 def convolve(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
     """3x3 convolution with zero padding, of what applies."""
+    return devices.by_example(_convolve, x, whole=(kernel,))
+
+
+@jax.custom_vjp
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _call("winograd_convolve", (*x.shape[:3], kernel.shape[3]), x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
-    return convolve(x, kernel), (x, kernel)
+    return _convolve(x, kernel), (x, kernel)
 
 
 def _backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +89,7 @@ def _backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
 def _call(function: str, shape: tuple[int, ...], *args: jax.Array) -> jax.Array:
@@ -97,7 +102,7 @@ def _call(function: str, shape: tuple[int, ...], *args: jax.Array) -> jax.Array:
 def _registered() -> bool:
     functions = ("winograd_convolve", "winograd_convolve_transposed", "winograd_kernel_gradient")
     matrices = {"WINOGRAD_A": _braces(A), "WINOGRAD_B": _braces(B), "WINOGRAD_G": _braces(G)}
-    return native.register("winograd.cc", functions, **matrices)
+    return register("winograd.cc", functions, **matrices)
 
 
 def _braces(matrix: np.ndarray) -> str:
