@@ -93,10 +93,11 @@ def ours(
     directory: str, size: int, low_res: int | None, crop: int | None, batch: int, batches: int
 ) -> float:
     """Examples per second of processor time of the input pipeline, once it has started."""
+    from imagen_jax.data.features import View
     from imagen_jax.data.iterator import train_batches
 
-    iterator = train_batches(directory, size, low_res, MAX_LENGTH, batch, seed=0, crop=crop,
-                             threads=1, shuffle_records=4 * batch)  # fmt: skip
+    view = View(size, low_res, MAX_LENGTH, crop)
+    iterator = train_batches(directory, view, batch, 0, threads=1, shuffle_records=4 * batch)
     for _ in range(8):
         next(iterator)
     started = time.process_time()

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data import records
+from imagen_jax.data.features import View
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.data.records import Record
 from imagen_jax.files import write_json
@@ -89,7 +90,12 @@ ARGUMENTS = {
 
 
 def batches(directory, **arguments):
-    return train_batches(directory, **{**ARGUMENTS, **arguments})
+    arguments = {**ARGUMENTS, **arguments}
+    view = View(**{
+        name: arguments.pop(name)
+        for name in ("image_size", "low_res_size", "text_length", "crop") if name in arguments
+    })  # fmt: skip
+    return train_batches(directory, view, **arguments)
 
 
 def order(iterator, count):

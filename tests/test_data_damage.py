@@ -33,9 +33,7 @@ def test_a_damaged_record_is_named(tmp_path):
 def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
     write_shards(tmp_path, change={"image": b"not an image"})  # record 3
     path = damage(tmp_path, 1, [4, 8])  # records 13 and 17
-    together = [
-        batches(tmp_path, max_damaged=0.2, shard_index=i, num_shards=hosts) for i in range(hosts)
-    ]
+    together = [batches(tmp_path, max_damaged=0.2, host=(i, hosts)) for i in range(hosts)]
     found = []
     for _ in range(EXAMPLES // 4):
         for host in together:
@@ -62,9 +60,9 @@ def test_a_host_tolerates_damage_in_what_it_reads(tmp_path):
     for shard in range(4):
         damage(tmp_path, shard, [0, 1, 2])  # a third of all
     with pytest.raises(ValueError, match="and 4 of the 18 that this host reads are tolerated"):
-        list(batches(tmp_path, repeat=False, max_damaged=0.25, num_shards=2))
+        list(batches(tmp_path, repeat=False, max_damaged=0.25, host=(0, 2)))
     # In later epochs it reads others, and may find the damage of all.
-    endless = batches(tmp_path, max_damaged=0.45, num_shards=2)
+    endless = batches(tmp_path, max_damaged=0.45, host=(0, 2))
     order(endless, 36)
     assert endless.damage.by_file.total() > int(0.45 * 18)
 

@@ -22,9 +22,9 @@ from embedding_shards import (
 )
 
 from imagen_jax.data import records
-from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter
+from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter, View
 from imagen_jax.data.scenes.render import RENDERING
-from imagen_jax.data.tasks import embeddings_task, register_embeddings_task
+from imagen_jax.data.tasks import EmbeddingShards, embeddings_task, register_embeddings_task
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_json
 
@@ -160,7 +160,7 @@ def test_crops_are_those_of_the_position(shards):
     """A resumed or divided run crops as the uninterrupted one does."""
     alone = batches(shards, crop=8)
     expected = [next(alone) for _ in range(6)]
-    second = batches(shards, crop=8, shard_index=1, num_shards=2)
+    second = batches(shards, crop=8, host=(1, 2))
     second.seek(5)
     assert_equal(next(second), {name: value[2:] for name, value in expected[5].items()})
     assert (next(batches(shards, crop=8, seed=1))["image"] != expected[0]["image"]).any()
@@ -197,16 +197,18 @@ def test_files_that_were_written_anew_are_read_anew(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 6}, r"image_size 6 does not divide .* 16; choose .* \[1, 2, 4, 8, 16\]"),
+        (
+            {"image_size": 6, "low_res_size": 3},
+            r"image_size 6 does not divide .* 16; choose .* \[1, 2, 4, 8, 16\]",
+        ),
         ({"image_size": 32}, "image_size 32 does not divide the recorded image size 16"),
         ({"image_size": 8, "low_res_size": 3}, r"low_res_size 3 does not divide image_size 8"),
         ({"crop": 6}, r"crop 6 must be a multiple of 4 .* and at most image_size 16"),
-        ({"text_width": 384}, "width: 6 != 384"),
-        ({"text_length": 0}, "text_length must be at least 1, got 0"),
+        ({"text_length": 0}, "image_size and text_length must be at least 1, got 16 and 0"),
         ({"batch_size": 0}, "batch_size must be at least 1 .*, got 0"),
         ({"split": "test"}, r"unknown split 'test'; the manifest has \['train'\]"),
-        ({"num_shards": 3}, "multiple of the 3 hosts, got 4"),
-        ({"num_shards": 2, "shard_index": 2}, "shard_index 2 is not in 0 .. 1"),
+        ({"host": (0, 3)}, "multiple of the 3 hosts, got 4"),
+        ({"host": (2, 2)}, "host 2 is not in 0 .. 1"),
     ],
 )
 def test_bad_arguments(shards, arguments, message):
@@ -239,7 +241,7 @@ def test_registered_task_is_read_by_name(shards):
     ds = seqio.get_dataset(
         "pipeline_test",
         TASK_FEATURE_LENGTHS,
-        ImagenFeatureConverter(SIZE, 8, 4, LENGTH, WIDTH),
+        ImagenFeatureConverter(View(8, 4, LENGTH), records.load_manifest(shards)),
         shuffle=False,
         batch_size=EXAMPLES,
     )
@@ -253,6 +255,26 @@ def test_registered_task_is_read_by_name(shards):
 def test_records_stay_compressed_until_after_the_shuffle(shards):
     ds = embeddings_task("compressed", str(shards)).get_dataset(TASK_FEATURE_LENGTHS, seed=0)
     assert ds.element_spec["image"] == tf.TensorSpec([], tf.string)
+
+
+@pytest.mark.parametrize("hosts", [1, 5])
+def test_seqio_reads_every_record_once_on_any_number_of_hosts(shards, hosts):
+    source = EmbeddingShards(shards)
+
+    def ids(**arguments):
+        found = []
+        for host in range(hosts):
+            info = seqio.ShardInfo(host, hosts)
+            ds = source.get_dataset("train", shard_info=info, **arguments)
+            found.append([records.parse_record(e["record"].numpy()).id for e in ds])
+        return found
+
+    in_files = [f"train/{i}" for i in range(EXAMPLES)]
+    assert ids(shuffle=False) == [in_files[host::hosts] for host in range(hosts)]
+    shuffled = ids(seed=1)
+    assert sorted(id_ for of_host in shuffled for id_ in of_host) == sorted(in_files)
+    assert shuffled == ids(seed=1) != ids(seed=2)
+    assert shuffled != ids(shuffle=False)
 
 
 def test_scenes_of_another_rendering_are_refused(tmp_path):

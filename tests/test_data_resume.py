@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from embedding_shards import ARGUMENTS, LENGTH, assert_equal, batches, order, write_shards
+from embedding_shards import LENGTH, assert_equal, batches, order, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +34,17 @@ def test_resumed_in_another_process(shards):
     iterator = batches(shards)
     order(iterator, 13)
     program = (
-        "import sys, json; from imagen_jax.data.iterator import train_batches;"
-        "it = train_batches(sys.argv[1], **json.loads(sys.argv[3]));"
+        "import sys, json; from embedding_shards import batches; it = batches(sys.argv[1]);"
         "it.restore(json.loads(sys.argv[2]));"
         "print([int(i) for _ in range(20) for i in next(it)['text_emb'][:, 0, 0]])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, str(shards), json.dumps(iterator.position()),
-         json.dumps(ARGUMENTS)],
+        [sys.executable, "-c", program, str(shards), json.dumps(iterator.position())],
         capture_output=True,
         text=True,
         timeout=120,  # it must end, too, with batches read ahead
-    )  # fmt: skip
+        cwd=Path(__file__).parent,
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == order(iterator, 20)
 
@@ -52,7 +52,7 @@ def test_resumed_in_another_process(shards):
 def test_a_position_is_that_of_any_number_of_hosts(shards):
     position = None
     for hosts, steps in ((2, 3), (4, 5), (1, 2)):
-        together = [batches(shards, shard_index=i, num_shards=hosts) for i in range(hosts)]
+        together = [batches(shards, host=(i, hosts)) for i in range(hosts)]
         for host in together:
             if position is not None:
                 host.restore(position)

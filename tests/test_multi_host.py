@@ -17,6 +17,7 @@ import tiny
 from imagen_jax import sharding
 from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.checkpoints.reading import checkpoint_steps, newest_checkpoint, restore_ema
+from imagen_jax.data.features import View
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.embed import embed
 from imagen_jax.main import main
@@ -89,8 +90,8 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
 
     logged = tiny.metrics_of(workdir / "sr")
     batches = [
-        train_batches(str(data), stage.resolution, stage.low_res, stage.text.max_length,
-                      stage.train.batch_size, stage.train.seed, host, HOSTS)
+        train_batches(data, View(stage.resolution, stage.low_res, stage.text.max_length),
+                      stage.train.batch_size, stage.train.seed, host=(host, HOSTS))
         for host in range(HOSTS)
     ]  # fmt: skip
     state = create_state(stage, sharding.make_mesh())

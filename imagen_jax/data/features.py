@@ -18,11 +18,13 @@ position.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import seqio
 import tensorflow as tf
 
+from imagen_jax.data.records import Manifest
 from imagen_jax.errors import UserError
 
 # The accelerators belong to JAX. TensorFlow only feeds it, and must not reserve their memory.
@@ -82,28 +84,68 @@ def area_downsample(image: tf.Tensor, factor: int) -> tf.Tensor:
     return tf.nn.avg_pool2d(image[tf.newaxis], factor, factor, "VALID")[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The form in which a stage sees examples.
+
+    Attributes:
+      image_size: side of the images in pixels. It divides the recorded size; smaller images are
+        exact area averages, so that all stages of a cascade read the same shards.
+      low_res_size: side of the area-averaged "low_res"; divides image_size. None leaves it out.
+      text_length: length that token states are zero-padded to; longer captions are an error.
+      crop: side of a random square of "image", in pixels, or None for all of it. "low_res" is the
+        same square: it lies on whole pixels of "low_res", so that averaging and cropping commute.
+    """
+
+    image_size: int
+    low_res_size: int | None
+    text_length: int
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.text_length < 1:
+            raise UserError(
+                f"image_size and text_length must be at least 1, got {self.image_size} and "
+                f"{self.text_length}"
+            )
+        if self.low_res_size is not None and (
+            self.low_res_size < 1 or self.image_size % self.low_res_size
+        ):
+            raise UserError(
+                f"low_res_size {self.low_res_size} does not divide image_size {self.image_size}; "
+                f"choose one of {_divisors(self.image_size)}"
+            )
+        if self.crop is not None and not (
+            0 < self.crop <= self.image_size and self.crop % self.factor == 0
+        ):
+            raise UserError(
+                f"crop {self.crop} must be a multiple of {self.factor} (image_size / low_res_size) "
+                f"and at most image_size {self.image_size}"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels of "image" for one of "low_res", along a side."""
+        return 1 if self.low_res_size is None else self.image_size // self.low_res_size
+
+    @property
+    def side(self) -> int:
+        """Side of "image" in pixels, as it is given out."""
+        return self.image_size if self.crop is None else self.crop
+
+
 class ImagenFeatureConverter(seqio.FeatureConverter):
     """Decodes records into {"image", "text_emb", "text_mask", "low_res"?} of one fixed size.
 
-    Images are recorded at `record_size` and averaged over whole blocks of pixels down to
-    `image_size`, and from there to `low_res_size`, so all stages of a cascade read the same shards.
-
     Args:
-      record_size: side of the recorded images, in pixels.
-      image_size: side of "image"; divides `record_size`.
-      low_res_size: side of "low_res", or None for a stage without one; divides `image_size`.
-      text_length: length l that token states are padded to.
-      text_width: width d of the token states.
-      states: how they are stored, one of choices.STATES; an int8 state is multiplied by the scale
-        of its token.
-      crop: side of a random square of "image", in pixels, or None for all of it. "low_res" is the
-        same square: it lies on whole pixels of "low_res", so that averaging and cropping commute.
-      seed: of the squares.
+      view: the form that they get.
+      manifest: of the records: their image_size, the encoder's width, and how states are stored.
+      seed: of the random squares, where the view crops.
 
     Raises:
-      UserError: sizes that do not divide, or a length below 1. While iterating, an
+      UserError: the view's image size does not divide the recorded one. While iterating, an
         `InvalidArgumentError` that names the record: wrong image size or channels, an embedding
-        that is empty, longer than `text_length` or of another width.
+        that is empty, longer than the view's text_length or of another width.
     """
 
     TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {
@@ -118,50 +160,28 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
 
-    def __init__(
-        self,
-        record_size: int,
-        image_size: int,
-        low_res_size: int | None,
-        text_length: int,
-        text_width: int,
-        states: str = "bfloat16",
-        crop: int | None = None,
-        seed: int = 0,
-    ):
-        if image_size < 1 or record_size % image_size:
+    def __init__(self, view: View, manifest: Manifest, seed: int = 0):
+        record_size = manifest["image_size"]
+        if record_size % view.image_size:
             raise UserError(
-                f"image_size {image_size} does not divide the recorded image size {record_size}; "
-                f"choose one of {_divisors(record_size)}"
+                f"image_size {view.image_size} does not divide the recorded image size "
+                f"{record_size}; choose one of {_divisors(record_size)}"
             )
-        if low_res_size is not None:
-            if low_res_size < 1 or image_size % low_res_size:
-                raise UserError(
-                    f"low_res_size {low_res_size} does not divide image_size {image_size}; "
-                    f"choose one of {_divisors(image_size)}"
-                )
+        if view.low_res_size is not None:
             self.MODEL_FEATURES = {
                 **self.MODEL_FEATURES,
                 "low_res": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=3),
             }
-        step = 1 if low_res_size is None else image_size // low_res_size
-        if crop is not None and not (0 < crop <= image_size and crop % step == 0):
-            raise UserError(
-                f"crop {crop} must be a multiple of {step} (image_size / low_res_size) and at most "
-                f"image_size {image_size}"
-            )
-        if text_length < 1:
-            raise UserError(f"text_length must be at least 1, got {text_length}")
+        self._view = view
         self._record_size = record_size
-        self._image_size = image_size
-        self._low_res_size = low_res_size
-        self._text_length = text_length
-        self._text_width = text_width
-        self._crop = image_size if crop is None else crop
-        self._step = step  # of places that a square may have
+        self._text_width = manifest["encoder"]["width"]
+        self._states = {"bfloat16": tf.bfloat16, "int8": tf.int8}[manifest["states"]]
         self._seed = seed
-        self._states = {"bfloat16": tf.bfloat16, "int8": tf.int8}[states]
         super().__init__(pack=False)
+
+    def check(self, record: tf.Tensor) -> None:
+        """Convert a serialized record, for the errors that this raises."""
+        self.convert(parse_example(record) | {"position": tf.zeros([], tf.int64)})
 
     def get_model_feature_lengths(
         self, task_feature_lengths: Mapping[str, int | None]
@@ -169,12 +189,12 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         """First dimension of every model feature, checked exactly by seqio."""
         lengths: dict[str, int | None] = {
             "id": None,
-            "image": self._crop,
-            "text_emb": self._text_length,
-            "text_mask": self._text_length,
+            "image": self._view.side,
+            "text_emb": self._view.text_length,
+            "text_mask": self._view.text_length,
         }
-        if self._low_res_size is not None:
-            lengths["low_res"] = self._crop // self._step
+        if self._view.low_res_size is not None:
+            lengths["low_res"] = self._view.side // self._view.factor
         return lengths
 
     def _convert_features(
@@ -199,26 +219,26 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         # Without the dependency another operation may fail first, and its error names no record.
         with tf.control_dependencies([suitable]):
             pixels = tf.ensure_shape(pixels, size)
-        factor = self._record_size // self._image_size
-        if self._crop != self._image_size:
+        factor = self._record_size // self._view.image_size
+        if self._view.crop is not None:
             pixels = self._square(pixels, record["position"], factor)
         # Means of 0..255 are exact for factors that are powers of two; only the map to [-1, 1]
         # rounds.
         pixels = tf.cast(pixels, tf.float32)
         image = area_downsample(pixels, factor)
         features = {"image": _to_unit_range(image)}
-        if self._low_res_size is not None:
-            features["low_res"] = _to_unit_range(area_downsample(image, self._step))
+        if self._view.low_res_size is not None:
+            features["low_res"] = _to_unit_range(area_downsample(image, self._view.factor))
         return features
 
     def _square(self, pixels: tf.Tensor, position: tf.Tensor, factor: int) -> tf.Tensor:
         """A random square, before averaging: `factor` times the crop's side."""
-        places = (self._image_size - self._crop) // self._step + 1
+        places = (self._view.image_size - self._view.side) // self._view.factor + 1
         at = tf.random.stateless_uniform(
             [2], [tf.cast(self._seed, tf.int64), position], 0, places, tf.int32
         )
-        start = tf.concat([at * self._step * factor, [0]], 0)
-        side = self._crop * factor
+        start = tf.concat([at * self._view.factor * factor, [0]], 0)
+        side = self._view.side * factor
         return tf.ensure_shape(tf.slice(pixels, start, [side, side, 3]), [side, side, 3])
 
     def _text_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -226,9 +246,9 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         row_bytes = self._text_width * self._states.size
         scale_bytes = tf.float32.size if self._states == tf.int8 else 0
         suitable_length = tf.debugging.Assert(
-            (length >= 1) & (length <= self._text_length),
+            (length >= 1) & (length <= self._view.text_length),
             ["record", record["id"], "has", length, "tokens, text_length allows 1 to",
-             self._text_length],
+             self._view.text_length],
         )  # fmt: skip
         stored, scales = record["emb"], record["emb_scale"]
         stored_bytes = [tf.cast(tf.strings.length(value), tf.int64) for value in (stored, scales)]
@@ -242,9 +262,9 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
 
         def padded(value: tf.Tensor, dtype: tf.DType, row: int) -> tf.Tensor:
             # fixed_length pads with zeros; it would also truncate, which is ruled out above.
-            size = self._text_length * row * dtype.size
+            size = self._view.text_length * row * dtype.size
             flat = tf.io.decode_raw(value, dtype, fixed_length=size)
-            return tf.reshape(flat, [self._text_length, row])
+            return tf.reshape(flat, [self._view.text_length, row])
 
         with tf.control_dependencies([suitable_length, suitable_width]):
             states = padded(stored, self._states, self._text_width)
@@ -252,7 +272,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
                 states = tf.cast(states, tf.float32) * padded(scales, tf.float32, 1)
         return {
             "text_emb": tf.cast(states, tf.bfloat16),
-            "text_mask": tf.range(self._text_length, dtype=tf.int64) < length,
+            "text_mask": tf.range(self._view.text_length, dtype=tf.int64) < length,
         }
 
 

@@ -191,3 +191,18 @@ class GlobalOrder:
         """Examples of each source in the batches before `step`."""
         cuts = [edge * step * self.batch // _RATE_UNIT for edge in self._edges]
         return [high - low for low, high in zip(cuts, cuts[1:], strict=False)]
+
+
+class FileOrder:
+    """Records as they lie in their files, once: (step, rows) -> records.
+
+    Args:
+      batch: examples of a batch, over all hosts.
+    """
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def records(self, steps: range, rows: range) -> Int[np.ndarray, "s r"]:
+        """Records [steps, rows] of some rows of some batches, counted from 0."""
+        return np.array(steps)[:, None] * self.batch + np.array(rows)[None]

@@ -1,4 +1,4 @@
-"""Reads records of shards in the global order, as a tf.data pipeline that can start anywhere.
+"""The one reader of shards: records in a global order, as a tf.data pipeline that starts anywhere.
 
 A window of batches is read at once: the host's records of it are sorted, neighbours are read as one
 run of bytes, and all are put into their order. So a host holds two windows of compressed records,
@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from imagen_jax.data import records
-from imagen_jax.data.order import GlobalOrder
 
 _PARALLEL_RUNS = 4
 _LONGEST_RUN = 2**20
@@ -87,67 +87,90 @@ class ShardTable:
         return dataset.take(1).get_single_element()
 
 
-def ordered_records(
-    order: GlobalOrder,
-    table: ShardTable,
-    rows: range,
-    steps: range | None,
-    start: int,
-    window_steps: int,
-    replaced: Mapping[int, int],
-) -> tf.data.Dataset:
-    """Serialized records of one host's rows of all batches from `start` on.
+class Order(Protocol):
+    """Which record comes when; `order.GlobalOrder` is one."""
 
-    Args:
-      order: what is read when.
-      table: where it is.
+    batch: int
+
+    def records(self, steps: range, rows: range) -> np.ndarray:
+        """Return records [steps, rows] of some rows of some batches."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OrderedReader:
+    """Reads one host's rows of batches, in a global order.
+
+    Attributes:
+      order: which record comes when.
+      table: where the records are.
       rows: the host's rows of every batch.
-      steps: all batches there are; None for endlessly many.
-      start: the first batch.
       window_steps: batches that are read at once.
+      steps: number of batches; None for no end.
       replaced: records -> those read in their place.
-
-    Returns:
-      Elements {"record": string, "position": int64}; the position is that in the global order, and
-      seeds what is random about the example.
     """
-    stop = _FOREVER if steps is None else steps.stop
 
-    def plan(window: np.ndarray) -> tuple[np.ndarray, ...]:
-        first = int(window) * window_steps
-        of_window = range(max(first, start), min(first + window_steps, stop))
-        wanted = order.records(of_window, rows)
-        for record in replaced.keys() & set(wanted.flat):
-            wanted[wanted == record] = replaced[record]
-        unique, place = np.unique(wanted, return_inverse=True)
-        positions = np.array(of_window)[:, None] * order.batch + np.array(rows)[None]
-        return *table.runs(unique), place.ravel().astype(np.int64), positions.ravel()
+    order: Order
+    table: ShardTable
+    rows: range
+    window_steps: int
+    steps: int | None = None
+    replaced: Mapping[int, int] = field(default_factory=dict)
 
-    def read(window: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = (tf.string, tf.int64, tf.int64, tf.int64, tf.int64)
-        planned = tf.numpy_function(plan, [window], types)
-        for tensor in planned:
-            tensor.set_shape([None])
-        paths, offsets, counts, place, position = planned
-        runs = tf.data.Dataset.from_tensor_slices((paths, offsets, counts)).interleave(
-            lambda path, offset, count: _records_from(path, offset).take(count),
-            cycle_length=_PARALLEL_RUNS,
-            block_length=_LONGEST_RUN,  # each run to its end
-            num_parallel_calls=_PARALLEL_RUNS,
-            deterministic=True,
-        )
-        total = tf.reduce_sum(counts)
-        read = runs.batch(total).get_single_element()
-        complete = tf.debugging.Assert(
-            tf.equal(tf.size(read, tf.int64), total),
-            ["shards hold fewer records than their manifest says: read", tf.size(read), "of", total,
-             "from", paths],
-        )  # fmt: skip
-        with tf.control_dependencies([complete]):
-            return {"record": tf.gather(read, place), "position": position}
+    def window(self, step: int) -> np.ndarray:
+        """Return the records that are read together with those of a batch."""
+        first = step - step % self.window_steps
+        return self.order.records(range(first, first + self.window_steps), self.rows)
 
-    windows = tf.data.Dataset.range(start // window_steps, -(-stop // window_steps))
-    return windows.map(read).prefetch(1).unbatch()
+    def dataset(self, start: int = 0) -> tf.data.Dataset:
+        """Return the serialized records of all batches from `start` on.
+
+        Elements are {"record": string, "position": int64}; the position is that in the global
+        order, and seeds what is random about the example.
+        """
+        stop = _FOREVER if self.steps is None else self.steps
+
+        def plan(window: np.ndarray) -> tuple[np.ndarray, ...]:
+            first = int(window) * self.window_steps
+            steps = range(max(first, start), min(first + self.window_steps, stop))
+            wanted = self.order.records(steps, self.rows)
+            for record in self.replaced.keys() & set(wanted.flat):
+                wanted[wanted == record] = self.replaced[record]
+            unique, place = np.unique(wanted, return_inverse=True)
+            positions = np.array(steps)[:, None] * self.order.batch + np.array(self.rows)[None]
+            return *self.table.runs(unique), place.ravel().astype(np.int64), positions.ravel()
+
+        def read(window: tf.Tensor) -> dict[str, tf.Tensor]:
+            types = (tf.string, tf.int64, tf.int64, tf.int64, tf.int64)
+            planned = tf.numpy_function(plan, [window], types)
+            for tensor in planned:
+                tensor.set_shape([None])
+            paths, offsets, counts, place, position = planned
+            return {"record": tf.gather(_read_runs(paths, offsets, counts), place),
+                    "position": position}  # fmt: skip
+
+        windows = tf.data.Dataset.range(start // self.window_steps, -(-stop // self.window_steps))
+        return windows.map(read).prefetch(1).unbatch()
+
+
+def _read_runs(paths: tf.Tensor, offsets: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """Return the records of runs of bytes, one run after another."""
+    runs = tf.data.Dataset.from_tensor_slices((paths, offsets, counts)).interleave(
+        lambda path, offset, count: _records_from(path, offset).take(count),
+        cycle_length=_PARALLEL_RUNS,
+        block_length=_LONGEST_RUN,  # each run to its end
+        num_parallel_calls=_PARALLEL_RUNS,
+        deterministic=True,
+    )
+    total = tf.reduce_sum(counts)
+    read = runs.batch(total).get_single_element()
+    complete = tf.debugging.Assert(
+        tf.equal(tf.size(read, tf.int64), total),
+        ["shards hold fewer records than their manifest says: read", tf.size(read), "of", total,
+         "from", paths],
+    )  # fmt: skip
+    with tf.control_dependencies([complete]):
+        return tf.identity(read)
 
 
 def _records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:

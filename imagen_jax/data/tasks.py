@@ -1,4 +1,4 @@
-"""seqio tasks over directories of precomputed text embeddings, as `imagen embed` writes them.
+"""Embedding directories, as `imagen embed` writes them, opened for training and for seqio.
 
 A task is one line, and so is a mixture:
 
@@ -6,14 +6,16 @@ A task is one line, and so is a mixture:
   register_embeddings_task("photos", "data/photos")
   seqio.MixtureRegistry.add("both", [("scenes", 0.2), ("photos", 0.8)])
 
-`iterator.train_batches` takes the names of both and reads them in the global order of `order`.
-Read by seqio itself, records are shuffled while still compressed and before anything is decoded,
-because a decoded record is several times larger: see `EmbeddingShards`.
+`iterator.train_batches` takes the names of both. It and seqio itself read by the same
+`reading.OrderedReader`; seqio then shuffles once more, records that are still compressed.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import random
+from dataclasses import dataclass
 from typing import Any
 
 import seqio
@@ -21,101 +23,111 @@ import tensorflow as tf
 
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURES, parse_example
+from imagen_jax.data.order import FileOrder, GlobalOrder
+from imagen_jax.data.reading import Order, OrderedReader, ShardTable
 from imagen_jax.data.sources import check_rendering
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences
+from imagen_jax.files import differences, fingerprint, local_path
 
 SHUFFLE_RECORDS = 4096
-"""Compressed records that are shuffled at once: by `iterator.train_batches` in windows over all
-hosts; by seqio in a buffer, which tf.data saves in every checkpoint of its own iterators."""
+"""Compressed records that are shuffled at once, over all hosts."""
 
 
-class EmbeddingShards(seqio.FileDataSource):
-    """The shards that a manifest lists: deterministic given a seed, divided over hosts by file.
-
-    Shuffling permutes the files and then serialized records in a buffer, anew in every epoch; each
-    epoch contains every record once. seqio would shuffle after preprocessing and across epochs.
+class EmbeddingShards(seqio.DataSource):
+    """The shards that a manifest lists, as a source of seqio.
 
     Args:
       directory: embedding directory.
-      shuffle_records: capacity of the shuffle buffer.
 
     Attributes:
       directory: the embedding directory.
       manifest: its manifest, see `records.load_manifest`.
     """
 
-    def __init__(self, directory: str, shuffle_records: int):
-        self.directory = directory
-        self.manifest = manifest = records.load_manifest(directory)
-        self._shuffle_records = shuffle_records
-        self._shards = {
-            split: [os.path.join(directory, name) for name in entry["shards"]]
-            for split, entry in manifest["splits"].items()
-        }
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = str(local_path(directory))
+        self.manifest = records.load_manifest(self.directory)
         # num_input_examples stays unset: below 10,000 examples seqio would cache the first epoch in
         # memory, and the cache would become part of every iterator checkpoint.
-        super().__init__(
-            read_file_fn=tf.data.TFRecordDataset,
-            split_to_filepattern=self._shards,
-            caching_permitted=False,
-            performs_internal_shuffling=True,
-        )
+        super().__init__(splits=self.manifest["splits"], caching_permitted=False)
 
-    def list_shards(self, split: str) -> list[str]:
-        """Paths of the shards of `split`, taken literally (no wildcards).
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Hosts divide the records of the order, not files."""
+        return True
+
+    def shards(self, split: str) -> list[tuple[str, int]]:
+        """Return (path, number of records) of every shard of a split.
 
         Raises:
           UserError: the manifest has no such split.
         """
-        if split not in self._shards:
-            raise UserError(f"unknown split {split!r}; the manifest has {sorted(self._shards)}")
-        return self._shards[split]
+        if split not in self.manifest["splits"]:
+            raise UserError(
+                f"unknown split {split!r}; the manifest has {sorted(self.manifest['splits'])}"
+            )
+        entry = self.manifest["splits"][split]
+        paths = [os.path.join(self.directory, name) for name in entry["shards"]]
+        return list(zip(paths, entry["shard_examples"], strict=True))
+
+    def list_shards(self, split: str) -> list[str]:
+        """Return the paths of a split's shards."""
+        return [path for path, _ in self.shards(split)]
 
     def get_dataset(
         self,
         split: str = "train",
         shuffle: bool = True,
-        seed: int | None = None,
+        seed: Any = None,
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """One epoch of one host's files: {"record": serialized, "position": number in it}."""
-        ds = super().get_dataset(split, shuffle=shuffle, seed=seed, shard_info=shard_info)
+        """Return one host's part of one epoch: {"record": serialized, "position": number in it}.
+
+        Args:
+          split: of the manifest.
+          shuffle: in the global order of the first epoch; else as they lie in the files.
+          seed: of the order; None for another one in every call.
+          shard_info: which host this is of how many.
+        """
+        host, hosts = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        table = ShardTable.of(self.shards(split))
+        examples = self.manifest["splits"][split]["examples"]
+        window_steps = max(1, SHUFFLE_RECORDS // hosts)
+        order: Order = FileOrder(hosts)
         if shuffle:
-            ds = ds.shuffle(self._shuffle_records, seed=seed, reshuffle_each_iteration=True)
-        return ds.enumerate().map(lambda i, record: {"record": record, "position": i})
+            seed = random.getrandbits(64) if seed is None else int(seed) % 2**64
+            order = GlobalOrder([examples], [1.0], hosts, window_steps, seed)
+        steps = len(range(host, examples, hosts))
+        return OrderedReader(order, table, range(host, host + 1), window_steps, steps).dataset()
 
 
-def embeddings_task(
-    name: str, directory: str, shuffle_records: int = SHUFFLE_RECORDS
-) -> seqio.Task:
-    """A seqio task over an embedding directory; its features are compressed records.
+def embeddings_task(name: str, directory: str | os.PathLike[str]) -> seqio.Task:
+    """Return a seqio task over an embedding directory; its features are compressed records.
 
     Use it with `features.TASK_FEATURE_LENGTHS` and an `ImagenFeatureConverter`.
 
     Args:
       name: letters, digits and `._:#`.
       directory: what `imagen embed` wrote.
-      shuffle_records: capacity of the shuffle buffer, in compressed records.
 
     Raises:
       UserError: see `records.load_manifest`.
     """
     return seqio.Task(
         name,
-        source=EmbeddingShards(directory, shuffle_records),
+        source=EmbeddingShards(directory),
         preprocessors=[parse_records],
         output_features=TASK_FEATURES,
-        shuffle_buffer_size=None,
+        shuffle_buffer_size=SHUFFLE_RECORDS,
     )
 
 
-def register_embeddings_task(name: str, directory: str) -> seqio.Task:
-    """Registers `embeddings_task(name, directory)` with seqio, for use by name and in mixtures.
+def register_embeddings_task(name: str, directory: str | os.PathLike[str]) -> seqio.Task:
+    """Register `embeddings_task(name, directory)` with seqio, for use by name and in mixtures.
 
     Raises:
-      UserError: the name is taken by a task or mixture.
+      ValueError: the name is taken by a task or mixture.
       UserError: see `records.load_manifest`.
     """
     task = embeddings_task(name, directory)
@@ -123,44 +135,101 @@ def register_embeddings_task(name: str, directory: str) -> seqio.Task:
     return task
 
 
-def open_data(data: str | os.PathLike[str]) -> list[tuple[EmbeddingShards, float]]:
-    """The shards that `data` names, and their rates.
+def parse_records(ds: tf.data.Dataset) -> tf.data.Dataset:
+    """{"record", "position"} -> the features of a task."""
+    return ds.map(
+        lambda element: parse_example(element["record"]) | {"position": element["position"]},
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddingData:
+    """One or several embedding directories that fit together.
+
+    Attributes:
+      name: as the user gave it.
+      sources: the directories.
+      rates: of each in a batch; only their ratios count.
+    """
+
+    name: str
+    sources: tuple[EmbeddingShards, ...]
+    rates: tuple[float, ...]
+
+    def table(self, split: str) -> ShardTable:
+        """Return where the records of all sources are."""
+        return ShardTable.of([shard for source in self.sources for shard in source.shards(split)])
+
+    def examples(self, split: str) -> list[int]:
+        """Return the number of records of each source."""
+        return [source.manifest["splits"][split]["examples"] for source in self.sources]
+
+    def identity(self, split: str) -> list[Any]:
+        """Return [fingerprint, rate] of each source: what fixes its records, wherever they lie."""
+        # Not the whole manifest's fingerprint: adding another split leaves this one as it is.
+        return [
+            [fingerprint([m["encoder"], m["states"], m["image_size"], m["splits"][split]]), rate]
+            for m, rate in zip((s.manifest for s in self.sources), self.rates, strict=True)
+        ]
+
+    @functools.cached_property
+    def manifest(self) -> records.Manifest:
+        """The manifest of one source, or what a run should remember of several."""
+        manifests = [source.manifest for source in self.sources]
+        if len(manifests) == 1:
+            return manifests[0]
+
+        def mixture(split: str) -> dict[str, Any]:
+            pairs = zip(manifests, self.rates, strict=True)
+            parts = [{"rate": rate, "source": m["source"].get(split)} for m, rate in pairs]
+            return {"name": "mixture", "parts": parts}
+
+        splits = sorted({split for manifest in manifests for split in manifest["source"]})
+        shared = ("format", "encoder", "states", "image_size")
+        return {
+            **{key: manifests[0][key] for key in shared},
+            "source": {split: mixture(split) for split in splits},
+        }
+
+
+def open_data(data: str | os.PathLike[str]) -> EmbeddingData:
+    """Open what `data` names.
 
     Args:
       data: an embedding directory; several with their rates, "DIR=RATE,DIR=RATE"; or the name of a
         registered task or mixture over such directories.
 
     Raises:
-      UserError: see `records.load_manifest`; a rate that is no number above 0;
-        a task that does not read an embedding directory; or directories whose encoder or size of
-        images differ, which one stage cannot be trained on.
+      UserError: see `records.load_manifest`; a rate that is no number above 0; a task that does not
+        read an embedding directory; or directories whose encoder or size of images differ, which
+        one stage cannot be trained on.
     """
     name = os.fspath(data)
     if name in seqio.TaskRegistry.names():
-        found = [(seqio.TaskRegistry.get(name), 1.0)]
+        found = [(seqio.TaskRegistry.get(name).source, 1.0)]
     elif name in seqio.MixtureRegistry.names():
         mixture = seqio.MixtureRegistry.get(name)
-        found = [(task, mixture.get_rate(task)) for task in mixture.tasks]
-    elif "=" in name and not os.path.isdir(name):
+        found = [(task.source, float(mixture.get_rate(task))) for task in mixture.tasks]
+    elif "=" in name and not local_path(name).is_dir():
         parts = [_directory_and_rate(part, name) for part in name.split(",")]
-        found = [(embeddings_task(f"part{i}", part), rate) for i, (part, rate) in enumerate(parts)]
+        found = [(EmbeddingShards(part), rate) for part, rate in parts]
     else:
-        found = [(embeddings_task("embeddings", name), 1.0)]
-    for task, _ in found:
-        if not isinstance(task.source, EmbeddingShards):
-            raise UserError(f"task {task.name!r} of {name!r} does not read an embedding directory")
-        for description in task.source.manifest["source"].values():
-            check_rendering(description, task.source.directory)
-    first = found[0][0].source
-    for task, _ in found[1:]:
+        found = [(EmbeddingShards(name), 1.0)]
+    sources, rates = zip(*found, strict=True)
+    for source in sources:
+        if not isinstance(source, EmbeddingShards):
+            raise UserError(f"{name!r} names a task that does not read an embedding directory")
+        for description in source.manifest["source"].values():
+            check_rendering(description, source.directory)
         kept = ("encoder", "image_size", "states")
-        there, here = ({key: s.manifest[key] for key in kept} for s in (first, task.source))
+        there, here = ({key: s.manifest[key] for key in kept} for s in (sources[0], source))
         if lines := differences(there, here):
             raise UserError(
-                f"{first.directory} and {task.source.directory} cannot be mixed:\n  "
+                f"{sources[0].directory} and {source.directory} cannot be mixed:\n  "
                 + "\n  ".join(lines)
             )
-    return [(task.source, float(rate)) for task, rate in found]
+    return EmbeddingData(name, sources, rates)
 
 
 def _directory_and_rate(part: str, whole: str) -> tuple[str, float]:
@@ -171,14 +240,7 @@ def _directory_and_rate(part: str, whole: str) -> tuple[str, float]:
         rate = 0.0
     if not directory or not 0 < rate < float("inf"):
         raise UserError(
-            f"data {whole!r}: {part!r} must be of the form DIR=RATE with a rate above 0"
+            f"data {whole!r}: there is no such directory, and as a mixture each part must be "
+            f"DIR=RATE with a rate above 0, which {part!r} is not"
         )
     return directory, rate
-
-
-def parse_records(ds: tf.data.Dataset) -> tf.data.Dataset:
-    """{"record", "position"} -> the features of a task."""
-    return ds.map(
-        lambda element: parse_example(element["record"]) | {"position": element["position"]},
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )

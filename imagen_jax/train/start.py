@@ -17,13 +17,15 @@ from imagen_jax import sharding
 from imagen_jax.checkpoints.cascades import Pretrained
 from imagen_jax.checkpoints.claim import check_origin, claim_stage, make_record
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
+from imagen_jax.data.features import View
 from imagen_jax.data.iterator import BatchIterator, train_batches
+from imagen_jax.data.records import check_encoder
 from imagen_jax.errors import UserError
 from imagen_jax.stage import Stage
 from imagen_jax.train.state import TrainState, create_state
 
 
-def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") -> BatchIterator:
+def open_batches(stage: Stage, data: str, mesh: Mesh, split: str = "train") -> BatchIterator:
     """This host's share of the batches that a stage trains on, or of another split.
 
     Raises:
@@ -39,26 +41,22 @@ def open_batches(stage: Stage, data_dir: str, mesh: Mesh, split: str = "train") 
             f"and of the devices times accumulation ({stage.train.accumulation})"
         )
     batches = train_batches(
-        data_dir,
-        image_size=stage.resolution,
-        low_res_size=stage.low_res,
-        text_length=stage.text.max_length,
-        batch_size=stage.train.batch_size,
-        seed=stage.train.seed,
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
+        data,
+        View(stage.resolution, stage.low_res, stage.text.max_length, stage.crop),
+        stage.train.batch_size,
+        stage.train.seed,
+        host=(jax.process_index(), jax.process_count()),
         split=split,
-        text_width=stage.text.width,
-        crop=stage.crop,
         max_damaged=stage.train.max_damaged,
     )
     recorded = batches.manifest["encoder"]["name"]
     if recorded != stage.text.encoder:
         raise UserError(
             f"the config wants text embeddings of encoder {stage.text.encoder!r}, but those in "
-            f"{data_dir} were made by {recorded!r}; embed the data again with "
+            f"{data} were made by {recorded!r}; embed the data again with "
             f"--encoder {stage.text.encoder}, or change text.encoder"
         )
+    check_encoder(batches.manifest, width=stage.text.width)
     return batches
 
 
