@@ -107,10 +107,12 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black
 class Colours:
     """Images of one colour that the caption names: as easy to learn as images can be."""
 
+    size = SR
+
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[Example]:
         for i in range(shard, len(self), num_shards):
             name = list(COLOURS)[i // num_shards % len(COLOURS)]
-            image = np.broadcast_to(np.uint8(COLOURS[name]), (SR, SR, 3))
+            image = np.broadcast_to(np.uint8(COLOURS[name]), (self.size, self.size, 3))
             yield Example(str(i), f"a {name} image", np.ascontiguousarray(image))
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Validation of every stage that the package has a config of, shrunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from imagen_jax import sharding
+from imagen_jax.config import CONFIGS, load_config
+from imagen_jax.embed import embed
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.train.state import abstract_state, create_state
+from imagen_jax.train.validation import Validation
+
+STAGES = [
+    (path.stem, name)
+    for path in sorted(CONFIGS.glob("*.py"))
+    for name in load_config(path.stem).stages
+]
+SIZE = 32
+
+
+class Images(tiny.Colours):
+    size = SIZE
+
+
+def shrunk(config_name: str, stage_name: str) -> Stage:
+    """The stage with its own topology, on 16 or 32 pixels, with 4 to 8 channels."""
+    config = ConfigDict(load_config(config_name))
+    config.text.update(encoder="tiny", width=tiny.WIDTH, max_length=5)
+    stage = config.stages[stage_name]
+    is_base, levels = not stage.low_res, len(stage.network.blocks)
+    stage.resolution = 16 if is_base else SIZE
+    stage.low_res = 0 if is_base else 8
+    if stage.get("crop"):
+        stage.crop = 16
+    if "image_size" in stage.schedule:
+        stage.schedule.image_size = stage.resolution
+    one_number = isinstance(stage.network.channels, int)
+    stage.network.update(
+        channels=4 if one_number else (8,) * levels,
+        blocks=(1,) * levels, head_channels=4, text_channels=8,
+    )  # fmt: skip
+    stage.train.update(batch_size=4, validation_batches=2)
+    return make_stage(config, stage_name)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("validation") / "embeddings"
+    embed(Images(), tiny.encoder(), directory, split="validation", image_size=SIZE, num_shards=1)
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "name"), STAGES)
+def test_every_stage_can_be_validated(config: str, name: str, data: Path) -> None:
+    stage = shrunk(config, name)
+    mesh = sharding.make_mesh()
+    validation = Validation(stage, str(data), mesh, abstract_state(stage, mesh)[1].params)
+    params = create_state(stage, mesh).params
+    first = validation(params)
+    assert first == validation(params)
+    assert np.isfinite(first["validation_loss"])
+    assert first["validation_loss"] > 0
