@@ -33,9 +33,10 @@ from imagen_jax.diffusion import (
     diffuse,
     dynamic_threshold,
     initial_noise,
-    inpaint,
+    keep_outside,
     loss_weight,
     make_schedule,
+    resampling_path,
     sample,
     static_threshold,
     target,
@@ -147,7 +148,7 @@ def convergence() -> Figure:
 
         def run(name: str, steps: int) -> jax.Array:
             grid = jnp.append(jnp.linspace(-7.0, 7.0, steps + 1), 20.0)
-            return jax.jit(lambda x: sample(name, MIXTURE.denoise, x, grid).x0)(x_t)
+            return jax.jit(lambda x: sample(name, MIXTURE.denoise, x, grid))(x_t)
 
         reference, steps = run("heun", 8192), 2 ** np.arange(4, 11)
         for name in ("ddim", "dpmpp_2m", "heun"):
@@ -179,7 +180,7 @@ def mixture() -> Figure:
         for axis, (name, kind) in zip(row, runs, strict=False):
             steps = (budget + 1) // 2 if name == "heun" else budget
             grid = time_grid(SCHEDULE, steps, kind)
-            points = np.asarray(sample(name, MIXTURE.denoise, x_t, grid, key).x0).reshape(count, 2)
+            points = np.asarray(sample(name, MIXTURE.denoise, x_t, grid, key)).reshape(count, 2)
             axis.plot(*points.T, ",", alpha=0.6)
             axis.set_title(f"{name}, {kind}", fontsize=9)
         row[-1].plot(*data.T, ",k", alpha=0.6)
@@ -237,19 +238,17 @@ def editing() -> Figure:
     data = GaussianMixture(np.ones(1), np.zeros((1, 2)), 0.25 * np.array([[[1, 0.9], [0.9, 1]]]))
     count, key = 4000, jax.random.key(0)
     image = jnp.full((count, 1, 2, 1), 0.5)
-    keep = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
-    noise = initial_noise(key, count, (1, 2, 1))
+    mask = jnp.array([False, True]).reshape(1, 1, 2, 1)
     grid = time_grid(SCHEDULE, 40, "uniform_t")
+    x_t = diffuse(image, initial_noise(key, count, (1, 2, 1)), grid[0])
+    denoise = keep_outside(data.denoise, image, mask)
     resamples = (1, 2, 3, 5, 10, 20)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for name in ("ddpm", "ddim", "dpmpp_2m", "heun"):
         means, deviations = [], []
         for times in resamples:
-            run = jax.jit(
-                lambda k, n=name, r=times: (
-                    inpaint(n, data.denoise, image, keep, noise, grid, k, resamples=r, jump=4).x0
-                )
-            )
+            path = resampling_path(40, times, 4)
+            run = jax.jit(lambda k, n=name, p=path: sample(n, denoise, x_t, grid, k, path=p))
             new = np.asarray(run(key))[:, 0, 1, 0]
             means.append(new.mean())
             deviations.append(new.std())

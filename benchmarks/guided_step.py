@@ -13,7 +13,6 @@ and the seconds that a guided step takes as one call and as two. docs/sampling.m
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -26,16 +25,17 @@ import numpy as np
 from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.config import load_config
 from imagen_jax.diffusion.guidance import stack_conditioning, stacked_denoiser
-from imagen_jax.plan.products import flops_of
-from imagen_jax.sampling import (
-    Edit,
+from imagen_jax.diffusion.samplers import parse_sampler
+from imagen_jax.diffusion.transitions import path_transitions
+from imagen_jax.flops import flops_of
+from imagen_jax.sampling import Edit, noise_levels
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.stage_programs import (
     StageInputs,
     prepare_program,
-    sampler_moves,
     stage_conditioning,
     step_program,
 )
-from imagen_jax.stage import Stage, make_stage
 from imagen_jax.typing import TextEmbedding
 
 
@@ -65,12 +65,12 @@ def program_shapes(stage: Stage, batch: int, guided: bool) -> tuple[Any, tuple, 
         inputs = inputs._replace(negative=None)
     prepare = prepare_program(stage, guided, size)
     once = (params, inputs, number, number)
-    prepared, state = jax.eval_shape(prepare, *once)
-    moves = sampler_moves(stage, stage.sample, Edit())
+    conditioning, state = jax.eval_shape(prepare, *once)
+    moves = path_transitions(*noise_levels(stage, stage.sample, Edit()))
     move = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), moves)
-    settings = dataclasses.replace(stage.sample, threshold="static")
-    step = step_program(stage, settings)
-    return prepare, once, step, (params, prepared, number if guided else None, state, move)
+    step = step_program(stage, parse_sampler(stage.sample.sampler), "static")
+    guidance = number if guided else None
+    return prepare, once, step, (params, inputs, conditioning, guidance, state, move)
 
 
 def text_again_in_every_step(stage: Stage, batch: int) -> float:

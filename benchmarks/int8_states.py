@@ -77,7 +77,7 @@ def main() -> None:
         right = []
         for of_groups in scenes.values():
             prompts = [caption(scene) for scene in of_groups]
-            samples = cascade.sample_each(prompts, range(count), show_progress=False)
+            samples = cascade.sample(prompts, seed=range(count), show_progress=False)
             report = alignment_report(of_groups, samples.images, level)
             right.append(100 * report["images"]["all_correct"]["accuracy"])
         print(

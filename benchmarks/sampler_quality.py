@@ -1,7 +1,7 @@
 """Quality against steps for each sampler: draws what sweeps over them have measured.
 
-    imagen evaluate sweep --stage base --sampler ddpm ddim dpmpp_2m dpmpp_2m_sde heun \\
-        --steps 2 3 4 6 8 12 16 24 32 --count 64 --output runs/sampler_quality/base
+    imagen evaluate sweep --sweep 'base.sampler=ddpm,ddim,dpmpp_2m,dpmpp_2m(sde=true),heun' \\
+        --sweep base.steps=2,3,4,6,8,12,16,24,32 --count 64 --output runs/sampler_quality/base
     python -m benchmarks.sampler_quality runs/sampler_quality/base docs/sampling/base.png
 
 Heun's method calls the network twice a step; the plot is over calls. docs/sampling.md shows it.
@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("plot", help="PNG to write")
     args = parser.parse_args()
     with open(Path(args.sweep) / TABLE, newline="") as file:
-        plot(list(csv.DictReader(file)), Path(args.plot))
+        rows = list(csv.DictReader(file))
+    # Without the name of the stage: base.steps is steps.
+    plot([{key.rpartition(".")[2]: row[key] for key in row} for row in rows], Path(args.plot))
 
 
 if __name__ == "__main__":

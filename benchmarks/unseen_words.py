@@ -58,7 +58,7 @@ def attribute_right(
     cascade: Cascade, scenes: list[Scene], prompts: list[str], words: list[str]
 ) -> list[bool]:
     """For every prompt, whether the image shows the noun or colour that its word names."""
-    samples = cascade.sample_each(prompts, [SEED + i for i in range(len(prompts))])
+    samples = cascade.sample(prompts, seed=range(SEED, SEED + len(prompts)))
     results = score_all(scenes, samples.images, get_level(cascade.source["train"]["level"]))
     return [
         result["colour" if original(word) in COLOURS else "object"]

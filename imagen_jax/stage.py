@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from imagen_jax.config import build
+from imagen_jax.diffusion.grids import TIME_GRIDS
 from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.loss import TIME_SAMPLING, WEIGHTINGS
 from imagen_jax.diffusion.parametrization import PARAMETRIZATIONS
-from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from imagen_jax.diffusion.samplers import parse_sampler
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.errors import UserError
 from imagen_jax.models.base import TEXT_CACHE, BaseNetwork
@@ -92,13 +93,21 @@ class SampleConfig:
     """Defaults that the stage is sampled with.
 
     Attributes:
-      sampler: key of diffusion.samplers.SAMPLERS.
-      steps: network evaluations (guidance doubles the batch of each, not their number).
-      time_grid: spacing of the steps, a kind of diffusion.samplers.time_grid.
-      guidance: classifier-free guidance weight; 1 is off.
+      sampler: key of diffusion.samplers.SAMPLERS, with options as in "ddim(eta=0.5)".
+      steps: steps of the sampler; heun calls the network twice in each but the last.
+      time_grid: spacing of the steps, a kind of diffusion.grids.time_grid.
+      guidance: classifier-free guidance scale; 1 is off.
       threshold: "dynamic", "static" or "none".
-      percentile: of dynamic thresholding, in (0, 100].
+      percentile: percentile of dynamic thresholding, in (0, 100].
       aug_level: noise conditioning augmentation of the low-resolution image, in [0, 1].
+      guidance_min_logsnr: noisier levels than this are not guided; None is no bound.
+      guidance_max_logsnr: cleaner levels than this are not guided; None is no bound.
+      threshold_cap: most that dynamic thresholding divides by, at least 1 (diffusers calls it
+        sample_max_value); None is no bound.
+      end_logsnr: noise level of the last call of the network, see diffusion.grids.time_grid; None
+        follows from the number of steps.
+      pad: low-resolution pixels that the edges of the low-resolution image are continued by while
+        the stage samples; what is made of them is cut off. A base stage has none.
     """
 
     sampler: str
@@ -108,15 +117,31 @@ class SampleConfig:
     threshold: str
     percentile: float
     aug_level: float
+    guidance_min_logsnr: float | None = None
+    guidance_max_logsnr: float | None = None
+    threshold_cap: float | None = None
+    end_logsnr: float | None = None
+    pad: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice(self, "sampler", SAMPLERS)
+        parse_sampler(self.sampler)
         _check_choice(self, "time_grid", TIME_GRIDS)
         _check_choice(self, "threshold", THRESHOLDS)
         _check_range(self, "steps", 1, 1000)
         _check_range(self, "guidance", 0, 1000)
         _check_range(self, "percentile", 1e-3, 100)
         _check_range(self, "aug_level", 0, 1)
+        _check_range(self, "pad", 0, 64)
+        for field in ("guidance_min_logsnr", "guidance_max_logsnr", "end_logsnr"):
+            if getattr(self, field) is not None:
+                _check_range(self, field, -20, 20)
+        if self.threshold_cap is not None:
+            _check_range(self, "threshold_cap", 1)
+        low, high = self.guidance_min_logsnr, self.guidance_max_logsnr
+        if low is not None and high is not None and low >= high:
+            raise UserError(
+                f"guidance_min_logsnr is {low}; it must be below guidance_max_logsnr, {high}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,8 +67,8 @@ bash launch/setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH"
 
 thresholding() {
-  imagen evaluate sweep --guidance 1 2 4 8 --threshold none static dynamic --count 64 \
-    --output runs/findings/thresholding
+  imagen evaluate sweep --sweep base.guidance=1,2,4,8 --sweep threshold=none,static,dynamic \
+    --count 64 --output runs/findings/thresholding
   cp runs/findings/thresholding/sweep.{png,csv} docs/evaluation
 }
 
@@ -81,8 +81,8 @@ augmentation() {
   local workdir=runs/quickstart name
   for name in with without; do
     [[ $name == with ]] || workdir=$without
-    imagen evaluate sweep --workdir "$workdir" --guidance 2 --aug-level 0 0.02 0.1 0.2 0.3 \
-      --count 64 --output "runs/findings/augmentation-$name"
+    imagen evaluate sweep --workdir "$workdir" --sweep base.guidance=2 \
+      --sweep aug_level=0,0.02,0.1,0.2,0.3 --count 64 --output "runs/findings/augmentation-$name"
     mkdir -p docs/findings
     cp "runs/findings/augmentation-$name/sweep.csv" "docs/findings/augmentation-$name.csv"
   done

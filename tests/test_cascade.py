@@ -19,18 +19,23 @@ import safetensors.numpy
 import tiny
 from PIL import Image
 
-from imagen_jax.cascade import Cascade, CascadeSamples, read_record, run, save_samples
+from imagen_jax.cascade import Cascade, Samples, read_record, run
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.eval.scenes import evaluate_scenes
-from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.sampling import from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.stage_programs import StageInputs
 
 PROMPTS = ["a red image", "one blue image"]
 SEED = 5
 
 
-def sample(cascade: Cascade, prompts: list[str], seeds: list[int], **kwargs: Any) -> CascadeSamples:
-    return cascade.sample_each(prompts, seeds, show_progress=False, **kwargs)
+def sample(cascade: Cascade, prompts: list[str], seeds: list[int], **kwargs: Any) -> Samples:
+    return cascade.sample(prompts, seed=seeds, show_progress=False, **kwargs)
+
+
+def settings_of(samples: Samples) -> dict[str, Any]:
+    return {asked.name: asked.settings for asked in samples.request.stages}
 
 
 def assert_close(a: np.ndarray, b: np.ndarray, levels: int = 1) -> None:
@@ -62,7 +67,7 @@ def cascade(lively: Path) -> Cascade:
 
 
 @pytest.fixture(scope="module")
-def four(cascade: Cascade) -> CascadeSamples:
+def four(cascade: Cascade) -> Samples:
     """Two images of each prompt; the other tests ask for four too, which compiles once."""
     return cascade.sample(PROMPTS, seed=SEED, per_prompt=2, show_progress=False)
 
@@ -104,10 +109,10 @@ def test_work_directory_and_export_make_the_same_images(exported: Path) -> None:
 # images
 
 
-def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
-    assert four.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
-    assert four.seeds == [SEED, SEED + 1] * 2
-    assert four.settings == {stage.name: stage.sample for stage in cascade.stages}
+def test_what_is_sampled(cascade: Cascade, four: Samples) -> None:
+    assert four.request.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert four.request.seeds == [SEED, SEED + 1] * 2
+    assert settings_of(four) == {stage.name: stage.sample for stage in cascade.stages}
     assert four.intermediates == {}
     assert four.stages.keys() == {"base", "sr"}
     for name, size in (("base", tiny.BASE), ("sr", tiny.SR)):
@@ -119,16 +124,18 @@ def test_what_is_sampled(cascade: Cascade, four: CascadeSamples) -> None:
     np.testing.assert_array_equal(four.images, four.stages["sr"])
 
 
-def test_same_seed_same_images(cascade: Cascade, four: CascadeSamples) -> None:
+def test_same_seed_same_images(cascade: Cascade, four: Samples) -> None:
     spaced = [f" {prompt}\n" for prompt in PROMPTS]
     again = cascade.sample(spaced, seed=SEED, per_prompt=2, size=tiny.SR, show_progress=False)
-    assert dataclasses.asdict(again).keys() == dataclasses.asdict(four).keys()
-    assert (again.prompts, again.seeds) == (four.prompts, four.seeds)
+    assert (again.request.prompts, again.request.seeds) == (
+        four.request.prompts,
+        four.request.seeds,
+    )
     np.testing.assert_array_equal(again.images, four.images)
 
 
 def test_a_image_is_its_own_whatever_is_sampled_with_it(
-    cascade: Cascade, four: CascadeSamples, monkeypatch: pytest.MonkeyPatch
+    cascade: Cascade, four: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     company = ["green", PROMPTS[1], "a black one with stripes", PROMPTS[0]]
     other = sample(cascade, company, [0, SEED + 1, 9, SEED])
@@ -146,20 +153,20 @@ def test_a_image_is_its_own_whatever_is_sampled_with_it(
     np.testing.assert_array_equal(six.images[4:], four.images[[0, 2]])
 
 
-def test_each_stage_starts_from_what_the_one_before_makes(
-    cascade: Cascade, four: CascadeSamples
-) -> None:
-    text = cascade.encode(four.prompts)
+def test_each_stage_starts_from_what_the_one_before_makes(cascade: Cascade, four: Samples) -> None:
+    text = cascade.encode(four.request.prompts)
     image = None
     for stage in cascade.stages:
-        inputs = StageInputs(text, image_keys(four.seeds), image)
+        inputs = StageInputs(text, image_keys(four.request.seeds), image)
         made = sample_stage(stage, cascade.weights(stage.name), inputs, stage.sample)
         assert_close(to_uint8(made), four.stages[stage.name])
         image = from_uint8(four.stages[stage.name])
 
 
-def test_the_estimate_of_the_last_step_is_the_image(cascade: Cascade, four: CascadeSamples) -> None:
-    kept = sample(cascade, four.prompts, four.seeds, intermediates=True, steps={"base": 3})
+def test_the_estimate_of_the_last_step_is_the_image(cascade: Cascade, four: Samples) -> None:
+    kept = sample(
+        cascade, four.request.prompts, four.request.seeds, intermediates=True, steps={"base": 3}
+    )
     assert {name: steps.shape for name, steps in kept.intermediates.items()} == {
         "base": (3, 4, tiny.BASE, tiny.BASE, 3), "sr": (2, 4, tiny.SR, tiny.SR, 3)
     }  # fmt: skip
@@ -185,22 +192,25 @@ def test_settings_hold_for_all_stages_or_for_those_named(cascade: Cascade) -> No
     assert cascade.settings() == defaults
 
 
-def test_settings_of_one_stage_leave_the_one_before(cascade: Cascade, four: CascadeSamples) -> None:
-    changed = sample(cascade, four.prompts, four.seeds, guidance={"sr": 9.0})
-    assert changed.settings["sr"] == dataclasses.replace(four.settings["sr"], guidance=9.0)
-    assert changed.settings["base"] == four.settings["base"]
+def test_settings_of_one_stage_leave_the_one_before(cascade: Cascade, four: Samples) -> None:
+    changed = sample(cascade, four.request.prompts, four.request.seeds, guidance={"sr": 9.0})
+    before, after = settings_of(four), settings_of(changed)
+    assert after["sr"] == dataclasses.replace(before["sr"], guidance=9.0)
+    assert after["base"] == before["base"]
     np.testing.assert_array_equal(changed.stages["base"], four.stages["base"])
     assert (changed.stages["sr"] != four.stages["sr"]).any()
 
 
-def test_guidance(cascade: Cascade, four: CascadeSamples) -> None:
+def test_guidance(cascade: Cascade, four: Samples) -> None:
     """Weight 0 is no text at all; 1 is the text alone, for which there is a cheaper program."""
     seeds = [SEED] * 2 + [SEED + 1] * 2
     zero = sample(cascade, PROMPTS * 2, seeds, guidance=0.0)
     for images in zero.stages.values():
         assert_close(images[::2], images[1::2], levels=0)
         assert (images[0] != images[2]).any()
-    one, nearly = (sample(cascade, four.prompts, four.seeds, guidance=w) for w in (1, 1 + 1e-6))
+    one, nearly = (
+        sample(cascade, four.request.prompts, four.request.seeds, guidance=w) for w in (1, 1 + 1e-6)
+    )
     for name, images in one.stages.items():
         assert_close(images, nearly.stages[name])
         assert (images != four.stages[name]).any()
@@ -211,17 +221,17 @@ def test_guidance(cascade: Cascade, four: CascadeSamples) -> None:
 
 @pytest.mark.parametrize("file_format", ["png", "webp"])
 def test_saved_images_say_how_they_were_made(
-    cascade: Cascade, four: CascadeSamples, tmp_path: Path, file_format: str
+    cascade: Cascade, four: Samples, tmp_path: Path, file_format: str
 ) -> None:
-    prompts = ["a cat, «gemalt» in 東京\0 \u202e", *four.prompts[1:]]
-    samples = dataclasses.replace(four, prompts=prompts)
-    grid, *images = save_samples(samples, tmp_path / "new" / "folder", file_format)
+    prompts = ["a cat, «gemalt» in 東京\0 \u202e", *four.request.prompts[1:]]
+    samples = dataclasses.replace(four, request=dataclasses.replace(four.request, prompts=prompts))
+    grid, *images = samples.save(tmp_path / "new" / "folder", file_format)
     assert [path.name for path in images] == [f"000{i}.{file_format}" for i in range(4)]
-    assert sorted(grid.parent.iterdir()) == [*images, grid]
+    assert sorted(grid.parent.glob("[!.]*")) == [*images, grid]
     for i, path in enumerate(images):
         with Image.open(path) as image:
             np.testing.assert_array_equal(np.asarray(image), four.images[i])
-        assert read_record(path) == samples.record(i)
+        assert read_record(path) == samples.request.record(i)
     sheet = np.asarray(Image.open(grid))
     scale = 192 // tiny.SR
     assert sheet.shape[1] > 4 * scale * tiny.SR, "all four in one row"
@@ -264,16 +274,16 @@ def test_evaluation(
 
     result = evaluate(output, steps=2)
 
-    sampled, calls = Cascade.sample_each, 0
+    sampled, calls = Cascade.run, 0
 
-    def killed(self: Cascade, *args: Any, **kwargs: Any) -> CascadeSamples:
+    def killed(self: Cascade, *args: Any, **kwargs: Any) -> Samples:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return sampled(self, *args, **kwargs)
 
-    monkeypatch.setattr(Cascade, "sample_each", killed)
+    monkeypatch.setattr(Cascade, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "killed", steps=2)
     assert not (tmp_path / "killed" / "scores.json").exists()

@@ -22,11 +22,10 @@ from imagen_jax.cascade import (
     crop_to,
     read_image,
     read_mask,
-    save_samples,
     sweep,
 )
 from imagen_jax.cascade.images import resize, resize_mask
-from imagen_jax.cascade.request import size_step
+from imagen_jax.cascade.stages import size_step
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ PROMPTS = [
 
 def test_odd_prompts_become_images_and_files(cascade: Cascade, tmp_path: Path) -> None:
     samples = cascade.sample(PROMPTS, show_progress=False)
-    assert len(save_samples(samples, tmp_path)) == 1 + len(PROMPTS)
+    assert len(samples.save(tmp_path)) == 1 + len(PROMPTS)
 
 
 SQUARE = np.zeros((tiny.SR, tiny.SR, 3), np.uint8)
@@ -118,7 +117,14 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"sampler": "euler"}, "sampler is 'euler'; choices: "),
         ({"threshold": "hard"}, "threshold is 'hard'; choices: "),
         ({"aug_level": 1.5}, "aug_level is 1.5; it must be in"),
-        ({"colour": 1}, "unknown setting 'colour'; choices: "),
+        ({"colour": 1}, "unknown argument 'colour'; choices: prompts, seed, per_prompt, negative"),
+        ({"guidence": 1}, "unknown argument 'guidence' (did you mean 'guidance'?); choices: "),
+        ({"sampler": "ddim(etta=1)"}, "did you mean 'eta'"),
+        ({"guidance_min_logsnr": 3, "guidance_max_logsnr": 1}, "guidance_min_logsnr is 3.0; it"),
+        ({"threshold_cap": 0.5}, "threshold_cap is 0.5; it must be in [1, inf]"),
+        ({"end_logsnr": 21}, "end_logsnr is 21.0; it must be in [-20, 20]"),
+        ({"pad": -1}, "pad is -1; it must be in"),
+        ({"pad": {"sr": 1.5}}, "sr.pad must be of type int, got 1.5"),
         ({"steps": {"top": 1}}, "steps: unknown stage 'top'; choices: base, sr"),
         ({"start_stage": "top"}, "unknown start_stage 'top'; choices: base, sr"),
         ({"start_stage": "sr"}, "starts from an image of 4 pixels; give it as image"),
@@ -138,7 +144,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"image": SQUARE, "mask": ~ALL}, "nothing to paint: it is False everywhere"),
         ({"image": SQUARE, "mask": ALL[:4]}, "the mask has 4 x 8 pixels, the image 8 x 8"),
         ({"image": SQUARE, "mask": 255 * ALL}, "mask must be bool"),
-        ({"image": SQUARE, "mask": ALL[None].repeat(3, 0)}, "3 masks for 1 images"),
+        ({"image": SQUARE, "mask": ALL[None].repeat(3, 0)}, "3 masks for 1 prompts"),
         ({"image": SQUARE, "mask": ALL, "resamples": 0}, "must be at least 1"),
     ],
 )
@@ -240,8 +246,24 @@ def test_images_are_read_upright_and_on_white() -> None:
     assert read_image(encoded("JPEG", exif=exif)).shape == (9, 6, 3)
     assert not read_mask(encoded("PNG", "RGBA")).any()
     file = io.BytesIO()
-    Image.fromarray(np.uint8([[0, 1, 255]])).save(file, "PNG")
+    Image.fromarray(np.uint8([[0, 255, 255]])).save(file, "PNG")
     np.testing.assert_array_equal(read_mask(file.getvalue()), [[False, True, True]])
+
+
+def test_a_mask_is_cut_at_half_and_says_so() -> None:
+    """A JPEG has values near 0 where it was black: they paint nothing."""
+    y, x = np.mgrid[:32, :32]
+    drawn = np.uint8(np.where(np.hypot(x - 16, y - 16) < 10, 255, 0))
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "JPEG", quality=60)
+    assert (read_image(file.getvalue())[drawn == 0] > 0).any()
+    with pytest.warns(UserWarning, match=r"\d% of the mask is neither black nor white"):
+        mask = read_mask(file.getvalue())
+    np.testing.assert_array_equal(mask, drawn > 0)
+    file = io.BytesIO()
+    Image.fromarray(np.uint8([[127, 128]])).save(file, "PNG")
+    with pytest.warns(UserWarning, match=r"100.0% of the mask"):
+        np.testing.assert_array_equal(read_mask(file.getvalue()), [[False, True]])
 
 
 def test_cropping_and_resizing() -> None:

@@ -22,13 +22,12 @@ from imagen_jax.cascade import (
     Axis,
     Blend,
     Cascade,
-    CascadeSamples,
+    Samples,
     Step,
     read_image,
     read_record,
     repeat,
     run,
-    save_samples,
     sweep,
 )
 from imagen_jax.cascade.images import resize
@@ -38,7 +37,7 @@ COLOURFUL = np.random.default_rng(3).integers(0, 256, (tiny.SR, tiny.SR, 3), np.
 HALF = np.arange(tiny.SR)[None, :].repeat(tiny.SR, 0) >= tiny.SR // 2
 
 
-def sample(cascade: Cascade, what: Any = PROMPT, **options: Any) -> CascadeSamples:
+def sample(cascade: Cascade, what: Any = PROMPT, **options: Any) -> Samples:
     return cascade.sample(what, show_progress=False, **options)
 
 
@@ -59,7 +58,7 @@ def cascade(directory: Path) -> Cascade:
 
 
 @pytest.fixture(scope="module")
-def plain(cascade: Cascade) -> CascadeSamples:
+def plain(cascade: Cascade) -> Samples:
     """A guided image; the other tests sample with its settings, so that few are compiled."""
     return sample(cascade)
 
@@ -67,9 +66,7 @@ def plain(cascade: Cascade) -> CascadeSamples:
 # what is said
 
 
-def test_a_negative_prompt_takes_the_place_of_no_text(
-    cascade: Cascade, plain: CascadeSamples
-) -> None:
+def test_a_negative_prompt_takes_the_place_of_no_text(cascade: Cascade, plain: Samples) -> None:
     np.testing.assert_array_equal(sample(cascade, negative_prompts=" ").images, plain.images)
     negative = sample(cascade, negative_prompts=OTHER)
     assert (negative.stages["base"] != plain.stages["base"]).any()
@@ -86,7 +83,7 @@ def test_a_negative_prompt_takes_the_place_of_no_text(
 
 def test_each_prompt_has_its_own_negative_one(cascade: Cascade) -> None:
     both = sample(cascade, [PROMPT, OTHER], negative_prompts=["", PROMPT], per_prompt=2)
-    assert both.negative_prompts == ["", "", PROMPT, PROMPT]
+    assert both.request.negative_prompts == ["", "", PROMPT, PROMPT]
     one = sample(cascade, [PROMPT, OTHER], per_prompt=2)
     np.testing.assert_array_equal(both.images[:2], one.images[:2])
     assert (both.images[2:] != one.images[2:]).any()
@@ -121,13 +118,13 @@ def test_blends_need_equally_many_tokens(cascade: Cascade) -> None:
         cascade.encode([Blend(PROMPT, "green", 0.5)])
 
 
-def test_precomputed_text_is_as_good_as_prompts(cascade: Cascade, plain: CascadeSamples) -> None:
+def test_precomputed_text_is_as_good_as_prompts(cascade: Cascade, plain: Samples) -> None:
     text = cascade.encode([PROMPT])
     short = type(text)(text.states[:, :3], text.mask[:, :3])
-    made = cascade.sample_each(["anything"], [0], text=short, show_progress=False)
+    made = cascade.sample(["anything"], text=short, show_progress=False)
     np.testing.assert_array_equal(made.images, plain.images)
     with pytest.raises(ValueError, match="its record does not hold them"):
-        repeat(cascade, made.record(0))
+        repeat(cascade, made.request.record(0))
 
 
 # sizes
@@ -137,15 +134,14 @@ def test_images_of_another_shape(cascade: Cascade) -> None:
     wide = sample(cascade, size=(tiny.SR, 2 * tiny.SR))
     assert wide.images.shape == (1, tiny.SR, 2 * tiny.SR, 3)
     assert wide.stages["base"].shape == (1, tiny.BASE, 2 * tiny.BASE, 3)
-    assert wide.sizes == {"base": (tiny.BASE, 2 * tiny.BASE), "sr": (tiny.SR, 2 * tiny.SR)}
+    sizes = {asked.name: asked.size for asked in wide.request.stages}
+    assert sizes == {"base": (tiny.BASE, 2 * tiny.BASE), "sr": (tiny.SR, 2 * tiny.SR)}
 
 
 # edits
 
 
-def test_a_kept_small_image_is_enlarged_to_the_same(
-    cascade: Cascade, plain: CascadeSamples
-) -> None:
+def test_a_kept_small_image_is_enlarged_to_the_same(cascade: Cascade, plain: Samples) -> None:
     larger = sample(cascade, image=plain.stages["base"])
     assert larger.stages.keys() == {"sr"}
     np.testing.assert_array_equal(larger.images, plain.images)
@@ -160,7 +156,7 @@ def test_strength_says_how_much_of_a_image_is_left(cascade: Cascade) -> None:
 
     def distance(strength: float) -> float:
         made = sample(cascade, image=COLOURFUL, strength=strength, threshold="static")
-        assert made.edits.keys() == {"base"}
+        assert [asked.name for asked in made.request.stages if asked.edit] == ["base"]
         return np.abs(made.stages["base"].astype(int) - small).mean()
 
     distances = [distance(strength) for strength in (0.005, 0.1, 0.4)]
@@ -207,17 +203,21 @@ def test_a_image_is_repeated_from_its_file(
     cascade: Cascade, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     made = sample(cascade, Blend(PROMPT, "a green image", 0.3), **options)
-    _, path = save_samples(made, tmp_path)
+    _, path = made.save(tmp_path)
     given = {name: options[name] for name in ("image", "mask") if name in options}
-    again = repeat(cascade, read_record(path), **given, show_progress=False)
+    again = cascade.run(repeat(cascade, read_record(path), **given), show_progress=False)
     np.testing.assert_array_equal(again.images, made.images)
-    assert again.record(0) == made.record(0) == json.loads(json.dumps(made.record(0)))
+    assert (
+        again.request.record(0)
+        == made.request.record(0)
+        == json.loads(json.dumps(made.request.record(0)))
+    )
 
 
 def test_what_cannot_be_repeated_says_why(
     cascade: Cascade, directory: Path, tmp_path: Path
 ) -> None:
-    record = sample(cascade, image=COLOURFUL, strength=0.5).record(0)
+    record = sample(cascade, image=COLOURFUL, strength=0.5).request.record(0)
     with pytest.raises(ValueError, match="made with image; give the same image again"):
         repeat(cascade, record)
     with pytest.raises(ValueError, match="the image is not the one that"):
@@ -227,7 +227,7 @@ def test_what_cannot_be_repeated_says_why(
     other = tiny.write_cascade(tmp_path / "other", tiny.encoder(), scale=0.1)
     with pytest.raises(ValueError, match="made by another cascade: its stage 'base' has"):
         repeat(Cascade.load(other), record, image=COLOURFUL)
-    half = Cascade.load(directory, dtype="bfloat16", keep="one")
+    half = Cascade.load(directory, dtype="bfloat16", low_memory=True)
     with pytest.raises(ValueError, match="made with dtype None, not with bfloat16"):
         repeat(half, record, image=COLOURFUL)
     with pytest.raises(ValueError, match="the record is damaged"):
@@ -244,7 +244,7 @@ def test_a_sweep_is_all_combinations(cascade: Cascade) -> None:
     axes = [Axis("guidance", [1.5, 3.0], "base"), Axis("aug_level", [0.0, 0.2, 0.4])]
     swept = sweep(cascade, PROMPT, axes, show_progress=False, seed=2)
     assert swept.columns == 3
-    assert swept.labels[4] == "base guidance 3, aug_level 0.2"
+    assert swept.labels[4] == "base.guidance 3, aug_level 0.2"
     for i, (guidance, level) in ((0, (1.5, 0.0)), (4, (3.0, 0.2))):
         one = sample(cascade, seed=2, guidance={"base": guidance}, aug_level=level)
         np.testing.assert_array_equal(swept.images[i], one.images[0])
@@ -258,7 +258,7 @@ def test_a_sweep_is_all_combinations(cascade: Cascade) -> None:
 # cost
 
 
-def test_what_is_data_is_not_compiled_for(cascade: Cascade, plain: CascadeSamples) -> None:
+def test_what_is_data_is_not_compiled_for(cascade: Cascade, plain: Samples) -> None:
     compiled: list[str] = []
 
     def listen(event: str, seconds: float, **of: Any) -> None:
@@ -283,17 +283,17 @@ def test_what_is_data_is_not_compiled_for(cascade: Cascade, plain: CascadeSample
 
 
 def test_one_stage_in_memory_at_a_time(
-    directory: Path, plain: CascadeSamples, monkeypatch: pytest.MonkeyPatch
+    directory: Path, plain: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cascade = Cascade.load(directory, keep="one")
+    cascade = Cascade.load(directory, low_memory=True)
     loaded: list[set[str]] = []
-    original = run.sample_stage
+    original = run.sample_steps
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         loaded.append(set(cascade._weights))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("imagen_jax.cascade.run.sample_stage", spy)
+    monkeypatch.setattr("imagen_jax.cascade.run.sample_steps", spy)
     np.testing.assert_array_equal(sample(cascade).images, plain.images)
     assert loaded == [{"base"}, {"sr"}]
     assert cascade._weights == {}
@@ -305,7 +305,7 @@ def test_interruption_keeps_what_is_done(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(run, "BATCH_SIZES", (1,))
-    original, calls = run.sample_stage, []
+    original, calls = run.sample_steps, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -313,15 +313,18 @@ def test_interruption_keeps_what_is_done(
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("imagen_jax.cascade.run.sample_stage", interrupted)
+    monkeypatch.setattr("imagen_jax.cascade.run.sample_steps", interrupted)
     argv = ["sample", PROMPT, "--workdir", str(directory), "--output", str(tmp_path / "out")]
     assert main_lib.main([*argv, "--per-prompt", "3"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"imagen: interrupted; 2 images are done, in {tmp_path / 'out'}; 1 of")
+    assert said.startswith(
+        f"imagen: interrupted; 2 of 3 images are done, in {tmp_path / 'out'}, and the same command "
+        "resumes; 1 of earlier stages are kept, such as "
+    )
     names = ["0000.png", "0001.png", "0002.base.png"]
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == names
+    assert [path.name for path in sorted((tmp_path / "out").glob("[!.]*"))] == names
 
-    monkeypatch.setattr("imagen_jax.cascade.run.sample_stage", original)
+    monkeypatch.setattr("imagen_jax.cascade.run.sample_steps", original)
     again = ["sample", "--from", str(tmp_path / "out" / "0001.png"), "--workdir", str(directory)]
     assert main_lib.main([*again, "--output", str(tmp_path / "again")]) == 0
     repeated = read_image(tmp_path / "again" / "0000.png")
@@ -342,7 +345,7 @@ def on_all_devices(directory: str, file: str) -> None:
 
 
 def test_images_do_not_depend_on_the_number_of_devices(
-    cascade: Cascade, directory: Path, plain: CascadeSamples, tmp_path: Path
+    cascade: Cascade, directory: Path, plain: Samples, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, __file__, directory, tmp_path / "made.npz"],

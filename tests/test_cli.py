@@ -20,12 +20,13 @@ import tiny
 from PIL import Image
 
 from imagen_jax import main as main_lib
-from imagen_jax.cli import command as command_lib
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
 from imagen_jax.cli import evaluate_features
 from imagen_jax.cli import sample as sample_command
-from imagen_jax.cli.command import LEVELS, SETTINGS
+from imagen_jax.cli import settings as settings_command
+from imagen_jax.cli.command import LEVELS
+from imagen_jax.cli.settings import SETTINGS
 from imagen_jax.data.sources import SceneSource
 from imagen_jax.errors import UserError
 
@@ -106,8 +107,9 @@ def test_help_answers_within_a_second(command: list[str]) -> None:
 def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.cascade.sweep import FIELDS
     from imagen_jax.data.scenes.levels import LEVELS as levels
+    from imagen_jax.diffusion.grids import TIME_GRIDS
     from imagen_jax.diffusion.guidance import THRESHOLDS
-    from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+    from imagen_jax.diffusion.samplers import SAMPLERS
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
     from imagen_jax.eval.images import FITS
     from imagen_jax.eval.scenes import SPLITS
@@ -125,8 +127,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
     assert embed_command.ENCODER_DTYPES == DTYPES
     by_name = {action.dest: action for action in options(main_lib.make_parser())}
-    assert set(command_lib.THRESHOLDS) == set(THRESHOLDS)
-    assert set(FIELDS) == set(sample_command.SWEPT)
+    assert set(settings_command.THRESHOLDS) == set(THRESHOLDS)
+    assert set(FIELDS) == set(settings_command.SWEPT)
     named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])
     assert set(named) - {"or"} == set(SAMPLERS)
     named = re.findall(r"\w+", str(by_name["time_grid"].help).partition(":")[0])
@@ -319,16 +321,17 @@ def test_train_calls_train_with_the_overridden_config() -> None:
 
 def test_sample_passes_on_only_what_is_said() -> None:
     with mock.patch("imagen_jax.cascade.Cascade.load") as load, mock.patch(
-        "imagen_jax.cascade.grid_of"
-    ), mock.patch("imagen_jax.cascade.Writer.save_grid"):  # fmt: skip
+        "imagen_jax.cascade.Folder"
+    ) as folder:  # fmt: skip
         argv = ["sample", "a cat", "--workdir", "w", "--guidance", "2", "--steps", "base=4,sr=2"]
+        folder.unused.return_value.__enter__.return_value = folder.unused.return_value
+        folder.unused.return_value.paths = folder.unused.return_value.written = []
         assert main_lib.main(argv) == 0
-    load.assert_called_once_with("w", None, None, dtype=None, keep="all")
-    (call,) = load.return_value.sample.call_args_list
+    load.assert_called_once_with("w", None, None, dtype=None, low_memory=False)
+    (call,) = load.return_value.request.call_args_list
     assert call.args == (["a cat"],)
-    call.kwargs.pop("on_finished")
-    expected = {"seed": 0, "per_prompt": 1, "guidance": 2.0, "steps": {"base": 4, "sr": 2}}
-    assert call.kwargs == expected
+    assert call.kwargs == {"per_prompt": 1, "guidance": 2.0, "steps": {"base": 4, "sr": 2}}
+    folder.unused.assert_called_once_with("samples", [load.return_value.request()], "png")
 
 
 def test_evaluate_scenes_calls_evaluate_scenes() -> None:
@@ -375,7 +378,7 @@ def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     )
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == f"4 images in {output}, together in {output / 'grid.png'}\n"
-    files = sorted(output.iterdir())
+    files = sorted(output.glob("[!.]*"))
     names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
     assert [file.name for file in files] == names
     record = read_record(files[3])

@@ -26,7 +26,7 @@ def imagen_sample(directory: Path, output: Path, *argv: str) -> list[str]:
     """Runs the command, and returns the names of the files that it has written."""
     there = ["--workdir", str(directory), "--output", str(output)]
     assert main_lib.main(["sample", *argv, *there]) == 0
-    return sorted(path.name for path in output.iterdir())
+    return sorted(path.name for path in output.iterdir() if path.name[0] != ".")
 
 
 def test_a_photo_is_cropped_and_a_part_painted_anew(directory: Path, tmp_path: Path) -> None:

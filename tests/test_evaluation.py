@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from test_feature_networks import write_clip
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Axis, Cascade, combinations
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.render import render
@@ -46,7 +46,7 @@ from imagen_jax.eval.prompts import (
 )
 from imagen_jax.eval.scene_suite import DESCRIPTIONS, scene_suite
 from imagen_jax.eval.summary import summary
-from imagen_jax.eval.sweep import combinations, name_of, pareto, sweep
+from imagen_jax.eval.sweep import name_of, pareto, sweep
 from imagen_jax.main import main
 
 QUICKSTART, DEMO = get_level("quickstart"), get_level("demo")
@@ -97,7 +97,7 @@ def test_a_killed_job_goes_on_to_the_same_images_and_scores(
     instruments = Instruments(small_network())
     whole = protocols.run(cascade, scene_work(80), instruments, tmp_path / "whole")
 
-    sampled = Cascade.sample_each
+    sampled = Cascade.run
     calls = 0
 
     def killed(self: Cascade, *args: object, **kwargs: object) -> object:
@@ -107,7 +107,7 @@ def test_a_killed_job_goes_on_to_the_same_images_and_scores(
             raise KeyboardInterrupt
         return sampled(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Cascade, "sample_each", killed)
+    monkeypatch.setattr(Cascade, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         protocols.run(cascade, scene_work(80), instruments, tmp_path / "killed")
     some = images_of(tmp_path / "killed")
@@ -457,51 +457,56 @@ def test_drawbench_and_partiprompts_are_read(tmp_path: Path) -> None:
 
 
 def test_sweep(cascade: Cascade, tmp_path: Path) -> None:
-    grid = {"guidance": [2.0, 3.0], "threshold": ["none", "dynamic"]}
+    guidance = Axis("guidance", [2.0, 3.0], "base")
+    axes = [guidance, Axis("threshold", ["none", "dynamic"])]
     instruments = Instruments(small_network())
     work = scene_work(8)
-    sweep(cascade, work, instruments, tmp_path, grid | {"threshold": ["none"]})
-    first = images_of(tmp_path / "guidance=3,threshold=none")
-    rows = sweep(cascade, work, instruments, tmp_path, grid)
-    assert images_of(tmp_path / "guidance=3,threshold=none") == first
-    assert first != images_of(tmp_path / "guidance=2,threshold=none")
-    assert [(row["guidance"], row["threshold"]) for row in rows] == [
+    sweep(cascade, work, instruments, tmp_path, [guidance, Axis("threshold", ["none"])])
+    first = images_of(tmp_path / "base.guidance=3,threshold=none")
+    rows = sweep(cascade, work, instruments, tmp_path, axes)
+    assert images_of(tmp_path / "base.guidance=3,threshold=none") == first
+    assert first != images_of(tmp_path / "base.guidance=2,threshold=none")
+    assert [(row["base.guidance"], row["threshold"]) for row in rows] == [
         (2.0, "none"), (2.0, "dynamic"), (3.0, "none"), (3.0, "dynamic")
     ]  # fmt: skip
     with open(tmp_path / "sweep.csv", newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["distance"]) for row in written] == [row["distance"] for row in rows]
     assert 1 <= sum(row["pareto"] for row in rows) <= 4
-    job = json.loads((tmp_path / "guidance=3,threshold=none" / "job.json").read_text())
+    job = json.loads((tmp_path / "base.guidance=3,threshold=none" / "job.json").read_text())
     assert job["settings"]["base"]["guidance"] == 3
     assert job["settings"]["sr"]["guidance"] != 3, "guidance is of the base stage"
     from imagen_jax.eval.sweep_chart import draw
 
-    draw(rows, "guidance", ["guidance", "threshold"], tmp_path / "sweep.png")
+    draw(rows, "base.guidance", ["base.guidance", "threshold"], tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as chart:
         assert chart.width > 800
-    sweep(cascade, work, instruments, tmp_path / "sr", {"steps": [3]}, stage="sr")
-    job = json.loads((tmp_path / "sr" / "steps=3" / "job.json").read_text())
+    sweep(cascade, work, instruments, tmp_path / "sr", [Axis("steps", [3], "sr")])
+    job = json.loads((tmp_path / "sr" / "sr.steps=3" / "job.json").read_text())
     assert job["settings"]["sr"]["steps"] == 3 != job["settings"]["base"]["steps"]
     with pytest.raises(ValueError, match="'top'"):
-        sweep(cascade, work, instruments, tmp_path, {"steps": [3]}, stage="top")
+        sweep(cascade, work, instruments, tmp_path, [Axis("steps", [3], "top")])
     with pytest.raises(ValueError, match="lanczos"):
-        sweep(cascade, work, instruments, tmp_path, {"sampler": ["ddim", "lanczos"]})
+        sweep(cascade, work, instruments, tmp_path, [Axis("sampler", ["ddim", "lanczos"])])
 
 
 def test_pareto_and_combinations() -> None:
     points = [(1.0, 0.5), (2.0, 0.9), (2.0, 0.8), (3.0, 0.9), (1.0, 0.5), (0.5, 0.1)]
     assert pareto(points) == {0, 1, 4, 5}
     assert pareto([]) == set()
-    names = map(name_of, combinations({"guidance": [1.0, 2.5], "steps": [4], "sampler": []}))
-    assert list(names) == [
-        "guidance=1,steps=4",
-        "guidance=2.5,steps=4",
+    axes = [Axis("guidance", [1.0, 2.5], "base"), Axis("guidance", [1.0], "sr"), Axis("steps", [4])]
+    found = combinations(axes)
+    assert [name_of(each.values) for each in found] == [
+        "base.guidance=1,sr.guidance=1,steps=4",
+        "base.guidance=2.5,sr.guidance=1,steps=4",
     ]
+    assert found[1].settings == {"guidance": {"base": 2.5, "sr": 1.0}, "steps": 4}
     with pytest.raises(ValueError, match="nothing to sweep"):
-        combinations({"guidance": []})
+        combinations([])
+    with pytest.raises(ValueError, match="two axes of the sweep are over 'steps'"):
+        combinations([Axis("steps", [4], "base"), Axis("steps", [5])])
     with pytest.raises(ValueError, match="steps has a value twice"):
-        combinations({"steps": [4, 4]})
+        Axis("steps", [4, 4])
 
 
 def test_real_images_are_known_by_what_they_show() -> None:

@@ -62,8 +62,8 @@ def test_for_platforms_that_are_not_here(directory: Path, tmp_path: Path) -> Non
 def test_it_runs_without_this_package(exported: Path, directory: Path, tmp_path: Path) -> None:
     cascade = Cascade.load(directory)
     steps, guidance = {"sr": 3}, {"base": 2.5}
-    samples = cascade.sample_each(
-        PROMPTS, [7, 8, 9], steps=steps, guidance=guidance, negative_prompts=["", "black", ""],
+    samples = cascade.sample(
+        PROMPTS, seed=[7, 8, 9], steps=steps, guidance=guidance, negative_prompts=["", "black", ""],
         show_progress=False,
     )  # fmt: skip
     text, negative = cascade.encode(PROMPTS), cascade.encode(["", "black", ""])

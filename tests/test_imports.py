@@ -29,7 +29,7 @@ FLOORS = {
     ),
     "parts": ("diffusion", "models", "text", "data"),
     "stage": ("stage",),
-    "join": ("sampling", "checkpoints"),
+    "join": ("stage_programs", "sampling", "checkpoints"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),
     "page": ("page",),

@@ -17,9 +17,9 @@ import tiny
 pytest.importorskip("nicegui", reason="the page needs NiceGUI: the extra page")
 
 from imagen_jax.cascade import Cascade
-from imagen_jax.cascade.request import check_size
+from imagen_jax.cascade.stages import check_size
 from imagen_jax.page.drawing import Stroke, mask_of, preview
-from imagen_jax.page.form import Form, arguments, sizes
+from imagen_jax.page.form import Form, request, sizes
 from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback
 from imagen_jax.page.jobs import Job, Worker
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING
@@ -76,21 +76,25 @@ def test_mistakes_in_the_form_are_told(
     cascade: Cascade, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        arguments(form(**changes), cascade)
+        request(form(**changes), cascade)
     assert message in str(error.value)
 
 
 def test_what_the_form_stands_for(cascade: Cascade) -> None:
-    asked = arguments(form(prompt=" a red apple\n", images=3, seed=5.0), cascade)
-    assert asked["prompts"] == ["a red apple"] * 3
-    assert asked["seeds"] == [5, 6, 7]
-    assert not {"image", "mask", "strength"} & asked.keys()
-    changed = arguments(form(mode="change", image=IMAGE), cascade)
-    np.testing.assert_array_equal(changed["image"], IMAGE[:, 1:7])  # the middle square
-    assert changed["strength"] == 0.5
-    enlarged = arguments(form(mode="enlarge", image=IMAGE, size=(8, 12)), cascade)
-    np.testing.assert_array_equal(enlarged["image"], IMAGE)
-    assert "strength" not in enlarged
+    asked = request(form(prompt=" a red apple\n", images=3, seed=5.0), cascade)
+    assert asked.prompts == ["a red apple"] * 3
+    assert asked.seeds == [5, 6, 7]
+    assert asked.image is None
+    assert asked.mask is None
+    assert [stage.edit for stage in asked.stages] == [None, None]
+    changed = request(form(mode="change", image=IMAGE), cascade)
+    assert changed.image is not None
+    np.testing.assert_array_equal(changed.image[0], IMAGE[:, 1:7])  # the middle square
+    assert [stage.edit and stage.edit.strength for stage in changed.stages] == [0.5, None]
+    enlarged = request(form(mode="enlarge", image=IMAGE, size=(8, 12)), cascade)
+    assert enlarged.image is not None
+    np.testing.assert_array_equal(enlarged.image[0], IMAGE)
+    assert [stage.name for stage in enlarged.stages] == ["sr"]
 
 
 def test_all_sizes_that_are_offered_can_be_made(cascade: Cascade) -> None:
@@ -150,8 +154,7 @@ def test_a_job_makes_what_the_cascade_makes(worker: Worker) -> None:
         assert [(f.stage, f.step) for f in job.frames[row]] == [
             ("base", 1), ("base", 2), ("sr", 1), ("sr", 2),
         ]  # fmt: skip
-    assert job.recipe is not None
-    assert job.recipe.record(1) == samples.record(1)
+    assert job.request.record(1) == samples.request.record(1)
 
 
 def test_frames_of_many_steps_are_thinned_out(worker: Worker) -> None:
@@ -167,7 +170,7 @@ def test_frames_of_many_steps_are_thinned_out(worker: Worker) -> None:
 def gate(cascade: Cascade) -> Iterator[threading.Event]:
     """What a job waits for in place of sampling."""
     opened = threading.Event()
-    with mock.patch.object(cascade, "sample_each", side_effect=lambda **_: opened.wait(60)):
+    with mock.patch.object(cascade, "run", side_effect=lambda *_, **__: opened.wait(60)):
         yield opened
         opened.set()
 
@@ -207,7 +210,7 @@ def test_stopping_keeps_what_is_done(worker: Worker) -> None:
 def test_the_worker_outlives_errors(
     worker: Worker, error: Exception, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(worker.cascade, "sample_each", side_effect=error):
+    with mock.patch.object(worker.cascade, "run", side_effect=error):
         job = ended(worker.submit(form()))
     assert (job.state, job.error) == ("failed", told)
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)

@@ -2,27 +2,31 @@
 
     cascade = Cascade.load()                                  # the one that comes along
     samples = cascade.sample(["a red apple on a blue background"], seed=1, per_prompt=4)
-    save_samples(samples, "images")
+    samples.save("images")
 
-Images can also be edited (image and strength or mask), enlarged (image alone), swept over
-settings (`sweep`) and repeated from their files (`read_record`, `repeat`).
+The way of a request, which is also the order of the imports:
+    prompts.py   prompts, blends of two, and their token states
+    images.py    images and masks that are given: read, checked, resized
+    stages.py    which stages run, with which settings, at which sizes
+    request.py   Request: all that is asked for, checked once, with the record of every image
+    run.py       one stage over all images, batch by batch; Step and Finished, told on the way
+    files.py     an image's file with its record, and the request that repeats it
+    folder.py    a folder of images that a stopped run resumes and no other one overwrites
+    samples.py   Samples: what comes back
+    cascade.py   Cascade: request, run, stream; sample is the first two
+    sweep.py     the same under other settings
+    compiled.py  a stage as a program that runs without this package
 """
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.cascade.files import (
-    FORMATS,
-    Writer,
-    grid_of,
-    read_record,
-    repeat,
-    save_image,
-    save_samples,
-)
+from imagen_jax.cascade.files import FORMATS, read_record, repeat, save_image
+from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import crop_to, read_image, read_mask
 from imagen_jax.cascade.prompts import Blend, check_prompts
-from imagen_jax.cascade.run import BATCH_SIZES, Step
-from imagen_jax.cascade.samples import CascadeSamples, Finished
-from imagen_jax.cascade.sweep import Axis, Sweep, sweep
+from imagen_jax.cascade.request import Request, StageRequest
+from imagen_jax.cascade.run import BATCH_SIZES, Finished, Step
+from imagen_jax.cascade.samples import Samples
+from imagen_jax.cascade.sweep import Axis, Sweep, combinations, sweep
 
 __all__ = [
     "BATCH_SIZES",
@@ -30,19 +34,20 @@ __all__ = [
     "Axis",
     "Blend",
     "Cascade",
-    "CascadeSamples",
     "Finished",
+    "Folder",
+    "Request",
+    "Samples",
+    "StageRequest",
     "Step",
     "Sweep",
-    "Writer",
     "check_prompts",
+    "combinations",
     "crop_to",
-    "grid_of",
     "read_image",
     "read_mask",
     "read_record",
     "repeat",
     "save_image",
-    "save_samples",
     "sweep",
 ]

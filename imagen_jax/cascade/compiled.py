@@ -25,9 +25,10 @@ import safetensors.numpy
 from imagen_jax.cascade import run_exported
 from imagen_jax.checkpoints.cascades import Pretrained, abstract_params, flat_weights
 from imagen_jax.errors import UserError
-from imagen_jax.sampling import StageInputs, image_keys, whole_sampler
+from imagen_jax.sampling import image_keys, whole_sampler
 from imagen_jax.sharding import no_platform
 from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage_programs import StageInputs
 from imagen_jax.typing import TextEmbedding
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax.cascade.prompts import Blend
-from imagen_jax.cascade.samples import VERSION, CascadeSamples, Finished, hash_of
+from imagen_jax.cascade.request import VERSION, Request, hash_of
+from imagen_jax.config import build
 from imagen_jax.errors import UserError
-from imagen_jax.grid import labelled_grid
+from imagen_jax.files import atomic_path
+from imagen_jax.stage import SampleConfig
 
 if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade
@@ -29,7 +32,7 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
 
     Args:
       image: [h, w, 3] uint8.
-      record: what CascadeSamples.record returns.
+      record: what Request.record returns.
       path: its ending is one of FORMATS.
 
     Raises:
@@ -48,99 +51,9 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
         options = {"format": "webp", "lossless": True, "exif": exif}
     else:
         raise UserError(f"{path} must end in one of {', '.join('.' + name for name in FORMATS)}")
-    # Under another name first, so that an interruption leaves no half of an image.
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(image).save(part, **options)
-    return part.replace(path)
-
-
-class Writer:
-    """Writes images as they are done; to be given to sample as on_finished.
-
-    Attributes:
-      written: files of the images that are done.
-      grids: the last grid that was written.
-    """
-
-    def __init__(self, output: str | Path, file_format: str = "png"):
-        """Args:
-        output: directory, made when there is something to write.
-        file_format: one of FORMATS.
-        """
-        self.written: list[Path] = []
-        self.grids: Path | None = None
-        self._output = Path(output)
-        self._format = file_format
-        self._before = 0
-        self._earlier: list[Finished] = []
-
-    def __call__(self, finished: Finished) -> None:
-        """Writes them if their stage is the last one; else keeps them until that has run."""
-        if not finished.is_last:
-            self._earlier.append(finished)
-            return
-        self.written += self._save(finished, "")
-        if len(finished.recipe.prompts) == finished.rows[-1] + 1:
-            self._before += len(finished.recipe.prompts)
-            self._earlier = []
-
-    def _save(self, finished: Finished, stage: str) -> list[Path]:
-        self._output.mkdir(parents=True, exist_ok=True)
-        return [
-            save_image(
-                image,
-                finished.recipe.record(row),
-                self._output / f"{self._before + row:04d}{stage}.{self._format}",
-            )
-            for row, image in zip(finished.rows, finished.images, strict=True)
-        ]
-
-    def save_grid(self, grid: Image.Image, name: str = "grid.png") -> None:
-        """Writes a grid beside the images."""
-        self._output.mkdir(parents=True, exist_ok=True)
-        self.grids = self._output / name
-        grid.save(self.grids)
-
-    def interrupted(self) -> str:
-        """Writes what earlier stages made of images that are not done; says what there is."""
-        done = len(self.written) - self._before
-        earlier: list[Path] = []
-        for finished in self._earlier:
-            left = finished.rows >= done
-            rest = finished._replace(rows=finished.rows[left], images=finished.images[left])
-            earlier += self._save(rest, f".{finished.stage}")
-        said = f"; {len(self.written)} images are done"
-        if self.written:
-            said += f", in {self._output}"
-        if earlier:
-            said += (
-                f"; {len(earlier)} of earlier stages are kept, such as {earlier[-1]}: go on with "
-                "one of them by --image"
-            )
-        return said
-
-
-def save_samples(
-    samples: CascadeSamples, output: str | Path, file_format: str = "png"
-) -> list[Path]:
-    """Writes grid.png, labelled, and one file per image with its record in its metadata.
-
-    Returns:
-      Paths of the written files, the grid first.
-    """
-    writer = Writer(output, file_format)
-    rows = np.arange(len(samples.images))
-    writer(Finished("", rows, samples.images, samples, is_last=True))
-    writer.save_grid(grid_of(samples))
-    return [Path(output) / "grid.png", *writer.written]
-
-
-def grid_of(samples: CascadeSamples) -> Image.Image:
-    """All images, labelled with their prompts."""
-    scale = max(1, 192 // samples.images.shape[1])
-    columns = min(len(samples.images), 4)
-    labels = [str(prompt) for prompt in samples.prompts]
-    return labelled_grid(samples.images, labels, columns=columns, scale=scale)
+    with atomic_path(path) as part:
+        Image.fromarray(image).save(part, **options)
+    return path
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -168,22 +81,17 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def repeat(
-    cascade: Cascade,
-    record: dict[str, Any],
-    image: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    **options: Any,
-) -> CascadeSamples:
-    """Makes the image of a record again.
+    cascade: Cascade, record: dict[str, Any], image: Any = None, mask: Any = None
+) -> Request:
+    """Return the request that makes the image of a record again; Cascade.run makes it.
 
     It is the same to the bit on the same kind of device in a batch of the same size, and differs
     by rounding else.
 
     Args:
       cascade: the one that made it, with the same dtype.
-      record: what read_record or CascadeSamples.record returns.
+      record: what read_record or Request.record returns.
       image, mask: what was edited, if something was.
-      **options: of Cascade.sample_each that do not change the image, such as show_progress.
 
     Raises:
       UserError: another cascade, image or mask than the record tells of, or one that was made of
@@ -218,13 +126,10 @@ def repeat(
             )
     edits = {name: edit for name, (_, _, edit) in sections.items() if edit is not None}
     of_edit = next(iter(edits.values()), {"resamples": 1, "jump": 1})
-    settings: dict[str, Any] = {}
-    for name, (_, values, _) in sections.items():
-        for field, value in values.items():
-            settings.setdefault(field, {})[name] = value
-    return cascade.sample_each(
+    settings = {name: build(SampleConfig, said, name) for name, (_, said, _) in sections.items()}
+    request = cascade.request(
         [prompt],
-        [seed],
+        seed=[seed],
         negative_prompts=[negative],
         size=size,
         image=image,
@@ -233,8 +138,14 @@ def repeat(
         resamples=of_edit["resamples"],
         jump=of_edit["jump"],
         start_stage=next(iter(stages)),
-        **settings,
-        **options,
+        guidance={name: of_stage.guidance for name, of_stage in settings.items()},
+    )
+    # As recorded, and not as None, for what the config says today.
+    return dataclasses.replace(
+        request,
+        stages=tuple(
+            dataclasses.replace(asked, settings=settings[asked.name]) for asked in request.stages
+        ),
     )
 
 

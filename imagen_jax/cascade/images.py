@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,37 @@ def read_image(file: str | Path | bytes) -> np.ndarray:
 
 
 def read_mask(file: str | Path | bytes) -> np.ndarray:
-    """A mask file: what is not black is to be painted anew. Where it is transparent it is black.
+    """Return a mask file: the image is painted anew where it is white, and at least half bright.
+
+    Where it is transparent it is black.
 
     Args, raises: as for read_image.
 
     Returns:
-      [h, w] bool, True where the image is to be painted anew.
+      [h, w] bool, True where the image is painted anew.
+
+    Warns:
+      UserWarning: some of it is neither black nor white, as in a JPEG.
     """
-    pixels = np.asarray(_open(file).convert("RGBA"))
-    return (pixels[..., :3] > 0).any(axis=-1) & (pixels[..., 3] > 0)
+    mask = _open(file).convert("RGBA")
+    black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
+    grey = np.asarray(Image.alpha_composite(black, mask).convert("L"))
+    between = ((grey > 0) & (grey < 255)).mean()
+    if between:
+        warnings.warn(
+            f"{_name(file)}: {between:.1%} of the mask is neither black nor white; where it is at "
+            "least half bright, the image is painted anew",
+            stacklevel=2,
+        )
+    return grey >= 128
+
+
+def _name(file: str | Path | bytes) -> str:
+    return "the given image" if isinstance(file, bytes) else str(file)
 
 
 def _open(file: str | Path | bytes) -> Image.Image:
-    name = "the given image" if isinstance(file, bytes) else str(file)
+    name = _name(file)
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -100,11 +119,13 @@ def check_images(image: np.ndarray, count: int) -> np.ndarray:
     return stack
 
 
-def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Masks as [1 or n, h, w] bool, of the size of the images [n, h, w, 3] that they belong to.
+def check_masks(mask: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
+    """Return masks as [1 or count, h, w], of the size of the images that they belong to.
 
     Args:
-      mask: bool [h, w] for all, or [n, h, w]: True where an image is to be painted anew.
+      mask: bool [h, w] for all, or [count, h, w]: True where an image is painted anew.
+      image: [1 or count, h, w, 3] images.
+      count: number of prompts.
 
     Raises:
       UserError: another shape, type or number, or nothing is to be painted.
@@ -118,8 +139,8 @@ def check_masks(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
             f"the mask has {stack.shape[1]} x {stack.shape[2]} pixels, the image "
             f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
         )
-    if len(stack) != 1 and len(image) not in (1, len(stack)):
-        raise UserError(f"{len(stack)} masks for {len(image)} images; give one for all, or each")
+    if len(stack) not in (1, count):
+        raise UserError(f"{len(stack)} masks for {count} prompts; give one for all, or one each")
     if not stack.any(axis=(1, 2)).all():
         raise UserError("a mask has nothing to paint: it is False everywhere")
     return stack

@@ -1,76 +1,306 @@
-"""From what is asked of a cascade to what each of its stages does."""
+"""What is asked of a cascade, checked once: a Request, with a StageRequest for each stage."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+import difflib
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
-from imagen_jax.cascade.images import (
-    check_aspect,
-    check_images,
-    check_masks,
-    resize,
-    resize_mask,
+from imagen_jax.cascade.images import check_aspect, check_images, check_masks
+from imagen_jax.cascade.prompts import (
+    Blend,
+    Prompt,
+    check_negative_prompts,
+    check_prompts,
+    check_text,
+)
+from imagen_jax.cascade.stages import (
+    check_size,
+    first_stage,
+    per_stage,
+    stage_settings,
 )
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import Edit
 from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.typing import TextEmbedding
+
+VERSION = 1
+"""Version of the form of a record; a higher one is not read."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+PerStage: TypeAlias = T | Mapping[str, T] | None
+"""One value for all stages, a mapping from stage names to values, or None for the config's."""
 
 
 @dataclasses.dataclass(frozen=True)
-class StageRun:
-    """What one stage does for a request.
+class StageRequest:
+    """What is asked of one stage.
 
     Attributes:
+      stage: the stage.
       settings: how it is sampled.
       size: height and width of its images.
-      low_res: [1 or n, h, w, 3] uint8 that it starts from; None for a base stage, and where it
-        starts from what the stage before makes.
-      image: [1 or n, height, width, 3] uint8 that it edits, or None.
-      change: [1 or n, height, width] bool, where it is painted anew; None for everywhere.
-      edit: how; None where there is no image.
+      edit: how it edits the given image; None where it does not.
+      fingerprint: hash of its weights and all else that decides its images.
     """
 
     stage: Stage
     settings: SampleConfig
     size: tuple[int, int]
-    low_res: np.ndarray | None = None
+    edit: Edit | None
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.stage.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of a cascade: n images, each a function of its own row of everything here.
+
+    Cascade.request makes it, and checks it.
+
+    Attributes:
+      prompts: n prompts.
+      negative_prompts: n texts that are guided away from; "" for none.
+      seeds: n seeds.
+      stages: what each stage that runs does, lowest resolution first.
+      dtype: dtype of weights and activations, where it is not the config's.
+      image: [1 or n, h, w, 3] uint8 that is edited or enlarged; or None.
+      mask: [1 or n, h, w] bool, True where the image is painted anew; or None.
+      text: token states of the prompts, where they were given; or None.
+    """
+
+    prompts: list[Prompt]
+    negative_prompts: list[str]
+    seeds: list[int]
+    stages: tuple[StageRequest, ...]
+    dtype: str | None = None
     image: np.ndarray | None = None
-    change: np.ndarray | None = None
-    edit: Edit | None = None
+    mask: np.ndarray | None = None
+    text: TextEmbedding | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, start: int, stop: int) -> Request:
+        """Return the request for the images start to stop alone."""
+        at = slice(start, stop)
+
+        def of(x: np.ndarray | None) -> np.ndarray | None:
+            return x if x is None or len(x) == 1 else x[at]
+
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts[at],
+            negative_prompts=self.negative_prompts[at],
+            seeds=self.seeds[at],
+            image=of(self.image),
+            mask=of(self.mask),
+            text=None if self.text is None else TextEmbedding(*(x[at] for x in self.text)),
+        )
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Return everything that an image is made of, as JSON knows it; `repeat` takes it."""
+        prompt = self.prompts[index]
+        states = None if self.text is None else np.asarray(self.text.states)
+        given = {"image": self.image, "mask": self.mask, "text": states}
+        return {
+            "version": VERSION,
+            "prompt": dataclasses.asdict(prompt) if isinstance(prompt, Blend) else prompt,
+            "negative_prompt": self.negative_prompts[index],
+            "seed": self.seeds[index],
+            "dtype": self.dtype,
+            "given": {
+                name: hash_of(x[index if len(x) > 1 else 0])
+                for name, x in given.items()
+                if x is not None
+            },
+            "stages": {
+                asked.name: {
+                    "fingerprint": asked.fingerprint,
+                    "size": list(asked.size),
+                    "settings": dataclasses.asdict(asked.settings),
+                    "edit": None if asked.edit is None else dataclasses.asdict(asked.edit),
+                }
+                for asked in self.stages
+            },
+        }
 
 
-def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[Stage]:
-    """Stages by their names, checked to follow one another."""
-    there = [stage.name for stage in stages]
-    names = there if names is None else list(names)
-    if not names:
-        raise UserError(f"no stage was chosen; choices: {', '.join(there)}")
-    for name in names:
-        if name not in there:
-            raise UserError(f"unknown stage {name!r}; choices: {', '.join(there)}")
-    chosen = [stages[there.index(name)] for name in names]
-    for before, stage in zip(chosen, chosen[1:], strict=False):
-        if stage.text != before.text:
-            raise UserError(
-                f"the stages read different text: {stage.name!r} {stage.text}, {before.name!r} "
-                f"{before.text}"
-            )
-        if stage.low_res != before.resolution:
-            raise UserError(
-                f"stage {stage.name!r} starts from {stage.low_res} pixels, but what comes before "
-                f"it, {before.name!r}, makes {before.resolution}"
-            )
-    return chosen
+def hash_of(array: np.ndarray) -> str:
+    """Return 16 hexadecimal digits of an array's type, shape and values."""
+    array = np.ascontiguousarray(array)
+    said = f"{array.dtype.str} {array.shape};".encode()
+    return hashlib.sha256(said + array.tobytes()).hexdigest()[:16]
+
+
+def lists_choices(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function, with an error for unknown keywords that lists all that it takes."""
+    choices = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in choices:
+                close = difflib.get_close_matches(name, choices, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise UserError(f"unknown argument {name!r}{hint}; choices: {', '.join(choices)}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def make_request(
+    stages: Sequence[Stage],
+    fingerprints: Mapping[str, str],
+    dtype: str | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    seed: int | Sequence[int],
+    per_prompt: int,
+    negative_prompts: str | Sequence[str] | None,
+    text: TextEmbedding | None,
+    size: int | tuple[int, int] | None,
+    image: np.ndarray | None,
+    mask: np.ndarray | None,
+    strength: PerStage[float],
+    resamples: int,
+    jump: int,
+    start_stage: str | None,
+    settings: Mapping[str, Any],
+) -> Request:
+    """Return what is asked of stages, checked, with a row for each image.
+
+    Args:
+      stages: stages of the cascade.
+      fingerprints: stage name -> see StageRequest.
+      dtype: see Request.
+      settings: fields of SampleConfig, see stage_settings.
+      The others: as for Cascade.request.
+
+    Raises:
+      UserError: arguments out of range, or that do not fit one another or the stages.
+    """
+    prompts = check_prompts(prompts)
+    if per_prompt < 1:
+        raise UserError(f"per_prompt must be at least 1, got {per_prompt}")
+    first_seeds: Sequence[Any] = [seed] * len(prompts)
+    if isinstance(seed, Sequence | np.ndarray):
+        first_seeds = list(seed)
+    first_seeds = check_seeds(first_seeds, len(prompts))
+    negative = check_negative_prompts(negative_prompts, len(prompts))
+    if text is not None:
+        text = check_text(text, len(prompts), stages[0].text)
+    images = None if image is None else check_images(image, len(prompts))
+    asked = plan_stages(
+        stages, stage_settings(stages, **settings), fingerprints, size=size, images=images,
+        masked=mask is not None, strength=strength, resamples=resamples, jump=jump,
+        start_stage=start_stage,
+    )  # fmt: skip
+    masks = None
+    if mask is not None:
+        assert images is not None
+        masks = check_masks(mask, images, len(prompts))
+    if any(negative) and all(each.settings.guidance == 1 for each in asked):
+        names = ", ".join(each.name for each in asked)
+        raise UserError(
+            "a negative prompt changes nothing: guidance is 1 everywhere; raise it in one of "
+            + names
+        )
+
+    def repeated(x: np.ndarray | None) -> np.ndarray | None:
+        return x if x is None or len(x) == 1 else np.repeat(x, per_prompt, axis=0)
+
+    which = np.repeat(np.arange(len(prompts)), per_prompt)
+    return Request(
+        prompts=[prompt for prompt in prompts for _ in range(per_prompt)],
+        negative_prompts=[one for one in negative for _ in range(per_prompt)],
+        seeds=check_seeds(
+            [one + r for one in first_seeds for r in range(per_prompt)], len(prompts) * per_prompt
+        ),
+        stages=tuple(asked),
+        dtype=dtype,
+        image=repeated(images),
+        mask=repeated(masks),
+        text=None if text is None else TextEmbedding(*(x[which] for x in text)),
+    )
+
+
+def plan_stages(
+    stages: Sequence[Stage],
+    settings: Mapping[str, SampleConfig],
+    fingerprints: Mapping[str, str],
+    *,
+    size: int | tuple[int, int] | None,
+    images: np.ndarray | None,
+    masked: bool,
+    strength: PerStage[float],
+    resamples: int,
+    jump: int,
+    start_stage: str | None,
+) -> list[StageRequest]:
+    """Return what is asked of each stage, from the first that runs to the last.
+
+    Args: as for make_request.
+      images: [n, h, w, 3] uint8, or None.
+      masked: whether there is a mask.
+
+    Raises:
+      UserError: arguments that do not fit one another or the stages; says which.
+    """
+    if images is None:
+        for name, value in (("mask", masked or None), ("strength", strength)):
+            if value is not None:
+                raise UserError(f"{name} was given without an image to edit")
+    if not masked and (resamples, jump) != (1, 1):
+        raise UserError("resamples and jump are of inpainting; they need a mask")
+    enlarges = images is not None and not masked and strength is None
+    first = first_stage(stages, start_stage, images is not None, enlarges)
+    run = stages[first:]
+    last = run[-1].resolution
+    if images is not None and enlarges:
+        factor = last // (run[0].low_res or 1)
+        whole = images.shape[1] * factor, images.shape[2] * factor
+        height, width = check_size(run, whole if size is None else size)
+    else:
+        height, width = check_size(run, last if size is None else size)
+    if images is not None:
+        check_aspect(images.shape[1:3], (height, width))
+    strengths = strength if isinstance(strength, Mapping) else {run[0].name: strength}
+    per_stage("strength", strengths, [stage.name for stage in stages])
+
+    def edit(stage: Stage) -> Edit | None:
+        of_stage = _number("strength", strengths.get(stage.name))
+        if of_stage is None and not masked:
+            return None
+        return Edit(1.0 if of_stage is None else of_stage, resamples, jump)
+
+    return [
+        StageRequest(
+            stage=stage,
+            settings=settings[stage.name],
+            size=(height * stage.resolution // last, width * stage.resolution // last),
+            edit=edit(stage),
+            fingerprint=fingerprints[stage.name],
+        )
+        for stage in run
+    ]
 
 
 def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """The seeds as integers; UserError unless there are `count`, in [0, 2**32)."""
+    """Return the seeds as integers; UserError unless there are `count`, in [0, 2**32)."""
     if len(seeds) != count:
         raise UserError(f"{len(seeds)} seeds for {count} prompts; need as many")
     for seed in seeds:
@@ -80,219 +310,7 @@ def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, SampleConfig]:
-    """Settings of every stage: its defaults, replaced by what is not None.
-
-    Args:
-      **overrides: fields of SampleConfig; a value holds for all stages, a mapping from stage
-        names to values for those stages.
-
-    Raises:
-      UserError: an unknown field or stage, or a value of another type or out of range.
-
-    Warns:
-      UserWarning: an aug_level that a stage was not trained with, or a time grid that the sampler
-        is not made for.
-    """
-    fields = {field.name: type(getattr(stages[0].sample, field.name))
-              for field in dataclasses.fields(SampleConfig)}  # fmt: skip
-    result = {stage.name: stage.sample for stage in stages}
-    for field, value in overrides.items():
-        if field not in fields:
-            raise UserError(f"unknown setting {field!r}; choices: {', '.join(fields)}")
-        for name, setting in per_stage(field, value, list(result)).items():
-            if setting is None:
-                continue
-            setting = setting.item() if isinstance(setting, np.generic) else setting
-            number = isinstance(setting, int | float) and not isinstance(setting, bool)
-            if fields[field] is float and number:
-                setting = float(setting)
-            if type(setting) is not fields[field]:
-                raise UserError(
-                    f"{field} must be of type {fields[field].__name__}, got {setting!r}"
-                )
-            result[name] = dataclasses.replace(result[name], **{field: setting})
-    for stage in stages:
-        settings = result[stage.name]
-        if settings.sampler == "heun" and settings.time_grid != "karras":
-            warnings.warn(
-                f"heun on the time grid {settings.time_grid} of {stage.name} may make nothing but "
-                "noise: its first step is too long for it; use the time grid karras",
-                stacklevel=2,
-            )
-        level, most = settings.aug_level, stage.train.max_aug_level
-        if stage.low_res is not None and level > most:
-            warnings.warn(
-                f"aug_level of {stage.name} is {level:g}, more noise than it saw in training "
-                f"({most:g} at most)",
-                stacklevel=2,
-            )
-    return result
-
-
-def per_stage(what: str, value: Any, names: Sequence[str]) -> Mapping[str, Any]:
-    """A value for every stage, or a mapping from names of stages to theirs.
-
-    Raises:
-      UserError: a name that no stage has.
-    """
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(names, value)
-    for name in value:
-        if name not in names:
-            raise UserError(f"{what}: unknown stage {name!r}; choices: {', '.join(names)}")
-    return value
-
-
-def size_step(stages: Sequence[Stage]) -> int:
-    """Height and width of the last stage's images must be multiples of this."""
-    last = stages[-1].resolution
-    # What a stage makes is as large as the last one's images times resolution / last.
-    wanted = [(stage.resolution, stage.network.size_multiple) for stage in stages]
-    wanted += [(stage.low_res, 1) for stage in stages if stage.low_res is not None]
-    step = 1
-    for resolution, multiple in wanted:
-        common = math.gcd(last, resolution)
-        times = multiple // math.gcd(multiple, resolution // common)
-        step = math.lcm(step, last // common * times)
-    return step
-
-
-def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the last stage's images.
-
-    Raises:
-      UserError: a size that the stages cannot make, or none; says the nearest that they can.
-    """
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    whole = [isinstance(side, int | np.integer) and not isinstance(side, bool) for side in sides]
-    if len(sides) != 2 or not all(whole):
-        raise UserError(f"size must be a whole number, or height and width; got {size!r}")
-    height, width = (int(side) for side in sides)
-    step = size_step(stages)
-    if min(height, width) < 1 or height % step or width % step:
-        near = [max(step, round(side / step) * step) for side in (height, width)]
-        made = " -> ".join(str(stage.resolution) for stage in stages)
-        raise UserError(
-            f"this cascade ({made} pixels) cannot make images of {height} x {width}: height and "
-            f"width must be multiples of {step}; the nearest is {near[0]} x {near[1]}"
-        )
-    return height, width
-
-
-def plan_stages(
-    stages: Sequence[Stage],
-    settings: Mapping[str, SampleConfig],
-    count: int,
-    *,
-    size: int | tuple[int, int] | None = None,
-    image: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    strength: float | Mapping[str, float] | None = None,
-    resamples: int = 1,
-    jump: int = 1,
-    start_stage: str | None = None,
-) -> list[StageRun]:
-    """What each stage does, from the first that runs to the last.
-
-    Args: as for Cascade.sample.
-      count: of the images that are made.
-
-    Raises:
-      UserError: arguments that do not fit one another or the stages; says which.
-    """
-    names = [stage.name for stage in stages]
-    if image is None:
-        for name, value in (("mask", mask), ("strength", strength)):
-            if value is not None:
-                raise UserError(f"{name} was given without an image to edit")
-    if mask is None and (resamples, jump) != (1, 1):
-        raise UserError("resamples and jump are of inpainting; they need a mask")
-    enlarges = image is not None and mask is None and strength is None
-    first = _first_stage(stages, start_stage, image is not None, enlarges)
-    run = stages[first:]
-    images = None if image is None else check_images(image, count)
-    if images is not None and enlarges:
-        factor = run[-1].resolution // (run[0].low_res or 1)
-        whole = images.shape[1] * factor, images.shape[2] * factor
-        height, width = check_size(run, whole if size is None else size)
-    else:
-        height, width = check_size(run, run[-1].resolution if size is None else size)
-
-    if images is not None:
-        check_aspect(images.shape[1:3], (height, width))
-
-    def of(resolution: int) -> tuple[int, int]:
-        last = run[-1].resolution
-        return height * resolution // last, width * resolution // last
-
-    if enlarges:
-        assert images is not None
-        assert run[0].low_res is not None
-        small = resize(images, of(run[0].low_res))
-        return [
-            StageRun(stage, settings[stage.name], of(stage.resolution),
-                     small if stage is run[0] else None)
-            for stage in run
-        ]  # fmt: skip
-    if images is None:
-        return [StageRun(stage, settings[stage.name], of(stage.resolution)) for stage in run]
-
-    masks = None if mask is None else check_masks(mask, images)
-    if masks is not None and len(masks) not in (1, count):
-        raise UserError(f"{len(masks)} masks for {count} images; give one for all, or one each")
-    strengths = {run[0].name: strength} if not isinstance(strength, Mapping) else strength
-    per_stage("strength", strengths, names)
-    runs = []
-    for stage in run:
-        of_stage = _number("strength", strengths.get(stage.name))
-        low_res: np.ndarray | None = None
-        if stage is run[0] and stage.low_res is not None:
-            low_res = resize(images, of(stage.low_res))
-        here = of(stage.resolution)
-        if of_stage is None and masks is None:
-            runs.append(StageRun(stage, settings[stage.name], here, low_res))
-            continue
-        runs.append(
-            StageRun(
-                stage,
-                settings[stage.name],
-                here,
-                low_res,
-                resize(images, here),
-                None if masks is None else resize_mask(masks, here),
-                Edit(1.0 if of_stage is None else of_stage, resamples, jump),
-            )
-        )
-    return runs
-
-
 def _number(what: str, value: Any) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise UserError(f"{what} must be a number, got {value!r}")
     return value
-
-
-def _first_stage(
-    stages: Sequence[Stage], start_stage: str | None, given: bool, enlarges: bool
-) -> int:
-    names = [stage.name for stage in stages]
-    if start_stage is not None and start_stage not in names:
-        raise UserError(f"unknown start_stage {start_stage!r}; choices: {', '.join(names)}")
-    if start_stage is not None:
-        first = names.index(start_stage)
-    else:
-        # The first that can: to enlarge, it must start from an image.
-        able = [i for i, stage in enumerate(stages) if stage.low_res is not None or not enlarges]
-        first = able[0] if able else 0
-    if enlarges and stages[first].low_res is None:
-        raise UserError(
-            f"an image alone is enlarged, which stage {names[first]!r} cannot, as it starts from "
-            "noise; give strength or mask to edit the image instead"
-        )
-    if not given and stages[first].low_res is not None:
-        raise UserError(
-            f"stage {names[first]!r} starts from an image of {stages[first].low_res} pixels; give "
-            "it as image"
-        )
-    return first

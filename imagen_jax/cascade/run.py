@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +11,24 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from imagen_jax.cascade.request import StageRun
-from imagen_jax.diffusion.editing import resampling_path
-from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.cascade.images import resize, resize_mask
+from imagen_jax.cascade.request import Request, StageRequest
+from imagen_jax.sampling import (
+    StageInputs,
+    from_uint8,
+    image_keys,
+    number_of_moves,
+    sample_steps,
+    to_uint8,
+)
 from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
 from imagen_jax.typing import TextEmbedding
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 """Images that are made at once on each device: a batch is padded to one of these, so that few
-shapes are compiled. The largest is the default limit."""
+shapes are compiled."""
+BATCH_PIXELS = 2**20
+"""Most pixels of a batch on each device by default: 16 images of 256 x 256, one of 1024 x 1024."""
 
 
 class Step(NamedTuple):
@@ -27,9 +36,9 @@ class Step(NamedTuple):
 
     Attributes:
       stage: name of the stage.
-      rows: [k] which of all n images are in the batch.
+      rows: [k] which of the n images are in the batch.
       step: from 1 to steps.
-      steps: of this batch.
+      steps: steps of this batch.
       images: () -> [k, h, w, 3] uint8 estimates of the clean images; only during the call.
     """
 
@@ -40,26 +49,34 @@ class Step(NamedTuple):
     images: Callable[[], np.ndarray]
 
 
-class StageRows(NamedTuple):
-    """What a stage is given for each of n images, in the host's memory.
+class Finished(NamedTuple):
+    """Images of one stage that are done.
 
     Attributes:
-      seeds: n.
-      text: token states [n, l, d] of the prompts.
-      negative: of what is guided away from; a mask that is all False is no text.
-      low_res: [1 or n, h, w, 3] uint8, or None for a base stage.
+      stage: name of the stage.
+      rows: [k] which of the n images they are.
+      images: [k, h, w, 3] uint8.
+      request: what was asked for.
     """
 
-    seeds: Sequence[int]
-    text: TextEmbedding
-    negative: TextEmbedding
-    low_res: np.ndarray | None
+    stage: str
+    rows: np.ndarray
+    images: np.ndarray
+    request: Request
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the stage is the last one, and they are the result."""
+        return self.stage == self.request.stages[-1].name
 
 
 def run_stage(
-    run: StageRun,
+    asked: StageRequest,
+    request: Request,
     params: Any,
-    given: StageRows,
+    text: TextEmbedding,
+    negative: TextEmbedding,
+    previous: np.ndarray | None,
     mesh: Mesh,
     *,
     batch_size: int | None,
@@ -68,105 +85,120 @@ def run_stage(
     on_step: Callable[[Step], None] | None,
     on_batch: Callable[[np.ndarray, np.ndarray], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images of one stage.
+    """Return the images of one stage.
 
     Args:
-      run: what it does.
-      params: its weights, on the mesh.
-      given: what it is given for each image.
+      asked: what the stage does.
+      request: the request that it belongs to.
+      params: weights of the stage, on the mesh.
+      text: [n, l, d] token states of the prompts, in the host's memory.
+      negative: those of what is guided away from; a mask that is all False is no text.
+      previous: [n, h, w, 3] uint8 images of the stage before; None for the first.
       mesh: devices that batches are divided over.
-      batch_size, intermediates, show_progress, on_step: as for Cascade.sample_each.
+      batch_size, intermediates, show_progress, on_step: as for Cascade.sample.
       on_batch: called with (rows, images) of every batch that is done.
 
     Returns:
       ([n, h, w, 3] uint8, [steps, n, h, w, 3] uint8 estimates, of 0 steps unless asked for).
     """
-    count = len(given.seeds)
-    made = np.zeros((count, *run.size, 3), np.uint8)
-    moves = _number_of_moves(run)
+    count, name = len(request), asked.name
+    given = _given(asked, request, text, negative, previous)
+    made = np.zeros((count, *asked.size, 3), np.uint8)
+    moves = number_of_moves(asked.settings, asked.edit, request.mask is not None)
     estimates = np.zeros((moves if intermediates else 0, *made.shape), np.uint8)
-    batches = list(_batches(count, batch_divisor(mesh), batch_size))
+    batches = list(_batches(count, batch_divisor(mesh), batch_size, asked.size))
     with tqdm(
-        desc=f"{run.stage.name} {run.size[0]} x {run.size[1]} px",
+        desc=f"{name} {asked.size[0]} x {asked.size[1]} px",
         unit="step",
         total=moves * len(batches),
         disable=not show_progress,
     ) as bar:
         for rows, padded in batches:
-
-            def after(i: int, n: int, x0: jax.Array, rows: np.ndarray = rows) -> None:
-                bar.update()
-                step = Step(run.stage.name, rows, i, n, lambda: _on_host(x0)[: len(rows)])
-                if intermediates:
-                    estimates[i - 1, rows] = step.images()
-                if on_step is not None:
-                    on_step(step)
-
-            x0 = sample_stage(
-                run.stage,
+            steps = sample_steps(
+                asked.stage,
                 params,
-                _inputs(run, given, padded, mesh),
-                run.settings,
-                size=run.size,
-                edit=run.edit,
+                _inputs(given, padded, mesh),
+                asked.settings,
+                size=asked.size,
+                edit=asked.edit,
                 mesh=mesh,
-                on_step=after,
             )
-            made[rows] = _on_host(x0)[: len(rows)]
+            for i, x0 in enumerate(steps):
+                jax.block_until_ready(x0)
+                bar.update()
+
+                def images(x0: jax.Array = x0, count: int = len(rows)) -> np.ndarray:
+                    return _on_host(x0)[:count]
+
+                if intermediates:
+                    estimates[i, rows] = images()
+                if on_step is not None:
+                    on_step(Step(name, rows, i + 1, moves, images))
+            made[rows] = images()
             on_batch(rows, made[rows])
     return made, estimates
 
 
-def _number_of_moves(run: StageRun) -> int:
-    if run.edit is None or run.change is None:
-        return run.settings.steps
-    return len(resampling_path(run.settings.steps, run.edit.resamples, run.edit.jump)) - 1
-
-
 def _batches(
-    count: int, devices: int, batch_size: int | None
+    count: int, devices: int, batch_size: int | None, size: tuple[int, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows of a batch, the same padded by repetition to a size that is compiled for)."""
+    """Yield (rows of a batch, the same padded by repetition to a size that is compiled for)."""
+    most = devices * BATCH_PIXELS // (size[0] * size[1]) if batch_size is None else batch_size
     sizes = [size * devices for size in BATCH_SIZES]
-    if batch_size is not None:
-        sizes = [size for size in sizes if size <= batch_size] or sizes[:1]
-    size = next((size for size in sizes if size >= count), sizes[-1])
-    for start in range(0, count, size):
-        rows = np.arange(start, min(start + size, count))
-        yield rows, np.resize(rows, size)
+    sizes = [size for size in sizes if size <= most] or sizes[:1]
+    together = next((size for size in sizes if size >= count), sizes[-1])
+    for start in range(0, count, together):
+        rows = np.arange(start, min(start + together, count))
+        yield rows, np.resize(rows, together)
 
 
-def _inputs(run: StageRun, given: StageRows, rows: np.ndarray, mesh: Mesh) -> StageInputs:
-    """What the stage makes the given rows of, divided over the devices of the mesh."""
+def _given(
+    asked: StageRequest,
+    request: Request,
+    text: TextEmbedding,
+    negative: TextEmbedding,
+    previous: np.ndarray | None,
+) -> Any:
+    """Return StageInputs in the host's memory, with n rows or one for all: images are uint8, and
+    seeds take the place of keys."""
+    stage, (height, width) = asked.stage, asked.size
+    low_res = previous
+    if low_res is None and stage.low_res is not None:
+        assert request.image is not None
+        factor = stage.resolution // stage.low_res
+        low_res = resize(request.image, (height // factor, width // factor))
+    image = mask = None
+    if asked.edit is not None:
+        assert request.image is not None
+        image = resize(request.image, asked.size)
+        if request.mask is not None:
+            mask = resize_mask(request.mask, asked.size)[..., None]
+    keys: Any = np.asarray(request.seeds, np.uint32)
+    guided = asked.settings.guidance != 1
+    return StageInputs(text, keys, low_res, negative if guided else None, image, mask)  # type: ignore[arg-type]
+
+
+def _inputs(given: Any, rows: np.ndarray, mesh: Mesh) -> StageInputs:
+    """Return the given rows, divided over the devices of the mesh."""
 
     def of_rows(x: np.ndarray) -> np.ndarray:
         return x[rows] if len(x) > 1 else x.repeat(len(rows), axis=0)
-
-    def images(x: np.ndarray | None) -> Any:
-        return None if x is None else from_uint8(of_rows(x))
-
-    keep: Any = None
-    if run.change is not None:
-        keep = of_rows(~run.change)[..., None].astype(np.float32)
-    guided = run.settings.guidance != 1
-    inputs = StageInputs(
-        text=TextEmbedding(*(x[rows] for x in given.text)),
-        keys=image_keys([given.seeds[i] for i in rows]),
-        low_res=images(given.low_res),
-        negative=TextEmbedding(*(x[rows] for x in given.negative)) if guided else None,
-        image=images(run.image),
-        keep=keep,
-    )
 
     def place(x: Any) -> jax.Array:
         spec = IMAGE_SPEC if x.ndim == 4 else BATCH_SPEC
         return jax.device_put(x, NamedSharding(mesh, spec))
 
+    chosen = jax.tree.map(of_rows, given)
+    inputs = chosen._replace(
+        keys=image_keys(chosen.keys),
+        low_res=None if chosen.low_res is None else from_uint8(chosen.low_res),
+        image=None if chosen.image is None else from_uint8(chosen.image),
+    )
     return jax.tree.map(place, inputs)
 
 
 def _on_host(x0: jax.Array) -> np.ndarray:
-    """Images as uint8 on every host."""
+    """Return images as uint8 on every host."""
     if jax.process_count() > 1:
         x0 = multihost_utils.process_allgather(x0, tiled=True)
     return to_uint8(x0)

@@ -1,145 +1,117 @@
-"""What sampling returns: images, and everything that is needed to make them again."""
+"""Samples: what a cascade returns, to look at, index and save."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import html
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import overload
 
 import numpy as np
+from PIL import Image
 
-from imagen_jax.cascade.prompts import Blend, Prompt
-from imagen_jax.cascade.request import StageRun
-from imagen_jax.sampling import Edit
-from imagen_jax.stage import SampleConfig
-
-VERSION = 1
-"""Of the form of a record; a higher one is not read."""
+from imagen_jax.cascade.folder import Folder
+from imagen_jax.cascade.request import Request
+from imagen_jax.cascade.run import Finished
+from imagen_jax.grid import labelled_grid
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything that n images are made of.
-
-    Attributes:
-      prompts: n prompts.
-      negative_prompts: n texts that are guided away from; "" for none.
-      seeds: n seeds; image i is a function of its row of everything here.
-      settings: name of each stage that runs -> how it is sampled.
-      sizes: stage name -> (height, width).
-      fingerprints: stage name -> of its weights and all else that decides its images.
-      dtype: of weights and activations, where it is not the config's.
-      edits: stage name -> how the given image is edited; empty where there is none.
-      given: n records of what else was given, by hashes: of "image", "mask" and "text".
-    """
-
-    prompts: list[Prompt]
-    negative_prompts: list[str]
-    seeds: list[int]
-    settings: dict[str, SampleConfig]
-    sizes: dict[str, tuple[int, int]]
-    fingerprints: dict[str, str]
-    dtype: str | None
-    edits: dict[str, Edit]
-    given: list[dict[str, str]]
-
-    def record(self, index: int) -> dict[str, Any]:
-        """Everything that image `index` was made of, as JSON knows it; `repeat` takes it."""
-        prompt = self.prompts[index]
-        return {
-            "version": VERSION,
-            "prompt": dataclasses.asdict(prompt) if isinstance(prompt, Blend) else prompt,
-            "negative_prompt": self.negative_prompts[index],
-            "seed": self.seeds[index],
-            "dtype": self.dtype,
-            "given": self.given[index],
-            "stages": {
-                name: {
-                    "fingerprint": self.fingerprints[name],
-                    "size": list(self.sizes[name]),
-                    "settings": dataclasses.asdict(settings),
-                    "edit": dataclasses.asdict(self.edits[name]) if name in self.edits else None,
-                }
-                for name, settings in self.settings.items()
-            },
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class CascadeSamples(Recipe):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
     """Images, and everything that is needed to make them again.
 
+    `samples[0]` is an image to look at, `samples[2:5]` are some of the samples, `samples.images` is
+    the array of all. A notebook shows them with their prompts.
+
     Attributes:
+      request: what was asked for, with the prompt, the seed and the record of every image.
       images: [n, h, w, 3] uint8 of the last stage.
       stages: stage name -> [n, h, w, 3] uint8 images of that stage.
       intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean image at every
         step; empty unless asked for.
     """
 
+    request: Request
     images: np.ndarray
     stages: dict[str, np.ndarray]
     intermediates: dict[str, np.ndarray]
 
+    def __len__(self) -> int:
+        return len(self.images)
 
-class Finished(NamedTuple):
-    """Images of one stage that are done.
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
 
-    Attributes:
-      stage: name of the stage.
-      rows: [k] which of all n images they are.
-      images: [k, h, w, 3] uint8.
-      recipe: of all n images.
-      is_last: whether the stage is the last one, and they are the result.
-    """
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
 
-    stage: str
-    rows: np.ndarray
-    images: np.ndarray
-    recipe: Recipe
-    is_last: bool
+    def __getitem__(self, index: int | slice) -> Image.Image | Samples:
+        if not isinstance(index, slice):
+            return Image.fromarray(self.images[index])
+        start, stop, step = index.indices(len(self))
+        if step != 1:
+            raise IndexError(f"samples are sliced in steps of 1, got {step}")
+        return Samples(
+            self.request.rows(start, max(start, stop)),
+            self.images[index],
+            {name: images[index] for name, images in self.stages.items()},
+            {name: images[:, index] for name, images in self.intermediates.items()},
+        )
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[i] for i in range(len(self)))
+
+    def grid(self, columns: int = 4) -> Image.Image:
+        """Return all images in rows, labelled with their prompts."""
+        labels = [str(prompt) for prompt in self.request.prompts]
+        scale = max(1, 192 // self.images.shape[1])
+        return labelled_grid(self.images, labels, columns=min(len(self), columns), scale=scale)
+
+    def save(self, directory: str | Path, file_format: str = "png") -> list[Path]:
+        """Write grid.png and one file for each image, with its record in its metadata.
+
+        Args:
+          directory: made if it is not there; nothing in it is overwritten.
+          file_format: one of FORMATS.
+
+        Returns:
+          Paths of the written files, the grid first.
+
+        Raises:
+          UserError: the directory holds other images, or another process writes there.
+        """
+        with Folder(directory, [self.request], file_format) as folder:
+            last = self.request.stages[-1].name
+            folder.write(0, Finished(last, np.arange(len(self)), self.images, self.request))
+            return [folder.save_grid(), *folder.paths]
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.grid())
+
+    def _repr_html_(self) -> str:
+        def figure(image: Image.Image, label: str, seed: int) -> str:
+            data = base64.b64encode(_png(image)).decode()
+            width = max(image.width, 160)
+            return (
+                f'<figure style="display:inline-block;margin:6px;width:{width}px;'
+                'vertical-align:top">'
+                f'<img src="data:image/png;base64,{data}" style="width:{width}px;'
+                'image-rendering:pixelated">'
+                f'<figcaption style="font-size:12px">{html.escape(label)}, seed {seed}</figcaption>'
+                "</figure>"
+            )
+
+        asked = self.request
+        return "".join(
+            figure(image, str(prompt), seed)
+            for image, prompt, seed in zip(self, asked.prompts, asked.seeds, strict=True)
+        )
 
 
-def hash_of(array: np.ndarray) -> str:
-    """16 hexadecimal digits of an array's type, shape and values."""
-    array = np.ascontiguousarray(array)
-    said = f"{array.dtype.str} {array.shape};".encode()
-    return hashlib.sha256(said + array.tobytes()).hexdigest()[:16]
-
-
-def make_recipe(
-    runs: Sequence[StageRun],
-    prompts: list[Prompt],
-    negative_prompts: list[str],
-    seeds: list[int],
-    fingerprints: Mapping[str, str],
-    dtype: str | None,
-    *,
-    image: np.ndarray | None,
-    mask: np.ndarray | None,
-    text: Any,
-) -> Recipe:
-    """The recipe of n images that stages are to make.
-
-    Args:
-      runs: what each stage does.
-      image, mask, text: what was given: rows of 3, 2 and 2 axes, one for all or n.
-      prompts, negative_prompts, seeds, fingerprints, dtype: as in Recipe.
-    """
-    given = {}
-    for name, array, axes in (("image", image, 3), ("mask", mask, 2), ("text", text, 2)):
-        if array is not None:
-            rows = np.reshape(array, (-1, *np.shape(array)[-axes:]))
-            hashes = [hash_of(row) for row in rows]
-            given[name] = hashes * len(prompts) if len(rows) == 1 else hashes
-    return Recipe(
-        prompts=prompts,
-        negative_prompts=negative_prompts,
-        seeds=seeds,
-        settings={run.stage.name: run.settings for run in runs},
-        sizes={run.stage.name: run.size for run in runs},
-        fingerprints={run.stage.name: fingerprints[run.stage.name] for run in runs},
-        dtype=dtype,
-        edits={run.stage.name: run.edit for run in runs if run.edit is not None},
-        given=[{name: of[i] for name, of in given.items()} for i in range(len(prompts))],
-    )
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable
-from typing import Any
 
 LEVELS = ("quickstart", "demo", "full", "emoji")
 
@@ -152,91 +150,3 @@ def add_workdir(parser: Arguments) -> None:
         help="of `imagen train`, with all stages trained (default: the pretrained demo cascade)",
     )
     add_encoder_files(parser)
-
-
-SETTINGS = ("guidance", "threshold", "percentile", "sampler", "time_grid", "steps", "aug_level")
-"""Names of the sampling settings, as in stage.SampleConfig."""
-THRESHOLDS = ("dynamic", "static", "none")
-
-
-def per_stage(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Type of an argument with one value for all stages, or STAGE=VALUE,STAGE=VALUE."""
-
-    def parse(text: str) -> Any:
-        if "=" not in text:
-            return kind(text)
-        pairs = [part.partition("=") for part in text.split(",")]
-        if not all(name and equals and value for name, equals, value in pairs):
-            raise argparse.ArgumentTypeError(
-                f"must be one value, or STAGE=VALUE,STAGE=VALUE; got {text!r}"
-            )
-        return {name: kind(value) for name, _, value in pairs}
-
-    parse.__name__ = kind.__name__  # what argparse calls it in its messages
-    return parse
-
-
-def threshold(text: str) -> str:
-    """Type of an argument that must be one of THRESHOLDS."""
-    if text not in THRESHOLDS:
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: {text!r}; choose {', '.join(THRESHOLDS)}"
-        )
-    return text
-
-
-def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the config") -> None:
-    """Adds the sampling settings, which are the config's where they are not given; `guidance`: what
-    its weight is then."""
-    group = parser.add_argument_group(
-        "settings of the stages",
-        "each one value for all stages, or STAGE=VALUE,STAGE=VALUE as in --steps\n"
-        "base=32,sr=8; those of the config where not given",
-    )
-    group.add_argument(
-        "--guidance",
-        type=per_stage(float),
-        metavar="WEIGHT",
-        help="of classifier-free guidance; 1 is off, more follows the text closer "
-        f"(default: {guidance})",
-    )
-    group.add_argument(
-        "--threshold",
-        type=per_stage(threshold),
-        metavar="KIND",
-        help=f"{', '.join(THRESHOLDS)}: how each step's estimate is kept in the range of an image",
-    )
-    group.add_argument(
-        "--percentile",
-        type=per_stage(float),
-        metavar="P",
-        help="of dynamic thresholding, 0 to 100",
-    )
-    group.add_argument(
-        "--sampler",
-        type=per_stage(str),
-        metavar="NAME",
-        help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun (it calls the network twice a step)",
-    )
-    group.add_argument(
-        "--time-grid",
-        type=per_stage(str),
-        metavar="NAME",
-        help="uniform_t, uniform_logsnr, karras, trailing or leading: where the steps lie; heun "
-        "needs karras",
-    )
-    group.add_argument(
-        "--steps", type=per_stage(positive), metavar="N", help="of the sampler; time grows with it"
-    )
-    group.add_argument(
-        "--aug-level",
-        type=per_stage(float),
-        metavar="LEVEL",
-        help="noise put on the small image before it is enlarged, 0 (none) to 1 (only noise); "
-        "more invents more detail",
-    )
-
-
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling settings that were given."""
-    return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}

@@ -5,15 +5,8 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli import evaluate_features, evaluate_protocols
-from imagen_jax.cli.command import (
-    Commands,
-    add_seed,
-    add_settings,
-    add_workdir,
-    command,
-    positive,
-    settings,
-)
+from imagen_jax.cli.command import Commands, add_seed, add_workdir, command, positive
+from imagen_jax.cli.settings import add_settings, settings
 
 SPLITS = ("train", "heldout", "unseen")
 
@@ -31,7 +24,7 @@ def add_command(commands: Commands) -> None:
         """
         imagen evaluate scenes --workdir runs/quickstart --output runs/quickstart/evaluation
         imagen evaluate prompts --output runs/prompts
-        imagen evaluate sweep --guidance 1 2 4 --output runs/sweep
+        imagen evaluate sweep --sweep base.guidance=1,2,4 --output runs/sweep
         imagen evaluate compare samples real_images --size 64""",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)

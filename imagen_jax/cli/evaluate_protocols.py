@@ -6,17 +6,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
-    THRESHOLDS,
     Commands,
     add_process,
     add_seed,
-    add_settings,
     add_workdir,
     command,
     positive,
-    settings,
 )
 from imagen_jax.cli.evaluate_features import add_network, load_network
+from imagen_jax.cli.settings import add_settings, add_sweep, axes, settings
 from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from imagen_jax.eval.protocols import Work
 
 RESUMES = "; the same command goes on from here"
-SWEPT = ("guidance", "threshold", "aug_level", "sampler", "steps")
-"""Settings that a sweep may vary, in the order of the names of its directories."""
 
 
 def add_actions(actions: Commands) -> None:
@@ -121,12 +117,11 @@ def _add_sweep(actions: Commands) -> None:
         and one with more values adds to what is there. Captions are of built-in scenes, or of a
         validation set; of the latter, alignment is the CLIP score.""",
         """
-        imagen evaluate sweep --guidance 1 2 4 8 --output runs/sweep
-        imagen evaluate sweep --guidance 1 2 4 8 16 --threshold none static dynamic --count 128
-        imagen evaluate sweep --aug-level 0 0.05 0.2 --steps 8 16 --sampler ddim dpmpp_2m
-        imagen evaluate sweep --stage sr --steps 4 8 16 --output runs/sweep_sr
-        imagen evaluate sweep --guidance 1 1.35 2 4 --annotations captions_val2014.json \\
-            --images val2014 --count 5000 --clip clip-vit-large --workdir runs/tpu""",
+        imagen evaluate sweep --sweep base.guidance=1,2,4,8 --output runs/sweep
+        imagen evaluate sweep --sweep base.guidance=1,2,4,8 --sweep threshold=none,static,dynamic
+        imagen evaluate sweep --sweep aug_level=0,0.05,0.2 --sweep 'sampler=ddim,ddim(eta=1)'
+        imagen evaluate sweep --sweep base.guidance=1,1.35,2,4 --count 5000 --images val2014 \\
+            --annotations captions_val2014.json --clip clip-vit-large --workdir runs/tpu""",
         RESUMES,
     )
     _add_captions(parser, required=False)
@@ -142,34 +137,16 @@ def _add_sweep(actions: Commands) -> None:
         default=128,
         help="images of each combination (default: %(default)s)",
     )
-    swept = parser.add_argument_group("settings, each with any number of values")
-    of_config = "(default: the config's)"
-    swept.add_argument(
-        "--guidance",
-        type=float,
-        nargs="+",
-        metavar="WEIGHT",
-        help=of_config,
-    )
-    swept.add_argument("--threshold", nargs="+", choices=THRESHOLDS, help=of_config)
-    swept.add_argument("--aug-level", type=float, nargs="+", metavar="LEVEL", help=of_config)
-    swept.add_argument(
-        "--sampler",
-        nargs="+",
-        metavar="NAME",
-        help=f"ddpm, ddim, dpmpp_2m, dpmpp_2m_sde or heun {of_config}",
-    )
-    swept.add_argument("--steps", type=positive, nargs="+", metavar="N", help=of_config)
-    parser.add_argument(
-        "--stage",
-        metavar="NAME",
-        help="whose settings they are (default: guidance of the first, all others of every one)",
+    add_sweep(
+        parser,
+        "all of these values of a setting of one stage, or of all; several times for all "
+        "combinations, of which each has a directory",
+        required=True,
     )
     parser.add_argument(
         "--along",
-        choices=[name.replace("_", "-") for name in SWEPT],
-        help="the setting that a curve joins (default: the first of several values, in the order "
-        "of these choices)",
+        metavar="[STAGE.]NAME",
+        help="the setting that a curve joins (default: the first of several values)",
     )
     _add_common(parser, "runs/sweep")
     parser.set_defaults(run=_sweep)
@@ -295,18 +272,16 @@ def _sweep(args: argparse.Namespace) -> None:
     else:
         level = protocols.level_of(cascade)
         work = protocols.scene_caption_work(level, args.split, args.count, args.seed, cascade.size)
-    grid = {name: getattr(args, name) or [] for name in SWEPT}
-    given = [name for name in SWEPT if grid[name]]
-    several = [name for name in given if len(grid[name]) > 1] or given
-    along = args.along.replace("-", "_") if args.along else next(iter(several), "")
-    if given and along not in given:
-        raise UserError(f"--along {args.along}: no values of it were given; {given} were")
+    varied = axes(args)
+    names = [axis.name for axis in varied]
+    along = args.along or next((a.name for a in varied if len(a.values) > 1), names[0])
+    if along not in names:
+        raise UserError(f"--along {along} is not swept over; choices: {', '.join(names)}")
     rows = sweep(
-        cascade, work, instruments, args.output, grid,
-        stage=args.stage, seed=args.seed, process=args.process,
-    )  # fmt: skip
+        cascade, work, instruments, args.output, varied, seed=args.seed, process=args.process
+    )
     if not rows:
         print("no combination is done yet")
         return
-    draw(rows, along, given, Path(args.output) / CHART)
+    draw(rows, along, names, Path(args.output) / CHART)
     print(f"{len(rows)} combinations in {args.output}/{TABLE}, curves in {args.output}/{CHART}")

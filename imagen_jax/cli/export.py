@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, add_settings, command, settings
+from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.settings import add_settings, settings
 from imagen_jax.errors import UserError
 
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         if args.dtype:
             raise UserError("compiled programs have float32 weights; leave out --dtype")
         from imagen_jax.cascade.compiled import export_stage
-        from imagen_jax.cascade.request import stage_settings
+        from imagen_jax.cascade.stages import stage_settings
         from imagen_jax.checkpoints.cascades import open_cascade
 
         cascade = open_cascade(args.workdir, args.ema_decay, args.best)

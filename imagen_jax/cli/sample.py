@@ -5,28 +5,19 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagen_jax.cli.command import (
-    SETTINGS,
-    Commands,
-    add_settings,
-    add_workdir,
-    command,
-    per_stage,
-    positive,
-    settings,
-)
+from imagen_jax.cli.command import Commands, add_workdir, command, positive
+from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from imagen_jax.cascade import Cascade, Writer
-
-SWEPT = (*SETTINGS, "strength", "seed")
+    from imagen_jax.cascade import Cascade, Folder, Request
 
 
 def add_command(commands: Commands) -> None:
@@ -38,7 +29,8 @@ def add_command(commands: Commands) -> None:
         """
         Makes images of prompts: one labelled grid, and one file for each image that says in its
         metadata how it was made. Without --workdir the pretrained demo cascade is used. What is not
-        said here is taken from the config of the cascade. Ctrl-C keeps the images that are done.
+        said here is taken from the config of the cascade. Nothing is overwritten; Ctrl-C keeps the
+        images that are done, and the same command resumes.
         """,
         """
         imagen sample "a drawing of a red apple left of a dog on a blue background" --per-prompt 4
@@ -80,13 +72,7 @@ def add_command(commands: Commands) -> None:
         metavar="N",
         help="images from one prompt to the other (default: 5)",
     )
-    parser.add_argument(
-        "--sweep",
-        type=axis,
-        action="append",
-        metavar="[STAGE.]NAME=V,V,...",
-        help=f"all of these values of {', '.join(SWEPT)}; twice for rows and columns",
-    )
+    add_sweep(parser, "all of these values, from the same noise; twice for rows and columns")
     parser.add_argument(
         "--from",
         dest="repeated",
@@ -100,8 +86,8 @@ def add_command(commands: Commands) -> None:
     where.add_argument(
         "--output",
         metavar="DIR",
-        default="samples",
-        help="where the images go (default: %(default)s)",
+        help="folder of the images; one with images of another run is refused (default: samples, "
+        "or samples-2 and so on where that is taken)",
     )
     where.add_argument(
         "--format",
@@ -113,7 +99,7 @@ def add_command(commands: Commands) -> None:
         "--batch-size",
         type=positive,
         metavar="N",
-        help="images made at once, where memory is short (default: 16 on each device)",
+        help="most images made at once (default: 16 on each device, fewer of more than 256 pixels)",
     )
     where.add_argument(
         "--dtype",
@@ -135,17 +121,16 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=per_stage(float),
         metavar="S",
-        help="edit the image: noise it so far, above 0 (as it is) to 1 (all new), and sample anew",
+        help="img2img strength in (0, 1]: near 0 keeps the image, 1 ignores it",
     )
     group.add_argument(
-        "--mask", metavar="FILE", help="edit the image where this image is not black"
+        "--mask", metavar="FILE", help="paint the image anew where this one is white"
     )
     group.add_argument(
         "--resamples",
         type=positive,
         metavar="N",
-        help="with a mask: walk every step so often; more fits better, and takes longer "
-        "(default: 1)",
+        help="with a mask: walks of every step; more fits better, and takes longer (default: 1)",
     )
     group.add_argument(
         "--crop",
@@ -165,29 +150,13 @@ def size(text: str) -> int | tuple[int, int]:
     return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
 
-def axis(text: str) -> tuple[str | None, str, list[Any]]:
-    """Type of --sweep: (stage or None, name, values)."""
-    where, _, values = text.partition("=")
-    stage, _, name = where.rpartition(".")
-    if name not in SWEPT or not values:
-        raise argparse.ArgumentTypeError(
-            f"must be [STAGE.]NAME=VALUE,VALUE with NAME one of {', '.join(SWEPT)}; got {text!r}"
-        )
-    words, whole = ("threshold", "sampler", "time_grid"), ("steps", "seed")
-    kind = str if name in words else int if name in whole else float
-    try:
-        return stage or None, name, [kind(value) for value in values.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
-
-
 def run(args: argparse.Namespace) -> None:
-    """Does what the parsed arguments say."""
+    """Do what the parsed arguments say."""
     prompts = [] if args.repeated else read_prompts(args.prompt, args.prompts)
     if args.repeated:
         _check_nothing_else(args)
     image, mask = _read_images(args)
-    from imagen_jax.cascade import Cascade, Writer, grid_of, read_record, repeat
+    from imagen_jax.cascade import Cascade, Folder, read_record, repeat
 
     record = read_record(args.repeated) if args.repeated else {}
     cascade = Cascade.load(
@@ -195,63 +164,79 @@ def run(args: argparse.Namespace) -> None:
         args.encoder_weights,
         args.vocabulary,
         dtype=record.get("dtype") if args.repeated else args.dtype,
-        keep="one" if args.low_memory else "all",
+        low_memory=args.low_memory,
     )
-    options = {"image": image, "mask": mask, "batch_size": args.batch_size}
-    given = {name: x for name, x in options.items() if x is not None}
-    writer = Writer(args.output, args.format)
-    try:
-        if args.repeated:
-            writer.save_grid(grid_of(repeat(cascade, record, **given, on_finished=writer)))
-        elif args.sweep:
-            _sweep(args, cascade, prompts, given, writer)
-        else:
-            samples = cascade.sample(
-                blended(prompts, args.blend_with, args.blends),
-                per_prompt=args.per_prompt or 1,
-                seed=args.seed or 0,
-                **_asked(args),
-                **given,
-                on_finished=writer,
-            )
-            writer.save_grid(grid_of(samples))
-    except KeyboardInterrupt:
-        args.when_interrupted = writer.interrupted()
-        raise
-    print(f"{len(writer.written)} images in {args.output}, together in {writer.grids}")
+    if args.repeated:
+        requests = [repeat(cascade, record, image, mask)]
+    else:
+        requests = _requests(args, cascade, prompts, image, mask)
+    if args.output is None:
+        folder = Folder.unused("samples", requests, args.format)
+    else:
+        folder = Folder(args.output, requests, args.format)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which keeps what Ctrl-C keeps
+    with folder:
+        try:
+            folder.make(cascade, batch_size=args.batch_size)
+        except KeyboardInterrupt:
+            args.when_interrupted = folder.interrupted()
+            raise
+        grids = _draw(args, folder, prompts)
+    resumed = len(folder.paths) - len(folder.written)
+    there = f", {resumed} of which were there" * (resumed > 0)
+    print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
 
 
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of Cascade.sample that were given, but for images and seeds."""
+def _requests(
+    args: argparse.Namespace,
+    cascade: Cascade,
+    prompts: Sequence[str],
+    image: np.ndarray | None,
+    mask: np.ndarray | None,
+) -> list[Request]:
+    """Return what is asked for: one request, or with --sweep one for each image."""
     asked = {
         "negative_prompts": args.negative,
         "size": args.size,
         "strength": args.strength,
         "resamples": args.resamples,
         "start_stage": args.start_stage,
+        "seed": args.seed,
+        "image": image,
+        "mask": mask,
     }
-    return settings(args) | {name: value for name, value in asked.items() if value is not None}
-
-
-def _sweep(
-    args: argparse.Namespace,
-    cascade: Cascade,
-    prompts: Sequence[str],
-    given: dict[str, Any],
-    writer: Writer,
-) -> None:
-    from imagen_jax.cascade import Axis, sweep
+    given = settings(args) | {name: value for name, value in asked.items() if value is not None}
+    if not args.sweep:
+        blends = blended(prompts, args.blend_with, args.blends)
+        return [cascade.request(blends, per_prompt=args.per_prompt or 1, **given)]
+    from imagen_jax.cascade import combinations
+    from imagen_jax.cascade.sweep import check_not_given
 
     if args.blend_with or args.per_prompt:
         raise UserError("--sweep makes one image of each prompt and setting; leave out "
-                         "--blend-with and --per-prompt")  # fmt: skip
-    axes = [Axis(name, values, stage) for stage, name, values in args.sweep]
-    asked = _asked(args) | given
-    if args.seed is not None or "seed" not in [name for _, name, _ in args.sweep]:
-        asked["seed"] = args.seed or 0
-    for i, prompt in enumerate(prompts):
-        swept = sweep(cascade, prompt, axes, **asked, on_finished=writer)
-        writer.save_grid(swept.grid(), "grid.png" if len(prompts) == 1 else f"grid_{i:04d}.png")
+                        "--blend-with and --per-prompt")  # fmt: skip
+    if len(args.sweep) > 2:
+        raise UserError(f"--sweep was given {len(args.sweep)} times; a grid has rows and columns")
+    check_not_given(axes(args), given)
+    return [
+        cascade.request([prompt], **given | combination.settings)
+        for prompt in prompts
+        for combination in combinations(axes(args))
+    ]
+
+
+def _draw(args: argparse.Namespace, folder: Folder, prompts: Sequence[str]) -> Path:
+    """Write the grid, or with --sweep one for each prompt; return the path of the last."""
+    if not args.sweep:
+        return folder.save_grid()
+    from imagen_jax.cascade import combinations
+    from imagen_jax.cascade.sweep import label_of
+
+    labels = [label_of(combination.values) for combination in combinations(axes(args))]
+    for i in range(len(prompts)):
+        name = "grid.png" if len(prompts) == 1 else f"grid_{i:04d}.png"
+        path = folder.draw_grid(name, i * len(labels), labels, len(axes(args)[-1].values))
+    return path
 
 
 def blended(prompts: Sequence[str], other: str | None, count: int | None) -> list[Any]:
@@ -320,7 +305,7 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
         raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the image shows")
     if file is not None:
         try:
-            text = Path(file).read_text(encoding="utf-8")
+            text = Path(file).read_text(encoding="utf-8-sig")  # with or without a BOM
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 text: {error}") from error
         prompts += [line.strip() for line in text.split("\n") if line.strip()]

@@ -67,8 +67,8 @@ Sampling (transitions.py, samplers.py)
   either variance, DDIM that of the ODE.
 
 Editing (editing.py)
-  Replacing D by the known image y where it is to be kept, m = 1,
-    (21) D <- m y + (1 - m) D,
+  Replacing D by the known image y outside of the mask m of what is painted anew,
+    (21) D <- m D + (1 - m) y,
   makes (17) keep x_s = alpha_s y + sigma_s eps there, eps being the noise of x_t, renewed by eta:
   the known part is noised as (1) demands. Walking steps again after (16) harmonises the parts.
 
@@ -90,8 +90,9 @@ from imagen_jax.diffusion.augment import (
     sample_aug_level,
     upsample_low_res,
 )
-from imagen_jax.diffusion.editing import img2img, inpaint
+from imagen_jax.diffusion.editing import keep_outside, resampling_path
 from imagen_jax.diffusion.gaussian_mixture import GaussianMixture
+from imagen_jax.diffusion.grids import TIME_GRIDS, time_grid
 from imagen_jax.diffusion.guidance import (
     THRESHOLDS,
     DynamicThreshold,
@@ -119,20 +120,21 @@ from imagen_jax.diffusion.parametrization import (
     to_x0,
 )
 from imagen_jax.diffusion.samplers import (
+    DDIM,
+    DDPM,
     SAMPLERS,
-    TIME_GRIDS,
-    Samples,
-    ddim,
-    ddpm,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    heun,
+    DPMpp2M,
+    Heun,
+    format_sampler,
+    parse_sampler,
     sample,
-    time_grid,
 )
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule, alpha_sigma, make_schedule
+from imagen_jax.diffusion.transitions import Sampler
 
 __all__ = [
+    "DDIM",
+    "DDPM",
     "PARAMETRIZATIONS",
     "SAMPLERS",
     "SCHEDULES",
@@ -140,31 +142,30 @@ __all__ = [
     "TIME_GRIDS",
     "TIME_SAMPLING",
     "WEIGHTINGS",
+    "DPMpp2M",
     "DiffusionLoss",
     "DynamicThreshold",
     "GaussianMixture",
+    "Heun",
     "IntervalGuidance",
     "NoiseSchedule",
-    "Samples",
+    "Sampler",
     "alpha_sigma",
     "augment_low_res",
     "augment_sweep",
-    "ddim",
-    "ddpm",
     "diffuse",
     "diffusion_loss",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
     "dynamic_threshold",
+    "format_sampler",
     "guided_denoiser",
-    "heun",
-    "img2img",
     "initial_noise",
-    "inpaint",
+    "keep_outside",
     "loss_by_logsnr_bin",
     "loss_weight",
     "make_schedule",
+    "parse_sampler",
     "per_example_keys",
+    "resampling_path",
     "sample",
     "sample_aug_level",
     "sample_times",

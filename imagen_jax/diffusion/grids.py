@@ -14,11 +14,17 @@ from imagen_jax.diffusion.schedule import NoiseSchedule
 from imagen_jax.errors import UserError
 
 
-def _uniform_t(schedule: NoiseSchedule, steps: int, t_start: float) -> jax.Array:
+def _uniform_t(schedule: NoiseSchedule, steps: int, t_start: float, end: float | None) -> jax.Array:
+    if end is not None:
+        return schedule.logsnr(jnp.linspace(t_start, schedule.t(end), steps))
     return schedule.logsnr(t_start * (1.0 - jnp.arange(steps) / steps))
 
 
-def _uniform_logsnr(schedule: NoiseSchedule, steps: int, t_start: float) -> jax.Array:
+def _uniform_logsnr(
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None
+) -> jax.Array:
+    if end is not None:
+        return jnp.linspace(schedule.logsnr(t_start), end, steps)
     return jnp.linspace(schedule.logsnr(t_start), schedule.logsnr(0.0), steps + 1)[:-1]
 
 
@@ -26,6 +32,7 @@ def _karras(
     schedule: NoiseSchedule,
     steps: int,
     t_start: float,
+    end: float | None,
     rho: float = 7.0,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -38,22 +45,34 @@ def _karras(
     # The range of EDM, narrowed to what the network has seen.
     noisiest = jnp.maximum(schedule.logsnr(t_start), -2.0 * math.log(sigma_max))
     cleanest = jnp.minimum(schedule.logsnr(0.0), -2.0 * math.log(sigma_min))
+    if end is not None:
+        cleanest = jnp.asarray(end)
     first, last = (jnp.exp(-0.5 * logsnr / rho) for logsnr in (noisiest, cleanest))
     fraction = jnp.arange(steps) / max(steps - 1, 1)
     return -2.0 * rho * jnp.log(first + fraction * (last - first))
 
 
+def _discrete(end: float | None) -> None:
+    if end is not None:
+        raise UserError(
+            f"end_logsnr is {end}; trailing and leading grids, which are those of others, have "
+            "their own end: choose uniform_t, uniform_logsnr or karras"
+        )
+
+
 def _trailing(
-    schedule: NoiseSchedule, steps: int, t_start: float, train_steps: int = 1000
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int = 1000
 ) -> jax.Array:
+    _discrete(end)
     total = t_start * train_steps
     indices = jnp.round(total - jnp.arange(steps) * (total / steps)) - 1
     return schedule.logsnr((indices + 1) / train_steps)
 
 
 def _leading(
-    schedule: NoiseSchedule, steps: int, t_start: float, train_steps: int = 1000
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int = 1000
 ) -> jax.Array:
+    _discrete(end)
     stride = int(t_start * train_steps) // steps
     indices = stride * jnp.arange(steps - 1, -1, -1)
     return schedule.logsnr((indices + 1) / train_steps)
@@ -69,9 +88,14 @@ TIME_GRIDS: dict[str, Callable[..., jax.Array]] = {
 
 
 def time_grid(
-    schedule: NoiseSchedule, steps: int, kind: str, t_start: float = 1.0, **options: Any
+    schedule: NoiseSchedule,
+    steps: int,
+    kind: str,
+    t_start: float = 1.0,
+    end_logsnr: float | None = None,
+    **options: Any,
 ) -> Float[Array, "steps+1"]:
-    """Noise levels of a sampler with the given number of steps.
+    """Return the noise levels of a sampler with the given number of steps.
 
     Step i goes from grid[i] to grid[i + 1]; the last step returns the estimate of x0, so the last
     entry, the clean end of the schedule, is never given to the network.
@@ -90,14 +114,19 @@ def time_grid(
       steps: at least 1.
       kind: one of TIME_GRIDS.
       t_start: time of the first entry in (0, 1]; below 1 to start from a noised image.
+      end_logsnr: noise level of the last call of the network, grid[steps - 1], in place of one that
+        follows from the number of steps: more steps then never ask a network about cleaner levels
+        than those that it has learned. None is the kind's own spacing, towards the clean end of the
+        schedule; so is a level beyond that end, or noisier than t_start, which an edit may be. A
+        single step is at t_start.
       **options: options of the kind.
 
     Returns:
       [steps + 1] increasing logsnr.
 
     Raises:
-      UserError: unknown kind, steps, t_start or an option out of range, or a grid that they make
-        too fine for the schedule or for float32.
+      UserError: unknown kind, steps, t_start, end_logsnr or an option out of range, or a grid that
+        they make too fine for the schedule or for float32.
     """
     if kind not in TIME_GRIDS:
         raise UserError(f"unknown time grid {kind!r}; choose from {sorted(TIME_GRIDS)}")
@@ -113,7 +142,14 @@ def time_grid(
             )
     # Known values also inside a jitted function, so that they can be checked there.
     with jax.ensure_compile_time_eval():
-        noisy = TIME_GRIDS[kind](schedule, steps, t_start, **options)
+        noisiest, start, cleanest = (float(schedule.logsnr(t)) for t in (1.0, t_start, 0.0))
+        if end_logsnr is not None and end_logsnr <= noisiest:
+            raise UserError(
+                f"end_logsnr is {end_logsnr}; on {schedule} it must be above {noisiest:g}"
+            )
+        if end_logsnr is not None and not start < end_logsnr < cleanest:
+            end_logsnr = None
+        noisy = TIME_GRIDS[kind](schedule, steps, t_start, end_logsnr, **options)
         grid = jnp.append(noisy, schedule.logsnr(0.0))
         if not bool(jnp.all(jnp.diff(grid) > 0.0)):
             raise UserError(

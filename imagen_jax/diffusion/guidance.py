@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +23,27 @@ Guidance = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A weight, one weight per example [b], or a function from logsnr [b] to weights [b]."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IntervalGuidance:
-    """Weight inside an interval of logsnr, 1 (off) outside: Kynkaanniemi et al. 2024.
+    """A scale inside an interval of logsnr, 1 (off) outside: Kynkaanniemi et al. 2024.
+
+    A pytree: a compiled program takes it as data.
 
     Attributes:
-      weight: guidance weight inside.
+      weight: guidance scale inside.
       logsnr_low: noisier than this is not guided.
       logsnr_high: cleaner than this is not guided.
     """
 
-    weight: float
-    logsnr_low: float
-    logsnr_high: float
+    weight: Any
+    logsnr_low: Any
+    logsnr_high: Any
 
     def __post_init__(self) -> None:
-        if not self.logsnr_low < self.logsnr_high:
+        bounds = (self.logsnr_low, self.logsnr_high)  # numbers, or traced
+        known = all(isinstance(bound, float | int) for bound in bounds)
+        if known and not self.logsnr_low < self.logsnr_high:
             raise UserError(
                 "logsnr_low must be below logsnr_high, got "
                 f"logsnr_low={self.logsnr_low}, logsnr_high={self.logsnr_high}"

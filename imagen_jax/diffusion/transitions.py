@@ -1,4 +1,4 @@
-"""The moves between noise levels, and the one loop that makes them.
+"""The moves between noise levels.
 
 Every sampler is one and the same transfer (equation (17) of imagen_jax/diffusion/__init__.py) with
 another estimate of x0 and another share of fresh noise.
@@ -7,29 +7,17 @@ another estimate of x0 and another share of fresh noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.noise import example_noise, per_example_keys
+from imagen_jax.diffusion.noise import example_noise
 from imagen_jax.diffusion.schedule import alpha_sigma
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Denoiser, Image, PRNGKey
-
-
-class Samples(NamedTuple):
-    """What a sampler returns.
-
-    Attributes:
-      x0: [b, h, w, c] samples.
-      intermediates: [steps, b, h, w, c] estimates of x0 at every step, or None if not asked for.
-    """
-
-    x0: Image
-    intermediates: Float[Array, "steps b h w c"] | None
 
 
 class State(NamedTuple):
@@ -54,17 +42,39 @@ class Transition(NamedTuple):
       t: logsnr at its start.
       s: logsnr at its end.
       last: True if it ends at the clean image: then the estimate of x0 is its result.
+      steps: steps of the whole grid.
     """
 
     number: jax.Array
     t: jax.Array
     s: jax.Array
     last: jax.Array
+    steps: jax.Array
 
 
 Draw = Callable[[], Image]
-Step = Callable[[Denoiser, State, Transition, Draw], State]
-Progress = Callable[[Any], None]
+"""Standard normal noise of the move, [b, h, w, c]."""
+
+
+class Sampler(Protocol):
+    """A rule that takes one step towards the image; a frozen dataclass of its options.
+
+    It becomes available by name, in configs and on the command line, by an entry in
+    samplers.SAMPLERS.
+    """
+
+    def step(self, denoise: Denoiser, state: State, tr: Transition, draw: Draw) -> State:
+        """Return the state after one step.
+
+        Args:
+          denoise: (x_t, logsnr []) -> x0.
+          state: state at tr.t.
+          tr: the step, from tr.t to the cleaner tr.s.
+          draw: the step's noise. Samplers that call it need a key.
+        """
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 def transfer(
@@ -111,7 +121,7 @@ def renoise(x_s: Image, s: jax.Array, t: jax.Array, noise: Image) -> Image:
 
 
 def check_grid(grid: jax.Array) -> None:
-    """Raises UserError for a grid that no sampler can follow.
+    """Raise UserError for a grid that no sampler can follow.
 
     The shape is always checked; that values are finite and increasing only where they are known,
     not inside a jitted function.
@@ -125,75 +135,51 @@ def check_grid(grid: jax.Array) -> None:
         raise UserError(f"a time grid must be finite and increasing in logsnr, got {values}")
 
 
-def path_transitions(grid: Float[Array, "steps+1"], path: np.ndarray) -> Transition:
-    """The moves along a path [n + 1] of positions in a grid, whose end is the clean image."""
+def path_transitions(grid: Float[Array, "steps+1"], path: np.ndarray | None = None) -> Transition:
+    """Return the moves through a grid.
+
+    Args:
+      grid: [steps + 1] increasing logsnr.
+      path: [n + 1] positions in the grid, from 0 to steps, see editing.resampling_path; None for
+        one step after another.
+
+    Returns:
+      [n] moves.
+    """
+    steps = grid.shape[0] - 1
+    path = np.arange(steps + 1) if path is None else path
     start, end = path[:-1], path[1:]
     return Transition(
         number=jnp.arange(len(start)),
         t=grid[start],
         s=grid[end],
-        last=jnp.asarray(end == grid.shape[0] - 1),
+        last=jnp.asarray(end == steps),
+        steps=jnp.full(len(start), steps),
     )
 
 
-def run_transitions(
-    step: Step,
-    denoise: Denoiser,
-    x: Image,
-    transitions: Transition,
-    key: PRNGKey | None,
-    progress: Progress | None,
-    intermediates: bool,
-    goes_back: bool = False,
-) -> Samples:
-    """One scan over transitions [n].
-
-    Args:
-      step: the sampler's rule.
-      denoise: (x_t, logsnr []) -> x0.
-      x: [b, h, w, c] at the first transition's t.
-      transitions: [n].
-      key: one key or [b] keys; None if no move draws noise.
-      progress: called with the number of each move, unordered, from the running computation.
-      intermediates: also return all estimates of x0.
-      goes_back: whether moves to a noisier level occur; these are made by renoise.
-
-    Raises:
-      UserError: a move draws noise and key is None.
-    """
-    keys = None if key is None else per_example_keys(key, x.shape[0])
-
-    def body(state: State, tr: Transition) -> tuple[State, Image | None]:
-        if progress is not None:
-            jax.debug.callback(progress, tr.number)
-        state = move(step, denoise, state, tr, keys, goes_back)
-        return state, state.x0 if intermediates else None
-
-    levels = transitions._replace(t=transitions.t.astype(x.dtype), s=transitions.s.astype(x.dtype))
-    final, estimates = jax.lax.scan(body, start_state(x), levels)
-    return Samples(final.x, estimates)
-
-
 def start_state(x: Image) -> State:
-    """The carry of the loop before its first move, x being at that move's t."""
+    """Return the carry of the loop before its first move; x is at the logsnr of that move's t."""
     return State(x, jnp.zeros_like(x), jnp.zeros((), x.dtype))
 
 
 def move(
-    step: Step,
+    sampler: Sampler,
     denoise: Denoiser,
     state: State,
     tr: Transition,
     keys: PRNGKey | None,
     goes_back: bool = False,
 ) -> State:
-    """One move, for those who walk the transitions themselves.
+    """Return the state after one move: all that samplers, edits and exported programs repeat.
 
     Args:
-      step, denoise, goes_back: as for run_transitions.
+      sampler: makes the steps towards the image.
+      denoise: (x_t, logsnr []) -> x0.
       state: what start_state or the move before returned.
       tr: the move, its t and s in the dtype of state.x.
       keys: [b], or None if no move draws noise.
+      goes_back: whether there are moves to a noisier level; renoise makes these.
 
     Raises:
       UserError: the move draws noise and keys is None.
@@ -201,11 +187,11 @@ def move(
 
     def draw() -> Image:
         if keys is None:
-            raise UserError("this sampler draws noise: it needs a key, got None")
+            raise UserError(f"{sampler} draws noise: it needs a key, got None")
         return example_noise(keys, state.x.shape[1:], tr.number, state.x.dtype)
 
     def forward() -> State:
-        done = step(denoise, state, tr, draw)
+        done = sampler.step(denoise, state, tr, draw)
         return done._replace(x=jnp.where(tr.last, done.x0, done.x))
 
     def back() -> State:

@@ -106,9 +106,9 @@ class ImageStore:
             total=sum(map(len, chunks)), initial=done, desc="images", disable=not missing
         ) as bar:
             for chunk in missing:
-                samples = cascade.sample_each(
+                samples = cascade.sample(
                     [self.prompts[i] for i in chunk],
-                    [self.seeds[i] for i in chunk],
+                    seed=[self.seeds[i] for i in chunk],
                     show_progress=False,
                     **overrides,
                 )

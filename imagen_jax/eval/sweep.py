@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,37 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Axis, Cascade, combinations
+from imagen_jax.cascade.sweep import check_not_given, label_of
 from imagen_jax.errors import UserError
 from imagen_jax.eval.measure import ALL, Instruments
 from imagen_jax.eval.protocols import Work, run
 from imagen_jax.files import atomic_path
 
 TABLE, CHART = "sweep.csv", "sweep.png"
-Settings = dict[str, Any]
-
-
-def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Every choice of one value for each setting, the last setting changing fastest.
-
-    Raises:
-      UserError: nothing is varied, or a setting has a value twice.
-    """
-    given = {name: list(values) for name, values in grid.items() if values}
-    if not given:
-        raise UserError("nothing to sweep: give several values of a setting")
-    for name, values in given.items():
-        if len(set(map(str, values))) < len(values):
-            raise UserError(f"{name} has a value twice: {values}")
-    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
-
-
-def name_of(settings: Settings) -> str:
-    """Name of the directory of a combination, such as guidance=2,steps=16."""
-    return ",".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in settings.items()
-    )
 
 
 def sweep(
@@ -55,24 +31,21 @@ def sweep(
     work: Work,
     instruments: Instruments,
     output: str | Path,
-    grid: Mapping[str, Sequence[Any]],
+    axes: Sequence[Axis],
     *,
-    stage: str | None = None,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
     **fixed: Any,
 ) -> list[dict[str, Any]]:
-    """Samples the same prompts from the same noise under all combinations of settings.
+    """Sample the same prompts from the same noise under all combinations of settings.
 
-    What is done is kept, so that a sweep goes on where it was killed, and can be widened.
+    What is done is kept, so that a sweep resumes where it was killed, and can be widened.
 
     Args:
       cascade, work, instruments, seed: as protocols.run; `work` must have real images.
       output: directory.
-      grid: setting -> its values.
-      stage: whose settings they are; None: guidance is of the first stage, all others are of every
-        one. The first decides what an image shows; super-resolution that is guided as strongly
-        only spoils its colours.
+      axes: settings and their values. Strong guidance of super-resolution only spoils colours: give
+        an axis over guidance the first stage.
       process: (which of several processes this is, how many there are); each takes whole
         combinations.
       **fixed: settings that are the same for all.
@@ -88,21 +61,22 @@ def sweep(
     if work.level is None and instruments.clip is None:
         raise UserError("alignment of prompts that are no scenes needs CLIP: give its weights")
     output = Path(output)
-    chosen = combinations(grid)
-    for settings in chosen:  # what is wrong with one should not show after hours
-        cascade.settings(**fixed, **_overrides(cascade, settings, stage))
-    for settings in chosen[process[0] :: process[1]]:
-        name = name_of(settings)
-        print(f"{name} ({chosen.index(settings) + 1} of {len(chosen)})", flush=True)
+    check_not_given(axes, fixed)
+    chosen = combinations(axes)
+    for combination in chosen:  # what is wrong with one should not show after hours
+        cascade.settings(**fixed, **combination.settings)
+    for combination in chosen[process[0] :: process[1]]:
+        name = name_of(combination.values)
+        print(f"{name} ({chosen.index(combination) + 1} of {len(chosen)})", flush=True)
         run(
             cascade, work, instruments, output / name, seed=seed,
-            real_features=output / "real", **fixed, **_overrides(cascade, settings, stage),
+            real_features=output / "real", **fixed, **combination.settings,
         )  # fmt: skip
     rows = []
-    for settings in chosen:
-        path = output / name_of(settings) / "scores.json"
+    for combination in chosen:
+        path = output / name_of(combination.values) / "scores.json"
         if path.is_file():
-            rows.append(_row(settings, json.loads(path.read_text())["scores"]))
+            rows.append(_row(combination.values, json.loads(path.read_text())["scores"]))
     if not rows:  # this process has no share, and the others have not finished theirs
         return []
     best = pareto([(row["distance"], row["alignment"]) for row in rows])
@@ -114,16 +88,12 @@ def sweep(
     return rows
 
 
-def _overrides(cascade: Cascade, settings: Settings, stage: str | None) -> Settings:
-    """The settings as Cascade takes them."""
-    if stage is not None:
-        return {name: {stage: value} for name, value in settings.items()}
-    if "guidance" not in settings:
-        return settings
-    return settings | {"guidance": {cascade.stages[0].name: settings["guidance"]}}
+def name_of(values: Mapping[str, Any]) -> str:
+    """Return the name of a combination's directory, such as base.guidance=2,steps=16."""
+    return label_of(values, "=", ",")
 
 
-def _row(settings: Settings, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _row(settings: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
     distance = scores["distance"]["frechet"]
     if "alignment" in scores:
         of = scores["alignment"][ALL]["all_correct"]

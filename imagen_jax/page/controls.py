@@ -10,8 +10,9 @@ import numpy as np
 from nicegui import ui
 
 from imagen_jax.cascade import Cascade
+from imagen_jax.diffusion.grids import TIME_GRIDS
 from imagen_jax.diffusion.guidance import THRESHOLDS
-from imagen_jax.diffusion.samplers import SAMPLERS, TIME_GRIDS
+from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
@@ -193,7 +194,8 @@ class Controls:
 
     def _setting(self, field: str, value: Any) -> ui.number | ui.select:
         if field == "sampler":
-            return ui.select(list(SAMPLERS), value=value)
+            choices = [*SAMPLERS, "dpmpp_2m(sde=true)"]
+            return ui.select(list(dict.fromkeys([*choices, value])), value=value)
         if field == "time_grid":
             return ui.select(list(TIME_GRIDS), value=value)
         if field == "threshold":

@@ -1,4 +1,4 @@
-"""What the page asks for, checked and turned into arguments of Cascade.sample_each."""
+"""What the page asks for, checked and turned into a Request."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade, check_prompts, crop_to
-from imagen_jax.cascade.request import size_step
+from imagen_jax.cascade import Cascade, Request, check_prompts, crop_to
+from imagen_jax.cascade.stages import size_step
 from imagen_jax.errors import UserError
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
 
@@ -59,8 +59,8 @@ def sizes(cascade: Cascade) -> dict[tuple[int, int], str]:
     return {size: f"{name}, {size[1]} x {size[0]}" for name, size in offered.items()}
 
 
-def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
-    """Arguments of Cascade.sample_each, but for its callbacks.
+def request(form: Form, cascade: Cascade) -> Request:
+    """Return what the form asks of a cascade, checked.
 
     Raises:
       UserError: something is missing, too much or out of range; says what.
@@ -95,19 +95,9 @@ def arguments(form: Form, cascade: Cascade) -> dict[str, Any]:
     ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]
     if not ran:
         raise UserError("this cascade has no stage that enlarges images")
-    checked = cascade.settings(**settings)
-    if negative and all(checked[stage.name].guidance == 1 for stage in ran):
-        raise UserError(
-            "a negative prompt changes nothing where guidance is 1; raise it in one of "
-            + ", ".join(stage.name for stage in ran)
-        )
-    cascade.check([prompt, *([negative] if negative else [])])
-    return {
-        "prompts": [prompt] * count,
-        "seeds": [seed + i for i in range(count)],
-        "negative_prompts": negative or None,
-        **options,
-    }
+    return cascade.request(
+        prompt, seed=seed, per_prompt=count, negative_prompts=negative or None, **options
+    )
 
 
 def _text(what: str, text: str | None) -> str:

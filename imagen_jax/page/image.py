@@ -137,12 +137,11 @@ class Detail:
                 ui.label("The first stage is at work.").classes("note")
 
     def _show_recipe(self, job: Job) -> None:
-        done = job.image(self._row) is not None and job.recipe is not None
+        done = job.image(self._row) is not None
         self._buttons.visible = self._recipe.visible = done
         if not done:
             return
-        assert job.recipe is not None
-        record = job.recipe.record(self._row)
+        record = job.request.record(self._row)
         given = "".join(f" --{what} {self._given_name(job, what)}" for what in record["given"])
         for what, button in self._given.items():
             button.visible = what in record["given"]
@@ -154,7 +153,7 @@ class Detail:
         return button.props("flat no-caps dense size=0.8rem")
 
     def _file_name(self, job: Job) -> str:
-        return f"imagen-{job.arguments['seeds'][self._row]}.png"
+        return f"imagen-{job.request.seeds[self._row]}.png"
 
     def _given_name(self, job: Job, what: str) -> str:
         return self._file_name(job).replace(".png", f"-{what}.png")
@@ -162,14 +161,14 @@ class Detail:
     def _download(self) -> None:
         job = self._job
         made = None if job is None else job.image(self._row)
-        if job is not None and job.recipe is not None and made is not None:
-            content = png_with_record(made, job.recipe.record(self._row))
+        if job is not None and made is not None:
+            content = png_with_record(made, job.request.record(self._row))
             ui.download.content(content, self._file_name(job), "image/png")
 
     def _download_given(self, what: str) -> None:
         if self._job is not None:
-            content = png_of(self._job.arguments[what])
-            ui.download.content(content, self._given_name(self._job, what), "image/png")
+            given = getattr(self._job.request, what)
+            ui.download.content(png_of(given[0]), self._given_name(self._job, what), "image/png")
 
     def _repeat(self) -> None:
         if self._job is not None:

@@ -8,15 +8,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade, Finished, Step
-from imagen_jax.cascade.samples import Recipe
+from imagen_jax.cascade import Cascade, Finished, Request, Step
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import data_url, preview
-from imagen_jax.page.form import Form, arguments
+from imagen_jax.page.form import Form, request
 from imagen_jax.page.limits import MAX_FRAMES, MAX_WAITING
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -43,12 +42,11 @@ class Job:
 
     Attributes:
       form: what was asked for on the page.
-      arguments: of Cascade.sample_each, that it stands for.
+      request: what it asks of the cascade.
       state: waiting, running, done, stopped by the user or failed.
       error: why it failed.
       frames: of each image, estimates at the steps of all stages so far, the newest last.
       stages: stage name -> number of the image -> [h, w, 3] uint8 that the stage made.
-      recipe: what the images are made of, once a stage is done.
       last_stage: name of the last stage, once it is done.
       seconds: that it ran.
       version: grows with every change, for those who show it.
@@ -56,24 +54,23 @@ class Job:
     """
 
     form: Form
-    arguments: dict[str, Any]
+    request: Request
     state: State = "waiting"
     error: str = ""
     frames: list[list[Frame]] = dataclasses.field(default_factory=list)
     stages: dict[str, dict[int, np.ndarray]] = dataclasses.field(default_factory=dict)
-    recipe: Recipe | None = None
     last_stage: str | None = None
     seconds: float = 0.0
     version: int = 0
     stop_asked: bool = False
 
     def __post_init__(self) -> None:
-        self.frames = [[] for _ in self.arguments["prompts"]]
+        self.frames = [[] for _ in self.request.prompts]
 
     @property
     def prompt(self) -> str:
         """Of all its images."""
-        return str(self.arguments["prompts"][0])
+        return str(self.request.prompts[0])
 
     @property
     def count(self) -> int:
@@ -120,7 +117,7 @@ class Worker:
           UserError: something is missing in the form, too much or out of range, or MAX_WAITING
             jobs wait already.
         """
-        job = Job(form, arguments(form, self.cascade))
+        job = Job(form, request(form, self.cascade))
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
                 raise UserError(f"{MAX_WAITING} jobs are waiting; try again when some are done")
@@ -182,11 +179,8 @@ class Worker:
             made = job.stages.setdefault(finished.stage, {})
             for row, image in zip(finished.rows, finished.images, strict=True):
                 made[int(row)] = image
-            job.recipe = finished.recipe
             if finished.is_last:
                 job.last_stage = finished.stage
             job.version += 1
 
-        self.cascade.sample_each(
-            **job.arguments, on_step=on_step, on_finished=on_finished, show_progress=False
-        )
+        self.cascade.run(job.request, on_step=on_step, on_finished=on_finished, show_progress=False)

@@ -48,7 +48,7 @@ async def build(worker: Worker) -> None:
     def reuse(job: Job, row: int) -> None:
         if job.form.image is not None:
             controls.edit(job.form.image, "the same image", job.form.mode)
-        controls.fill(job.form, job.arguments["seeds"][row])
+        controls.fill(job.form, job.request.seeds[row])
 
     with ui.element("main").classes("page"):
         with ui.column().classes("side gap-3"):

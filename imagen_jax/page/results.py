@@ -82,9 +82,9 @@ class Results:
         self._tiles = []
         self._gallery.classes(remove="one few many")
         self._gallery.classes("one" if job.count == 1 else "few" if job.count <= 4 else "many")
-        height, width = job.arguments["size"]
+        height, width = job.request.stages[-1].size
         with self._gallery:
-            for row, seed in enumerate(job.arguments["seeds"]):
+            for row, seed in enumerate(job.request.seeds):
                 label = f"image {row + 1}, seed {seed}"
                 tile = ShownImage(label).classes("tile")
                 tile.style(f"aspect-ratio: {width} / {height}")

@@ -16,8 +16,9 @@ from imagen_jax import sharding
 from imagen_jax.diffusion.guidance import stack_conditioning
 from imagen_jax.errors import UserError
 from imagen_jax.flops import flops_of
-from imagen_jax.sampling import StageInputs, stage_denoiser, whole_sampler
+from imagen_jax.sampling import whole_sampler
 from imagen_jax.stage import Stage
+from imagen_jax.stage_programs import StageInputs, stage_denoiser
 from imagen_jax.text import t5
 from imagen_jax.text.t5 import T5Config
 from imagen_jax.train.state import abstract_state, count_parameters

@@ -17,9 +17,10 @@ from PIL import Image as PILImage
 from imagen_jax.data.records import Record
 from imagen_jax.grid import labelled_grid
 from imagen_jax.models.layers import downsample
-from imagen_jax.sampling import StageInputs, from_uint8, image_keys, sample_stage, to_uint8
+from imagen_jax.sampling import from_uint8, image_keys, sample_stage, to_uint8
 from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
 from imagen_jax.stage import Stage
+from imagen_jax.stage_programs import StageInputs
 from imagen_jax.typing import TextEmbedding
 
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from imagen_jax.diffusion import (
     SAMPLERS,
+    DPMpp2M,
     GaussianMixture,
     dynamic_threshold,
     initial_noise,
@@ -20,6 +21,7 @@ from imagen_jax.diffusion import (
     time_grid,
 )
 from imagen_jax.diffusion.guidance import absolute_percentile
+from imagen_jax.diffusion.transitions import Sampler
 
 AXES = ("batch", "space")
 # Shardings that the compiler chooses, and shardings that are part of an array's type.
@@ -70,11 +72,12 @@ def check_samplers() -> None:
     grid = time_grid(make_schedule("cosine"), 6, "karras")
     keys = jax.random.split(jax.random.key(3), 8)
     spread = NamedSharding(MESHES[0], LAYOUTS["batch"])
-    for name in SAMPLERS:
+    for sampler in (*(kind() for kind in SAMPLERS.values()), DPMpp2M(sde=True)):
+        name = str(sampler)
 
-        def run(keys: jax.Array, name: str = name) -> tuple[jax.Array, jax.Array]:
+        def run(keys: jax.Array, sampler: Sampler = sampler) -> tuple[jax.Array, jax.Array]:
             noise = initial_noise(keys, 8, (2, 2, 3))
-            return noise, sample(name, mixture.denoise, noise, grid, keys).x0
+            return noise, sample(sampler, mixture.denoise, noise, grid, keys)
 
         noise_alone, alone = jax.jit(run)(keys)
         noise, result = jax.jit(run, out_shardings=spread)(jax.device_put(keys, spread))

@@ -8,36 +8,53 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagen_jax.diffusion import (
-    SAMPLERS,
+    DDIM,
+    DDPM,
+    DPMpp2M,
     GaussianMixture,
+    Heun,
     augment_low_res,
     augment_sweep,
-    img2img,
+    diffuse,
+    format_sampler,
     initial_noise,
-    inpaint,
+    keep_outside,
     make_schedule,
+    resampling_path,
     sample,
     sample_aug_level,
     time_grid,
 )
-from imagen_jax.diffusion.editing import resampling_path
 
 COSINE = make_schedule("cosine")
 # Two pixels, correlation 0.9: what one says about the other is known exactly.
 CORRELATED = GaussianMixture(
     np.ones(1), np.zeros((1, 2)), 0.25 * np.array([[[1.0, 0.9], [0.9, 1.0]]])
 )
-FIRST_PIXEL = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
+SECOND_PIXEL = jnp.array([False, True]).reshape(1, 1, 2, 1)
+SAMPLERS = (DDPM(), DDIM(), DPMpp2M(), DPMpp2M(sde=True), Heun())
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_img2img_of_data_is_data(name):
+def img2img(sampler, denoise, image, noise, grid, key=None):
+    """SDEdit, Meng et al. 2022."""
+    return sample(sampler, denoise, diffuse(image, noise, grid[0]), grid, key)
+
+
+def inpaint(sampler, denoise, image, mask, noise, grid, key, resamples=1, jump=1):
+    """RePaint, Lugmayr et al. 2022."""
+    path = resampling_path(len(grid) - 1, resamples, jump)
+    known = keep_outside(denoise, image, mask)
+    return sample(sampler, known, diffuse(image, noise, grid[0]), grid, key, path=path)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=format_sampler)
+def test_img2img_of_data_is_data(sampler):
     """Noised and denoised by the exact denoiser, data stays distributed as data."""
     count = 4000
     image = CORRELATED.sample(jax.random.key(0), count).reshape(count, 1, 2, 1)
     noise = jax.random.normal(jax.random.key(1), image.shape)
     grid = time_grid(COSINE, 100, "uniform_t", t_start=0.6)
-    run = jax.jit(lambda p, n, k: img2img(name, CORRELATED.denoise, p, n, grid, k).x0)
+    run = jax.jit(lambda p, n, k: img2img(sampler, CORRELATED.denoise, p, n, grid, k))
     result = np.asarray(run(image, noise, jax.random.key(2))).reshape(count, 2)
     # 5 standard errors of a covariance, and 0.01 for ancestral sampling in 100 steps.
     error = np.abs(np.cov(result.T) - CORRELATED.covariance())
@@ -50,7 +67,7 @@ def test_img2img_keeps_more_the_later_it_starts():
     distances = []
     for t_start in (0.02, 0.2, 0.5, 1.0):
         grid = time_grid(COSINE, 10, "uniform_t", t_start=t_start)
-        result = img2img("ddim", CORRELATED.denoise, image, noise, grid).x0
+        result = img2img(DDIM(), CORRELATED.denoise, image, noise, grid)
         distances.append(float(jnp.sqrt(jnp.mean((result - image) ** 2))))
     assert distances == sorted(distances)
     assert distances[0] < 0.05
@@ -58,25 +75,25 @@ def test_img2img_keeps_more_the_later_it_starts():
     assert distances[-1] == pytest.approx(0.5 * np.sqrt(2), rel=0.1)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_kept_pixels_are_kept_bit_for_bit(name):
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=format_sampler)
+def test_kept_pixels_are_kept_bit_for_bit(sampler):
     image = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
-    keep = jax.random.uniform(jax.random.key(1), (2, 4, 4, 1)) < 0.5
+    mask = jax.random.uniform(jax.random.key(1), (2, 4, 4, 1)) < 0.5
     data = GaussianMixture(np.ones(1), np.zeros((1, 48)), np.eye(48)[None] * 0.2)
     noise = initial_noise(jax.random.key(2), 2, (4, 4, 3))
     result = inpaint(
-        name,
+        sampler,
         data.denoise,
         image,
-        keep,
+        mask,
         noise,
         time_grid(COSINE, 5, "karras"),
         jax.random.key(3),
         resamples=2,
         jump=2,
-    ).x0
+    )
     assert np.all(np.isfinite(result))
-    kept = np.broadcast_to(keep, image.shape)
+    kept = np.broadcast_to(~mask, image.shape)
     np.testing.assert_array_equal(np.asarray(result)[kept], np.asarray(image)[kept])
     assert np.abs(np.asarray(result - image)[~kept]).min() > 0
 
@@ -96,12 +113,12 @@ def test_kept_pixels_are_noised_as_the_process_demands():
         )
         return CORRELATED.denoise(x, logsnr)
 
-    for name in ("ddpm", "ddim", "dpmpp_2m", "heun"):
+    for sampler in (DDPM(), DDIM(), DPMpp2M(), Heun()):
         inpaint(
-            name,
+            sampler,
             denoise,
             image,
-            FIRST_PIXEL,
+            SECOND_PIXEL,
             initial_noise(jax.random.key(0), count, (1, 2, 1)),
             time_grid(COSINE, 6, "karras"),
             jax.random.key(1),
@@ -125,18 +142,16 @@ def test_resampling_brings_the_new_part_to_agree_with_the_known_one():
     noise = initial_noise(jax.random.key(0), count, (1, 2, 1))
     for resamples in (1, 3, 10):
         run = jax.jit(
-            lambda key, r=resamples: (
-                inpaint(
-                    "ddpm",
-                    CORRELATED.denoise,
-                    image,
-                    FIRST_PIXEL,
-                    noise,
-                    grid,
-                    key,
-                    resamples=r,
-                    jump=4,
-                ).x0
+            lambda key, r=resamples: inpaint(
+                DDPM(),
+                CORRELATED.denoise,
+                image,
+                SECOND_PIXEL,
+                noise,
+                grid,
+                key,
+                resamples=r,
+                jump=4,
             )
         )
         new = np.asarray(run(jax.random.key(1)))[:, 0, 1, 0]
@@ -148,12 +163,12 @@ def test_resampling_brings_the_new_part_to_agree_with_the_known_one():
 
 def test_inpainting_without_a_known_part_is_sampling():
     noise = initial_noise(jax.random.key(0), 3, (1, 2, 1))
-    grid, nothing = time_grid(COSINE, 5, "karras"), jnp.zeros((3, 1, 2, 1))
+    grid, everything = time_grid(COSINE, 5, "karras"), jnp.ones((3, 1, 2, 1), bool)
     edited = inpaint(
-        "dpmpp_2m", CORRELATED.denoise, jnp.zeros_like(noise), nothing, noise, grid, None
-    ).x0
+        DPMpp2M(), CORRELATED.denoise, jnp.zeros_like(noise), everything, noise, grid, None
+    )
     _, sigma = COSINE.alpha_sigma(COSINE.t(grid[0]))
-    plain = sample("dpmpp_2m", CORRELATED.denoise, sigma * noise, grid).x0
+    plain = sample(DPMpp2M(), CORRELATED.denoise, sigma * noise, grid)
     np.testing.assert_allclose(edited, plain, atol=2e-5)
 
 
@@ -174,14 +189,12 @@ def test_resampling_path(steps, resamples, jump):
 
 def test_inpainting_errors():
     image = jnp.zeros((1, 2, 2, 3))
-    arguments = (image, time_grid(COSINE, 3, "karras"), jax.random.key(0))
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 1\).*\(1, 2, 2\)"):
-        inpaint("ddim", CORRELATED.denoise, image, jnp.ones((1, 2, 2)), *arguments)
-    keep = jnp.ones((1, 2, 2, 1))
+        keep_outside(CORRELATED.denoise, image, jnp.ones((1, 2, 2), bool))
+    with pytest.raises(ValueError, match=r"mask must be bool.*float32"):
+        keep_outside(CORRELATED.denoise, image, jnp.ones((1, 2, 2, 1)))
     with pytest.raises(ValueError, match="resamples=0"):
-        inpaint("ddim", CORRELATED.denoise, image, keep, *arguments, resamples=0)
-    with pytest.raises(ValueError, match="'euler'"):
-        inpaint("euler", CORRELATED.denoise, image, keep, *arguments)
+        resampling_path(3, 0, 1)
 
 
 def test_augmentation_levels():

@@ -12,24 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import make_schedule, sample, time_grid, to_x0
-from imagen_jax.diffusion.samplers import STEP_RULES
+from imagen_jax.diffusion import (
+    DDIM,
+    DDPM,
+    DPMpp2M,
+    Heun,
+    make_schedule,
+    sample,
+    time_grid,
+    to_x0,
+)
 from imagen_jax.diffusion.transitions import State, Transition
 
 REFERENCE = np.load(pathlib.Path(__file__).parents[1] / "testdata" / "diffusers_reference.npz")
 CASES = {
-    "ddpm_small": ("ddpm", {"variance": "small"}),
-    "ddpm_large": ("ddpm", {"variance": "large"}),
-    "ddim_eta_0": ("ddim", {"eta": 0.0}),
-    "ddim_eta_0.5": ("ddim", {"eta": 0.5}),
-    "ddim_eta_1": ("ddim", {"eta": 1.0}),
-    "dpmpp_2m": ("dpmpp_2m", {}),
-    "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
-    "heun": ("heun", {}),
-    "heun_churn": (
-        "heun",
-        {"churn": 2.0, "churn_min": 0.1, "churn_max": 10.0, "noise_scale": 1.007},
-    ),
+    "ddpm_small": DDPM("small"),
+    "ddpm_large": DDPM("large"),
+    "ddim_eta_0": DDIM(0.0),
+    "ddim_eta_0.5": DDIM(0.5),
+    "ddim_eta_1": DDIM(1.0),
+    "dpmpp_2m": DPMpp2M(),
+    "dpmpp_2m_sde": DPMpp2M(sde=True),
+    "heun": Heun(),
+    "heun_churn": Heun(churn=2.0, churn_min=0.1, churn_max=10.0, noise_scale=1.007),
 }
 TOLERANCE = 2e-6
 
@@ -46,10 +51,9 @@ def predict_eps(x, logsnr):
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_agrees(case):
     """Each step from the reference's own x, estimates of x0 and noise; the history is our own."""
-    name, options = CASES[case]
+    sampler = CASES[case]
     levels_t, levels_s = stored(case, "logsnr_t"), stored(case, "logsnr_s")
-    step_rule = STEP_RULES[name](8, **options)
-    x0_ahead = stored(case, "x0_ahead") if name == "heun" else stored(case, "x0")
+    x0_ahead = stored(case, "x0_ahead") if isinstance(sampler, Heun) else stored(case, "x0")
     state = State(jnp.zeros((2, 4, 4, 3)), jnp.zeros((2, 4, 4, 3)), jnp.zeros(()))
     for i in range(len(levels_t)):
         if math.isinf(levels_s[i]):
@@ -64,9 +68,10 @@ def test_every_step_agrees(case):
             t=jnp.float32(levels_t[i]),
             s=jnp.float32(levels_s[i]),
             last=jnp.bool_(False),
+            steps=jnp.int32(8),
         )
         state = state._replace(x=jnp.asarray(stored(case, "x")[i]))
-        state = step_rule(denoise, state, transition, lambda i=i: stored(case, "noise")[i])
+        state = sampler.step(denoise, state, transition, lambda i=i: stored(case, "noise")[i])
         np.testing.assert_allclose(state.x, stored(case, "next")[i], atol=TOLERANCE, rtol=0)
 
 
@@ -80,18 +85,16 @@ def test_last_step_returns_x0_there_too(case):
 @pytest.mark.parametrize("case", ["ddim_eta_0", "dpmpp_2m", "heun"])
 def test_whole_runs_agree(case):
     """From the same noise to the last image, our own estimates fed back at every step."""
-    name, options = CASES[case]
     grid = np.append(stored(case, "logsnr_t"), 20.0).astype(np.float32)
 
     def denoise(x, logsnr):
         return to_x0("eps", predict_eps(x, logsnr), x, logsnr)
 
-    result = sample(
-        name, denoise, jnp.asarray(stored(case, "x")[0]), grid, intermediates=True, **options
-    )
-    np.testing.assert_allclose(result.x0, stored(case, "next")[-1], atol=2e-5)
+    x_t = jnp.asarray(stored(case, "x")[0])
+    estimates = sample(CASES[case], denoise, x_t, grid, intermediates=True)
+    np.testing.assert_allclose(estimates[-1], stored(case, "next")[-1], atol=2e-5)
     # Estimates reach 47 at the noisy end, where 1 / alpha is 150.
-    np.testing.assert_allclose(result.intermediates, stored(case, "x0"), atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(estimates, stored(case, "x0"), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["leading", "trailing"])

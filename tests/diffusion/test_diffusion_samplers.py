@@ -9,12 +9,21 @@ import pytest
 import scipy.stats
 from jax.test_util import check_grads
 
-from imagen_jax.diffusion import SAMPLERS, GaussianMixture, make_schedule, sample, time_grid
+from imagen_jax.diffusion import (
+    DDIM,
+    DDPM,
+    DPMpp2M,
+    GaussianMixture,
+    Heun,
+    make_schedule,
+    sample,
+    time_grid,
+)
 from imagen_jax.diffusion.schedule import alpha_sigma
-from imagen_jax.diffusion.transitions import renoise, transfer
+from imagen_jax.diffusion.transitions import path_transitions, renoise, start_state, transfer
 
 COSINE = make_schedule("cosine")
-DETERMINISTIC = ("ddim", "dpmpp_2m", "heun")
+DETERMINISTIC = (DDIM(), DPMpp2M(), Heun())
 MIXTURE = GaussianMixture(
     weights=np.array([0.2, 0.3, 0.5]),
     means=np.array([[-0.6, -0.3], [0.7, -0.4], [0.1, 0.6]]),
@@ -25,22 +34,23 @@ MIXTURE = GaussianMixture(
 # Every sampler with its options, a fitting grid, and steps enough for a bias below two standard
 # errors. Ancestral sampling needs most: at 256 steps it still misses variances of 0.01 by a tenth.
 RUNS = {
-    "ddpm small": ("ddpm", {"variance": "small"}, "uniform_t", 1000),
-    "ddpm large": ("ddpm", {"variance": "large"}, "uniform_t", 1000),
-    "ddim": ("ddim", {}, "uniform_t", 256),
-    "ddim eta": ("ddim", {"eta": 0.6}, "uniform_t", 256),
-    "dpmpp_2m": ("dpmpp_2m", {}, "uniform_logsnr", 64),
-    "dpmpp_2m_sde": ("dpmpp_2m_sde", {}, "uniform_logsnr", 128),
-    "heun": ("heun", {}, "karras", 32),
-    "heun churn": ("heun", {"churn": 10.0, "churn_max": 5.0}, "karras", 64),
+    "ddpm small": (DDPM("small"), "uniform_t", 1000),
+    "ddpm half": (DDPM(0.5), "uniform_t", 1000),
+    "ddpm large": (DDPM("large"), "uniform_t", 1000),
+    "ddim": (DDIM(), "uniform_t", 256),
+    "ddim eta": (DDIM(eta=0.6), "uniform_t", 256),
+    "dpmpp_2m": (DPMpp2M(), "uniform_logsnr", 64),
+    "dpmpp_2m sde": (DPMpp2M(sde=True), "uniform_logsnr", 128),
+    "heun": (Heun(), "karras", 32),
+    "heun churn": (Heun(churn=10.0, churn_max=5.0), "karras", 64),
 }
 
 
-def draw(name, options, kind, steps, data, count, shape):
+def draw(sampler, kind, steps, data, count, shape):
     """count samples of data [count, d]."""
     grid = time_grid(COSINE, steps, kind)
     x_t = jax.random.normal(jax.random.key(0), (count, *shape))
-    run = jax.jit(lambda x, key: sample(name, data.denoise, x, grid, key, **options).x0)
+    run = jax.jit(lambda x, key: sample(sampler, data.denoise, x, grid, key))
     return np.asarray(run(x_t, jax.random.key(1)), np.float64).reshape(count, -1)
 
 
@@ -101,15 +111,17 @@ def test_orders_of_convergence():
     with jax.enable_x64(True):
         x_t = jax.random.normal(jax.random.key(0), (32, 1, 2, 1), jnp.float64)
 
-        def run(name, steps):
+        def run(sampler, steps):
             grid = jnp.append(jnp.linspace(-7.0, 7.0, steps + 1), 20.0)
-            return jax.jit(lambda x: sample(name, MIXTURE.denoise, x, grid).x0)(x_t)
+            return jax.jit(lambda x: sample(sampler, MIXTURE.denoise, x, grid))(x_t)
 
-        reference = run("heun", 2048)
-        for name, order in (("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)):
-            results = [run(name, steps) for steps in (64, 128, 256)]
+        reference = run(Heun(), 2048)
+        for sampler, order in ((DDIM(), 1), (DPMpp2M(), 2), (Heun(), 2)):
+            results = [run(sampler, steps) for steps in (64, 128, 256)]
             errors = [float(jnp.sqrt(jnp.mean((x - reference) ** 2))) for x in results]
-            np.testing.assert_allclose(-np.diff(np.log2(errors)), order, atol=0.12, err_msg=name)
+            np.testing.assert_allclose(
+                -np.diff(np.log2(errors)), order, atol=0.12, err_msg=str(sampler)
+            )
 
 
 def gaussian_variance_after(steps, variance, noise):
@@ -126,6 +138,22 @@ def gaussian_variance_after(steps, variance, noise):
         result = float(slope) ** 2 * result + float(fresh) ** 2
     alpha, sigma = alpha_sigma(grid[-2])
     return float((alpha * variance / (alpha**2 * variance + sigma**2)) ** 2 * result)
+
+
+def test_gamma_is_the_geometric_mean_of_both_variances():
+    """Of one step, with a denoiser that says 0 from x = 0: only the noise is left."""
+    x, noise = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
+    state = start_state(x)
+    moves = path_transitions(jnp.array([-1.0, 2.0, 20.0]))
+    first = jax.tree.map(lambda leaf: leaf[0], moves)
+
+    def fresh(variance):
+        stepped = DDPM(variance).step(lambda x, logsnr: 0 * x, state, first, lambda: noise)
+        return float(stepped.x[0, 0, 0, 0])
+
+    small, large = fresh("small"), fresh("large")
+    assert large > 1.5 * small
+    assert fresh(0.3) == pytest.approx(small**0.7 * large**0.3, rel=1e-5)
 
 
 @pytest.mark.parametrize("noise", ["small", "large"])
@@ -182,29 +210,32 @@ def test_samplers_reduce_to_each_other():
     """ddpm is ddim with eta 1; dpmpp_2m begins like ddim."""
     x_t = jax.random.normal(jax.random.key(0), (4, 1, 2, 1))
     grid, key = time_grid(COSINE, 10, "uniform_t"), jax.random.key(1)
-    ancestral = sample("ddpm", MIXTURE.denoise, x_t, grid, key).x0
-    np.testing.assert_array_equal(
-        ancestral, sample("ddim", MIXTURE.denoise, x_t, grid, key, eta=1.0).x0
-    )
+    ancestral = sample(DDPM(), MIXTURE.denoise, x_t, grid, key)
+    np.testing.assert_array_equal(ancestral, sample(DDIM(eta=1.0), MIXTURE.denoise, x_t, grid, key))
+    ends = [sample(DDPM(v), MIXTURE.denoise, x_t, grid, key) for v in ("small", 0.0, "large", 1.0)]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    np.testing.assert_array_equal(ends[2], ends[3])
+    assert (ends[0] != ends[2]).any()
     two = time_grid(COSINE, 2, "uniform_t")
-    results = [sample(n, MIXTURE.denoise, x_t, two) for n in ("ddim", "dpmpp_2m")]
-    np.testing.assert_array_equal(results[0].x0, results[1].x0)
+    results = [sample(rule, MIXTURE.denoise, x_t, two) for rule in (DDIM(), DPMpp2M())]
+    np.testing.assert_array_equal(*results)
 
 
 def test_a_constant_denoiser_is_returned_exactly():
     """If the network always says the same x0, so does every sampler."""
     x_t = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
     x0 = jax.random.uniform(jax.random.key(1), x_t.shape, minval=-1.0)
-    for name in SAMPLERS:
-        result = sample(name, lambda *a: x0, x_t, time_grid(COSINE, 7, "karras"), jax.random.key(2))
-        np.testing.assert_array_equal(result.x0, x0)
+    for sampler, _, _ in RUNS.values():
+        grid = time_grid(COSINE, 7, "karras")
+        result = sample(sampler, lambda *a: x0, x_t, grid, jax.random.key(2))
+        np.testing.assert_array_equal(result, x0)
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_gradients_through_a_whole_run_match_finite_differences(name):
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_gradients_through_a_whole_run_match_finite_differences(sampler):
     with jax.enable_x64(True):
         x_t = jax.random.normal(jax.random.key(0), (2, 1, 2, 1), jnp.float64)
         grid = time_grid(COSINE, 6, "karras").astype(jnp.float64)
         check_grads(
-            lambda x: sample(name, MIXTURE.denoise, x, grid).x0, (x_t,), order=1, modes=["rev"]
+            lambda x: sample(sampler, MIXTURE.denoise, x, grid), (x_t,), order=1, modes=["rev"]
         )

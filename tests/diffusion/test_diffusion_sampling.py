@@ -8,11 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagen_jax.diffusion import (
+    DDIM,
+    DDPM,
     SAMPLERS,
     TIME_GRIDS,
+    DPMpp2M,
     GaussianMixture,
+    Heun,
+    format_sampler,
     initial_noise,
     make_schedule,
+    parse_sampler,
     per_example_keys,
     sample,
     time_grid,
@@ -29,13 +35,7 @@ DATA = GaussianMixture(
     np.array([0.5, 0.5]), np.array([[-0.5] * 12, [0.4] * 12]), np.stack([np.eye(12) * 0.02] * 2)
 )
 SHAPE = (2, 2, 3)
-STOCHASTIC = {
-    "ddpm": {},
-    "ddim": {"eta": 0.5},
-    "dpmpp_2m": {},
-    "dpmpp_2m_sde": {},
-    "heun": {"churn": 3.0},
-}
+STOCHASTIC = (DDPM(), DDIM(eta=0.5), DPMpp2M(), DPMpp2M(sde=True), Heun(churn=3.0))
 
 
 @settings(deadline=None, max_examples=60)
@@ -98,8 +98,8 @@ def test_grid_errors(steps, kind, options, words):
         time_grid(SCHEDULES[0], steps, kind, **options)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_results_do_not_depend_on_the_batch(name):
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
+def test_results_do_not_depend_on_the_batch(sampler):
     """Each example from its own key: in another order and among others, the noise bit for bit.
 
     Results to 2e-6: a compiler may round a sum differently in a batch of another size.
@@ -109,7 +109,7 @@ def test_results_do_not_depend_on_the_batch(name):
 
     def run(keys):
         noise = initial_noise(keys, len(keys), SHAPE)
-        return noise, sample(name, DATA.denoise, noise, grid, keys, **STOCHASTIC[name]).x0
+        return noise, sample(sampler, DATA.denoise, noise, grid, keys)
 
     noise, together = run(keys)
     choice = np.array([4, 1])
@@ -154,8 +154,8 @@ def test_initial_noise_is_not_the_noise_of_any_step():
         assert np.abs(drawn[later]).max() < 10
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_finite_on_every_schedule_and_grid(name):
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
+def test_finite_on_every_schedule_and_grid(sampler):
     """Float32 from logsnr -20 to 20, also where 1 / alpha is 2e4, in one to nine steps."""
 
     def denoise(x, logsnr):
@@ -164,18 +164,16 @@ def test_finite_on_every_schedule_and_grid(name):
         return jnp.clip(to_x0("eps", to_eps("x0", x0, x, logsnr), x, logsnr), -3, 3)
 
     x_t = initial_noise(jax.random.key(0), 2, SHAPE)
-    run = jax.jit(
-        lambda grid: sample(name, denoise, x_t, grid, jax.random.key(1), **STOCHASTIC[name]).x0
-    )
+    run = jax.jit(lambda grid: sample(sampler, denoise, x_t, grid, jax.random.key(1)))
     for schedule in SCHEDULES:
         for kind in TIME_GRIDS:
             assert np.all(np.isfinite(run(time_grid(schedule, 9, kind))))
-    one = sample(name, denoise, x_t, time_grid(SCHEDULES[0], 1, "uniform_t"), jax.random.key(1))
-    np.testing.assert_allclose(one.x0, np.tile(DATA.mean(), 2).reshape(2, *SHAPE), atol=1e-2)
+    one = sample(sampler, denoise, x_t, time_grid(SCHEDULES[0], 1, "uniform_t"), jax.random.key(1))
+    np.testing.assert_allclose(one, np.tile(DATA.mean(), 2).reshape(2, *SHAPE), atol=1e-2)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_one_scan_one_compilation_per_shape_and_intermediates(name):
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
+def test_one_scan_one_compilation_per_shape_and_intermediates(sampler):
     traces = []
 
     def denoise(x, logsnr):
@@ -184,7 +182,7 @@ def test_one_scan_one_compilation_per_shape_and_intermediates(name):
         return DATA.denoise(x, logsnr)
 
     def plain(x, grid, key):
-        return sample(name, denoise, x, grid, key, intermediates=True, **STOCHASTIC[name])
+        return sample(sampler, denoise, x, grid, key, intermediates=True)
 
     run = jax.jit(plain)
     first = run(
@@ -199,8 +197,15 @@ def test_one_scan_one_compilation_per_shape_and_intermediates(name):
         jax.random.key(3),
     )
     assert len(traces) == count
-    assert first.intermediates.shape == (5, 2, *SHAPE)
-    np.testing.assert_array_equal(first.intermediates[-1], first.x0)
+    assert first.shape == (5, 2, *SHAPE)
+    without = sample(
+        sampler,
+        DATA.denoise,
+        initial_noise(jax.random.key(0), 2, SHAPE),
+        time_grid(SCHEDULES[0], 5, "karras"),
+        jax.random.key(1),
+    )
+    np.testing.assert_allclose(first[-1], without, atol=1e-4)
     jaxpr = jax.make_jaxpr(plain)(
         jnp.zeros((2, *SHAPE)), time_grid(SCHEDULES[0], 5, "karras"), jax.random.key(1)
     )
@@ -220,51 +225,102 @@ def test_heun_calls_the_network_twice_per_step_but_once_in_the_last():
     np.testing.assert_allclose(calls, np.asarray(grid)[[0, 1, 1, 2, 2, 3, 3]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_progress(name):
-    seen = []
-    run = jax.jit(
-        lambda x: (
-            sample(
-                name,
-                DATA.denoise,
-                x,
-                time_grid(SCHEDULES[0], 6, "karras"),
-                jax.random.key(0),
-                progress=lambda number: seen.append(int(number)),
-            ).x0
-        )
-    )
-    run(initial_noise(jax.random.key(0), 2, SHAPE)).block_until_ready()
-    jax.effects_barrier()
-    assert sorted(seen) == list(range(6))
-
-
-def test_not_a_number_stays_within_its_example():
+def test_nan_stays_within_its_example():
     x_t = initial_noise(jax.random.key(0), 3, SHAPE).at[1, 0, 0, 0].set(jnp.nan)
     for name in ("dpmpp_2m", "heun"):
         grid = time_grid(SCHEDULES[0], 3, "karras")
-        x0 = sample(name, DATA.denoise, x_t, grid, jax.random.key(0)).x0
+        x0 = sample(name, DATA.denoise, x_t, grid, jax.random.key(0))
         np.testing.assert_array_equal(np.isnan(x0).any(axis=(1, 2, 3)), [False, True, False])
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("text", "words"),
     [
-        ("euler", {}, r"'euler'.*ddim.*dpmpp_2m.*heun"),
-        ("ddim", {"eta": 1.5}, r"eta.*1\.5"),
-        ("ddim", {"eta": 0.5}, "key"),
-        ("ddpm", {}, "key"),
-        ("dpmpp_2m_sde", {}, "key"),
-        ("ddpm", {"variance": "learned"}, r"'learned'.*small.*large"),
-        ("heun", {"churn": -1.0}, r"churn=-1\.0"),
-        ("heun", {"churn": 1.0}, "key"),
+        ("euler", r"'euler'.*ddpm\(variance=small\), ddim\(eta=0.0\), dpmpp_2m\(sde=false\), heun"),
+        ("ddim(eta=1.5)", r"eta.*1\.5"),
+        ("ddim(eta=half)", r"sampler ddim.eta must be of type float, got 'half'"),
+        ("ddim(etta=0.5)", r"did you mean 'eta'"),
+        ("ddim(0.5)", r"not of the form ddim\(eta=0\.0\)"),
+        ("ddim(eta=0.5", r"not of the form ddim\(eta=0\.0\)"),
+        ("ddim(eta=0.5)) + (1", r"not of the form ddim"),
+        ("ddim(eta=__import__('os'))", r"not of the form ddim"),
+        ("dpmpp_2m(sde=1)", "sde must be of type bool"),
+        ("ddpm(variance=learned)", r"'learned'.*small, large"),
+        ("ddpm(variance=1.1)", r"variance is 1\.1"),
+        ("heun(churn=-1)", r"churn=-1\.0"),
+        ("ddim(eta=0.5)", "key"),
+        ("ddpm", "key"),
+        ("dpmpp_2m(sde=true)", "key"),
+        ("heun(churn=1)", "key"),
     ],
 )
-def test_errors(name, options, words):
+def test_errors(text, words):
     x_t = jnp.zeros((1, *SHAPE))
     with pytest.raises(ValueError, match=words):
-        sample(name, DATA.denoise, x_t, time_grid(SCHEDULES[0], 2, "karras"), **options)
+        sample(text, DATA.denoise, x_t, time_grid(SCHEDULES[0], 2, "karras"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sampler"),
+    [
+        ("ddim", DDIM()),
+        ("ddim(eta=0.5)", DDIM(0.5)),
+        (" ddim ( eta = 1 ) ", DDIM(1.0)),
+        ("ddpm(variance=large)", DDPM("large")),
+        ("ddpm(variance=0.3)", DDPM(0.3)),
+        ("dpmpp_2m(sde=true)", DPMpp2M(sde=True)),
+        ("heun(churn=10, churn_max=5.5)", Heun(10.0, churn_max=5.5)),
+        ("heun(churn_max=inf)", Heun()),
+        ("heun()", Heun()),
+    ],
+)
+def test_samplers_are_read_from_text_and_written(text, sampler):
+    assert parse_sampler(text) == sampler
+    assert type(parse_sampler(text)) is SAMPLERS[text.partition("(")[0].strip()]
+    assert parse_sampler(format_sampler(sampler)) == sampler
+
+
+def test_churn_is_divided_by_the_steps_that_are_made():
+    """Each of 8 steps adds an eighth of the noise, whatever was compiled for."""
+
+    def levels(steps, churn):
+        seen = []
+
+        def denoise(x, logsnr):
+            jax.debug.callback(lambda level: seen.append(float(level)), logsnr, ordered=True)
+            return jnp.zeros_like(x)
+
+        grid = jnp.append(jnp.linspace(-4.0, 4.0, steps), 20.0)
+        sample(Heun(churn), denoise, jnp.zeros((1, *SHAPE)), grid, jax.random.key(0))
+        jax.effects_barrier()
+        return np.array(seen[::2]), np.asarray(grid[:-1])
+
+    for steps in (4, 8):
+        churned, grid = levels(steps, 1.0)
+        np.testing.assert_allclose(np.exp(0.5 * (grid - churned)), 1 + 1 / steps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uniform_t", "uniform_logsnr", "karras"])
+@pytest.mark.parametrize("steps", [2, 8, 100])
+@pytest.mark.parametrize("end", [-4.0, 3.5])
+def test_end_of_a_grid_is_the_level_of_the_last_call(kind, steps, end):
+    for schedule in SCHEDULES[:1] + SCHEDULES[2:]:
+        grid = np.asarray(time_grid(schedule, steps, kind, end_logsnr=end))
+        assert grid[-2] == pytest.approx(end, abs=1e-3)
+        assert grid[-1] == float(schedule.logsnr(0.0))
+        assert grid[0] == np.asarray(time_grid(schedule, steps, kind))[0]
+        assert len(grid) == steps + 1
+        # Beyond the schedule's end, and before an edit starts, it is as if there were none.
+        for start, beyond in ((1.0, 20.0), (float(schedule.t(end + 1)), end)):
+            without = time_grid(schedule, 2, kind, start)
+            np.testing.assert_array_equal(time_grid(schedule, 2, kind, start, beyond), without)
+
+
+def test_end_of_a_grid_must_be_within_the_schedule():
+    with pytest.raises(ValueError, match=r"end_logsnr is -20.*must be above -20"):
+        time_grid(SCHEDULES[0], 5, "uniform_t", end_logsnr=-20.0)
+    with pytest.raises(ValueError, match="choose uniform_t, uniform_logsnr or karras"):
+        time_grid(SCHEDULES[0], 5, "trailing", end_logsnr=2.0)
 
 
 @pytest.mark.parametrize("grid", [[1.0], [[0.0, 1.0]], [1.0, 0.0], [0.0, np.nan], [0.0, 0.0, 1.0]])

@@ -1,0 +1,222 @@
+"""A folder of images: one file for each image of some requests, never mixed with another run's.
+
+    with Folder("samples", [request]) as folder:
+        folder.make(cascade)
+        folder.save_grid()
+
+A run that was stopped resumes: images that are there with the same record are not made again. What
+another run wrote is never replaced, and no two processes write into one folder at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from imagen_jax.cascade.files import FORMATS, read_record, save_image
+from imagen_jax.cascade.images import read_image
+from imagen_jax.cascade.request import Request
+from imagen_jax.cascade.run import Finished
+from imagen_jax.errors import UserError
+from imagen_jax.files import atomic_path, local_path, only_writer
+from imagen_jax.grid import labelled_grid
+
+if TYPE_CHECKING:
+    from imagen_jax.cascade.cascade import Cascade
+
+GRID = "grid.png"
+CHUNK = 64
+"""Images that go through all stages together."""
+SHOWN = 64
+"""Most images of a grid."""
+
+
+class Folder:
+    """Images of requests in a directory, 0000.png, 0001.png, ..., in the order of the requests.
+
+    Attributes:
+      directory: the directory, made when it is entered.
+      paths: paths of all images, whether they are there or not.
+      written: paths of those that were written by this object.
+    """
+
+    def __init__(
+        self, directory: str | Path, requests: Sequence[Request], file_format: str = "png"
+    ):
+        """Args:
+        directory: path of the folder.
+        requests: what is asked for.
+        file_format: one of files.FORMATS.
+
+        Raises:
+          UserError: an unknown format.
+        """
+        if file_format not in FORMATS:
+            raise UserError(f"format is {file_format!r}; choices: {', '.join(FORMATS)}")
+        self.directory = local_path(directory)
+        self.requests = list(requests)
+        self.written: list[Path] = []
+        count = sum(map(len, self.requests))
+        self.paths = [self.directory / f"{i:04d}.{file_format}" for i in range(count)]
+        self._claim: contextlib.ExitStack | None = None
+        self._earlier: list[tuple[int, Finished]] = []
+
+    @classmethod
+    def unused(
+        cls, name: str | Path, requests: Sequence[Request], file_format: str = "png"
+    ) -> Folder:
+        """Return the folder `name`, or name-2, name-3 and so on: the first that has no other run's
+        images and that no other process writes into. It is entered."""
+        number = 1
+        while True:
+            path = Path(name) if number == 1 else Path(f"{name}-{number}")
+            folder = cls(path, requests, file_format)
+            try:
+                return folder.__enter__()
+            except UserError:
+                number += 1
+
+    def __enter__(self) -> Folder:
+        """Make the directory, and claim it.
+
+        Raises:
+          OSError: it cannot be written to.
+          UserError: it has images of another run, or another process writes into it.
+        """
+        if self._claim is not None:
+            return self
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(only_writer(self.directory, "imagen sample"))
+            with tempfile.TemporaryFile(dir=self.directory):
+                pass  # or an OSError now, and not after the first batch
+            self._check()
+            self._claim = opened.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    def make(
+        self, cascade: Cascade, *, batch_size: int | None = None, show_progress: bool = True
+    ) -> None:
+        """Make the images that are missing, CHUNK at a time, and write each when it is done.
+
+        Chunks are always the same, so that images do not depend on where an earlier run stopped.
+
+        Args:
+          cascade: cascade that the requests were made for.
+          batch_size: see Cascade.run.
+          show_progress: draw a bar of images, or of the steps of each stage where there is one
+            chunk alone.
+        """
+        chunks = [
+            (first + start, request.rows(start, start + CHUNK))
+            for first, request in zip(self._starts(), self.requests, strict=True)
+            for start in range(0, len(request), CHUNK)
+        ]
+        many = len(chunks) > 1
+        with tqdm(total=len(self.paths), unit="image", disable=not (many and show_progress)) as bar:
+            for first, part in chunks:
+                paths = self.paths[first : first + len(part)]
+                if not all(path.is_file() for path in paths):
+                    self._earlier = []
+                    cascade.run(
+                        part, batch_size=batch_size, show_progress=show_progress and not many,
+                        on_finished=functools.partial(self.write, first),
+                    )  # fmt: skip
+                bar.update(len(part))
+        self._earlier = []
+
+    def save_grid(self, columns: int = 4) -> Path:
+        """Write grid.png of the first images, at most SHOWN, labelled with their prompts."""
+        prompts = [str(prompt) for request in self.requests for prompt in request.prompts]
+        return self.draw_grid(GRID, 0, prompts[:SHOWN], columns)
+
+    def draw_grid(self, name: str, first: int, labels: Sequence[str], columns: int) -> Path:
+        """Write a grid of the images from `first` on, as many as there are labels."""
+        images = np.stack([read_image(path) for path in self.paths[first : first + len(labels)]])
+        scale = max(1, 192 // images.shape[1])
+        sheet = labelled_grid(images, labels, columns=min(len(labels), columns), scale=scale)
+        path = self.directory / name
+        with atomic_path(path) as part:
+            sheet.save(part, format="png")
+        return path
+
+    def interrupted(self) -> str:
+        """Write what earlier stages made of images that are not done; return what there is."""
+        kept: list[Path] = []
+        for first, done in self._earlier:
+            for row, image in zip(done.rows, done.images, strict=True):
+                path = self.paths[first + row]
+                if not path.is_file():
+                    kept.append(path.with_suffix(f".{done.stage}{path.suffix}"))
+                    save_image(image, done.request.record(row), kept[-1])
+        there = sum(path.is_file() for path in self.paths)
+        said = f"; {there} of {len(self.paths)} images are done"
+        if there:
+            said += f", in {self.directory}, and the same command resumes"
+        if kept:
+            said += (
+                f"; {len(kept)} of earlier stages are kept, such as {kept[-1]}: --image enlarges it"
+            )
+        return said
+
+    def _starts(self) -> list[int]:
+        """Return the number of each request's first image."""
+        return np.cumsum([0, *map(len, self.requests)])[:-1].tolist()
+
+    def write(self, first: int, done: Finished) -> None:
+        """Write images of the last stage that are not there; keep those of others for interrupted.
+
+        Args:
+          first: number of the first image of their request.
+          done: images of one stage.
+        """
+        if not done.is_last:
+            self._earlier.append((first, done))
+            return
+        for row, image in zip(done.rows, done.images, strict=True):
+            path = self.paths[first + row]
+            if not path.is_file():
+                self.written.append(save_image(image, done.request.record(row), path))
+
+    def _check(self) -> None:
+        """Raise UserError unless all images that are there are those that are asked for."""
+        found = {p for p in self.directory.iterdir() if re.fullmatch(r"\d{4,}\.(png|webp)", p.name)}
+        other = sorted(found - set(self.paths))
+        grids = sorted(self.directory.glob("grid*.png"))
+        if grids and not found:
+            other = grids
+        at = dict(zip(self.paths, range(len(self.paths)), strict=True))
+        starts = self._starts()
+        for path in sorted(found & set(self.paths)):
+            which = int(np.searchsorted(starts, at[path], "right")) - 1
+            record = self.requests[which].record(at[path] - starts[which])
+            try:
+                same = read_record(path) == record
+            except UserError:
+                same = False
+            if not same:
+                other.append(path)
+                break
+        if other:
+            raise UserError(
+                f"{self.directory} has images of another run, such as {other[0].name}, and nothing "
+                "is overwritten; choose another folder"
+            )
