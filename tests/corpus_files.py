@@ -95,19 +95,19 @@ def write_tfds(directory: Path) -> None:
     tfds.dataset_builders.store_as_tfds_dataset(
         name="pairs", version="1.0.0", features=features, data_dir=directory,
         split_datasets={"train": [
-            (n, {"image": pixels(n), "captions": {"text": [caption, "another"]}, "label": n})
+            (n, {"image": pixels(n), "captions": {"text": [caption]}, "label": n})
             for n, caption in enumerate(CAPTIONS)
         ]},
     )  # fmt: skip
 
 
 KINDS = {
-    "tfrecords": (write_tfrecords, lambda d: ["--tfrecords", f"{d}/*.tfrecord"]),
-    "webdataset": (write_tars, lambda d: ["--webdataset", f"{d}/*.tar"]),
-    "csv": (write_csv, lambda d: ["--table", f"{d}/table.csv", "--shards", "2"]),
-    "parquet": (write_parquet, lambda d: ["--table", f"{d}/table.parquet", "--shards", "2"]),
-    "tfds": (write_tfds, lambda d: ["--tfds", "pairs:train", "--data-dir", str(d), "--shards", "2",
-                                    "--caption-key", "captions/text"]),
+    "tfrecords": (write_tfrecords, lambda d: [f"{d}/*.tfrecord"]),
+    "webdataset": (write_tars, lambda d: [f"{d}/{{00000..00001}}.tar"]),
+    "csv": (write_csv, lambda d: [f"{d}/table.csv", "--shards", "2"]),
+    "parquet": (write_parquet, lambda d: [f"{d}/table.parquet", "--shards", "2"]),
+    "tfds": (write_tfds, lambda d: ["pairs:train", "--kind", "tfds", "--data-dir", str(d),
+                                    "--shards", "2", "--caption-key", "captions/text"]),
 }  # fmt: skip
 
 
@@ -132,4 +132,4 @@ def embed_pairs(
     directory: Path, *pairs: tuple[str, bytes | None], **options: Any
 ) -> dict[str, Any]:
     defaults = {"split": "train", "image_size": SIZE, "num_shards": 1}
-    return embed(Pairs(*pairs), tiny.encoder(), directory, **{**defaults, **options})  # type: ignore[return-value]
+    return embed(Pairs(*pairs), directory, encoder=tiny.encoder(), **{**defaults, **options})  # type: ignore[return-value]

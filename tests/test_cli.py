@@ -20,6 +20,7 @@ import tiny
 from PIL import Image
 
 from imagen_jax import main as main_lib
+from imagen_jax.cli import corpus as corpus_arguments
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
 from imagen_jax.cli import evaluate_features
@@ -125,7 +126,7 @@ def test_choices_are_those_of_the_library() -> None:
     with pytest.raises(ValueError, match="unknown text encoder") as error:
         load_encoder("nonsense")
     assert all(name in str(error.value) for name in embed_command.ENCODERS)
-    assert embed_command.ENCODER_DTYPES == DTYPES
+    assert corpus_arguments.ENCODER_DTYPES == DTYPES
     by_name = {action.dest: action for action in options(main_lib.make_parser())}
     assert set(settings_command.THRESHOLDS) == set(THRESHOLDS)
     assert set(FIELDS) == set(settings_command.SWEPT)
@@ -175,7 +176,7 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.object(embed_command, "run", side_effect=KeyboardInterrupt()):
         argv = ["embed", "--scenes", "quickstart", "--count", "8", "--output", "x"]
         assert main_lib.main(argv) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -280,15 +281,16 @@ def called(function: str, argv: list[str]) -> dict[str, Any]:
 def test_embed_calls_embed() -> None:
     argv = "embed --scenes demo --count 10 --image-size 32 --seed 3 --encoder minilm-random"
     arguments = called("imagen_jax.embed.embed", [*argv.split(), "--shards", "2", "--output", "o"])
-    assert arguments["source"] == SceneSource("demo", "train", 3, 10, 32)
+    assert arguments["corpus"] == SceneSource("demo", "train", 3, 10, 32)
     assert arguments.pop("encoder").name == "minilm-random"
-    expected = {"split": "train", "image_size": 32, "num_shards": 2, "states": "bfloat16"}
+    expected = {"split": "train", "image_size": 32, "num_shards": 2}
     assert arguments == arguments | expected
     argv = "embed --scenes demo --count 10 --encoder minilm-random --output o --process 1/4"
+    argv += " --shards 8"
     assert list(called("imagen_jax.embed.embed", argv.split())["shards"]) == [1, 5]
     arguments = called("imagen_jax.embed.embed", [*argv.split(), "--split", "validation"])
     assert arguments["split"] == "validation"
-    assert arguments["source"] == SceneSource("demo", "heldout", 0, 10, 64)
+    assert arguments["corpus"] == SceneSource("demo", "heldout", 0, 10, 64)
 
 
 def test_embed_loads_the_encoder_that_is_named() -> None:

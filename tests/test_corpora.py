@@ -24,9 +24,10 @@ from corpus_files import (
 )
 from PIL import Image
 
-from imagen_jax.data import corpora, records
+from imagen_jax.data import records
 from imagen_jax.data.choices import DAMAGED_FILES
-from imagen_jax.data.sources import DamagedFile
+from imagen_jax.data.corpora import open_corpus
+from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 
@@ -67,15 +68,15 @@ def test_every_kind_is_embedded(
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file matches '.*\*\.tar'"):
-        corpora.Files("webdataset", f"{tmp_path}/*.tar", corpora.read_tar)
+    with pytest.raises(UserError, match=r"no file or folder matches '.*\*\.tar'"):
+        open_corpus(f"{tmp_path}/*.tar")
     write_tars(tmp_path)
     write_tfrecords(tmp_path)
-    for pattern, read in (("*.tar", corpora.read_tar), ("*.tfrecord", corpora.read_tfrecord)):
-        source = corpora.Files("files", f"{tmp_path}/{pattern}", read)
+    for pattern in ("*.tar", "*.tfrecord"):
+        source = open_corpus(f"{tmp_path}/{pattern}")
         with pytest.raises(ValueError, match="3 shards of 2 files: files are not divided"):
             list(source.examples_of_shard(0, 3))
-        path = source.files[1]
+        path = Path(source.places[1])
         before = source.describe()
         path.write_bytes(path.read_bytes()[:400])
         assert source.describe() != before
@@ -129,14 +130,13 @@ def test_the_rest_of_a_damaged_tar_is_not_lost_silently(
     damage(content, headers(path))
     path.write_bytes(gzip.compress(content) if suffix else content)
     stop, drop = (
-        corpora.Files("webdataset", f"{tmp_path}/*.tar", corpora.read_tar, damaged=damaged)
-        for damaged in DAMAGED_FILES
+        open_corpus(f"{tmp_path}/*.tar", damaged_files=damaged) for damaged in DAMAGED_FILES
     )
     with pytest.raises(ValueError, match=rf"{path} is damaged: .*: --damaged-files drop"):
         list(stop.examples_of_shard(0, 1))
     *first, file, third, fourth = drop.examples_of_shard(0, 1)
-    assert isinstance(file, DamagedFile)
-    assert file.id == "00000.tar"
+    assert isinstance(file, Dropped)
+    assert (file.id, file.reason) == ("00000", "rest of a damaged file")
     assert [example.id for example in first] == ["00000/000000000"][:left]
     assert [third.id, fourth.id] == ["00001/000000002", "00001/000000003"]
     assert stop.describe() == drop.describe()
@@ -146,25 +146,23 @@ def test_records_of_another_kind_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "0.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(b"\xff\xff")
-    source = corpora.Files("tfrecords", str(path), corpora.read_tfrecord)
+    source = open_corpus(path)
     with pytest.raises(ValueError, match=rf"{path} is damaged: record 0 is no tf\.train\.Example"):
         list(source.examples_of_shard(0, 1))
 
 
 def test_captions_of_a_dataset_are_strings(tmp_path: Path) -> None:
     write_tfds(tmp_path)
-    source = corpora.TensorFlowDataset("pairs", "train", "image", "label", str(tmp_path))
-    with pytest.raises(ValueError, match=r"pairs/1\.0\.0: feature 'label' holds no strings, but"):
-        list(source.examples_of_shard(0, 1))
+    source = open_corpus("pairs:train", kind="tfds", caption_key="label", data_dir=str(tmp_path))
+    assert [d.reason for d in source.examples_of_shard(0, 1)] == ["caption is no text"] * 4
 
 
-def test_a_missing_permission_is_no_damage(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
-    source = corpora.Files("tars", f"{tmp_path}/*", corpora.read_tar, damaged="drop")
-    with pytest.raises(IsADirectoryError, match=r"folder\.tar"):
-        list(source.examples_of_shard(0, 1))
-    with pytest.raises(ValueError, match="damaged is 'skip'; choices: stop, drop"):
-        corpora.Files("tars", f"{tmp_path}/*", corpora.read_tar, damaged="skip")
+    with pytest.raises(ValueError, match=r"is an empty folder"):
+        open_corpus(f"{tmp_path}/*", damaged_files="drop")
+    with pytest.raises(ValueError, match="damaged_files is 'skip'; choices: stop, drop"):
+        open_corpus(f"{tmp_path}/*", damaged_files="skip")
 
 
 def test_embedding_goes_on_past_a_damaged_file(
@@ -177,7 +175,7 @@ def test_embedding_goes_on_past_a_damaged_file(
     cut_content(content, headers(path))
     path.write_bytes(content)
     output = tmp_path / "embeddings"
-    argv = ["embed", "--webdataset", f"{tmp_path}/*.tar", "--output", str(output)]
+    argv = ["embed", f"{tmp_path}/*.tar", "--output", str(output)]
     argv += ["--image-size", str(SIZE), "--encoder", "tiny"]
     assert main(argv) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
@@ -190,7 +188,7 @@ def test_embedding_goes_on_past_a_damaged_file(
     assert (split["shard_examples"], split["dropped"]) == ([2, 1], {"rest of a damaged file": 1})
     (listing,) = output.glob("*.dropped")
     line = json.loads(listing.read_text())
-    assert line["id"] == "00001.tar"
+    assert line["id"] == "00001"
     assert "unexpected end of data" in line["detail"]
 
 
@@ -200,7 +198,7 @@ def test_a_wrong_number_of_shards_leaves_nothing_behind(
     monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
     write_tars(tmp_path)
     output = tmp_path / "embeddings"
-    argv = ["embed", "--webdataset", f"{tmp_path}/*.tar", "--output", str(output)]
+    argv = ["embed", f"{tmp_path}/*.tar", "--output", str(output)]
     assert main([*argv, "--encoder", "tiny", "--shards", "3"]) == 2
     assert "3 shards of 2 files" in capsys.readouterr().err
     assert not output.exists()
@@ -210,12 +208,11 @@ def test_ids_are_unique_in_folders_of_folders(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write_tars(tmp_path / folder)
-    source = corpora.Files("tars", f"{tmp_path}/**/*.tar", corpora.read_tar)
-    ids = [example.id for example in source.examples_of_shard(0, 1)]
+    ids = [example.id for example in open_corpus(tmp_path).examples_of_shard(0, 1)]
     assert len(set(ids)) == 8
     assert ids[0] == "a/00000/000000000"
     (tmp_path / "a" / "00000.tar").rename(tmp_path / "b" / "00000.tgz")
-    source = corpora.Files("tars", f"{tmp_path}/b/*.t*", corpora.read_tar)
+    source = open_corpus(f"{tmp_path}/b/*.t*")
     assert [example.id for example in source.examples_of_shard(0, 3)] == [
         "00000.tar/000000000", "00000.tar/000000001"
     ]  # fmt: skip

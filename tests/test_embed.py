@@ -94,8 +94,8 @@ def run(directory, source=None, encoder=None, **arguments):
     defaults = {"split": "train", "image_size": SIZE, "num_shards": 3}
     return embed(
         FakeSource() if source is None else source,
-        encoder or fake_encoder(),
         directory,
+        encoder=encoder or fake_encoder(),
         **{**defaults, **arguments},
     )
 
@@ -279,7 +279,7 @@ def test_unusable_examples_are_left_out_and_counted(tmp_path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"shards \[3\] are not in 0\.\.2"):
         run(tmp_path, shards=[3])
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="must be at least 1, and max_tokens 2; got 0"):
         run(tmp_path, num_shards=0)
     with pytest.raises(ValueError, match="no example of split 'train' could be used"):
         run(tmp_path, FakeSource(0))
@@ -340,7 +340,7 @@ def test_scenes_with_minilm(tmp_path):
         tiny.embed_scenes("quickstart", 10, 16, 4, "minilm", directory, num_shards=3)
     with pytest.raises(ValueError, match="unknown level 'huge'"):
         tiny.embed_scenes("huge", 10, 16, 3, "minilm", tmp_path / "other")
-    with pytest.raises(ValueError, match="at least num_shards = 8, got 7"):
+    with pytest.raises(ValueError, match="8 shards of 7 examples: choose at most 7 shards"):
         tiny.embed_scenes("quickstart", 7, 16, 3, "minilm", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -14,7 +14,7 @@ from corpus_files import CAPTIONS, GOOD, IMAGES, SIZE, Pairs, embed_pairs, encod
 from imagen_jax.data import records
 from imagen_jax.data.choices import STATES
 from imagen_jax.embed.estimate import Chip, estimate, report
-from imagen_jax.embed.shard import Handling, prepare
+from imagen_jax.embed.prepare import Handling, prepare
 from imagen_jax.main import main
 
 
@@ -92,25 +92,20 @@ def test_an_estimate_is_what_embedding_gives(tmp_path: Path) -> None:
     [
         (["--scenes", "demo", "--count", "9"], "--output is missing"),
         (["--scenes", "demo", "--output", "o"], "--scenes needs --count"),
-        (["--table", "t.csv", "--count", "9", "--output", "o"], "--count belongs to --scenes"),
-        (["--tfds", "coco", "--output", "o"], "--tfds is 'coco'; it must be NAME:SPLIT"),
-        (["--tfrecords", "absent/*", "--output", "o"], "no file matches 'absent/*'"),
+        (["t.csv", "--count", "9", "--output", "o"], "--count belongs to --scenes"),
+        (
+            ["coco", "--kind", "tfds", "--output", "o"],
+            "coco/2014/1.1.0 has no split 'train'; it has []",
+        ),
+        (["absent/*.tfrecord", "--output", "o"], "no file or folder matches 'absent/*.tfrecord'"),
         (
             ["--scenes", "demo", "--image-key", "jpg", "--output", "o"],
-            "--image-key belongs to --tfrecords, --webdataset, --table, --tfds, not to --scenes",
+            "--image-key belongs to a corpus",
         ),
-        (
-            ["--tfrecords", "x", "--data-dir", "d", "--output", "o"],
-            "--data-dir belongs to --tfds, not to --tfre",
-        ),
-        (
-            ["--table", "t.csv", "--seed", "1", "--output", "o"],
-            "--seed belongs to --scenes, not to --table",
-        ),
-        (
-            ["--table", "t.csv", "--damaged-files", "drop", "--output", "o"],
-            "--damaged-files belongs to --tfrecords",
-        ),
+        (["t.csv", "--seed", "1", "--output", "o"], "--seed belongs to --scenes"),
+        (["t.csv", "--scenes", "demo", "--output", "o"], "give a corpus, as in imagen embed"),
+        (["--output", "o"], "give a corpus, as in imagen embed photos/, or --scenes LEVEL"),
+        (["t.csv", "--output", "o"], "no such file or folder as 't.csv'"),
     ],
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,14 +114,14 @@ def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 def test_chunks_are_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagen_jax.embed.shard.CHUNK_EXAMPLES", 3)
-    monkeypatch.setattr("imagen_jax.embed.shard.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("imagen_jax.embed.prepare.CHUNK_EXAMPLES", 3)
+    monkeypatch.setattr("imagen_jax.embed.prepare.CHUNK_BYTES", 1000)
     large = encoded(pixels(0, 20, 20))
     assert 1000 < len(large) < 2000
     images = [GOOD, GOOD, GOOD, GOOD, large, large, None, GOOD, GOOD, GOOD]
     pairs = Pairs(*((f"number {i}", image) for i, image in enumerate(images)))
     handling = Handling(SIZE, "crop", "drop")
-    chunks = list(prepare(pairs.examples_of_shard(0, 1), tiny.encoder(), handling))
+    chunks = list(prepare([(0, pairs.examples_of_shard(0, 1))], tiny.encoder(), handling))
     assert [chunk.seen for chunk in chunks] == [3, 2, 1, 3, 1]
     ids = [name for chunk in chunks for name, *_ in chunk.examples]
     assert ids == list("012345789")

@@ -50,8 +50,10 @@ def encoder() -> TextEncoder:
 
 
 def job(directory: Path, seconds: float) -> None:
-    embed(Slow(seconds), encoder(), directory, split="train", image_size=SIZE, num_shards=SHARDS,
-          states="int8")  # fmt: skip
+    embed(
+        Slow(seconds), directory, encoder=encoder(), image_size=SIZE, num_shards=SHARDS,
+        states="int8",
+    )  # fmt: skip
 
 
 def contents(directory: Path) -> dict[str, bytes]:

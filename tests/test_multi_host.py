@@ -73,8 +73,9 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
     stage = tiny.stage("sr", *tiny.ONE_LEVEL, *overrides)
     data, workdir = tiny.embed_colours(tmp_path / "data"), tmp_path / "workdir"
     embed(
-        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
-    )
+        tiny.Colours(), data, encoder=tiny.encoder(), split="validation", image_size=tiny.SR,
+        num_shards=1,
+    )  # fmt: skip
     told, other = start_two(data, workdir, *overrides)
     before = printed_until(told, 11)
     told.send_signal(signal.SIGTERM)

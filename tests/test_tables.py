@@ -1,7 +1,10 @@
-"""Tables as sources: what may be in their columns, and what may not."""
+"""Tables as corpora: what may be in their columns, and what may not."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,38 @@ import pyarrow.parquet
 import pytest
 from corpus_files import CAPTIONS, IMAGES, write_csv, write_parquet
 
-from imagen_jax.data.tables import Table
+from imagen_jax.data.corpora import CorpusExample, open_corpus
+from imagen_jax.data.images import UnusableError
+from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UserError
+
+
+def content(example: Any) -> bytes | None:
+    """The encoded image of an example; None where there is none."""
+    try:
+        return example.image.read() if hasattr(example.image, "read") else example.image
+    except UnusableError:
+        return None
+
+
+def read(path: Path, **options: Any) -> list[Any]:
+    return list(open_corpus(path, **options).examples_of_shard(0, 1))
+
+
+def captions(path: Path, **options: Any) -> list[str]:
+    """Of examples; of what was dropped the reason, in parentheses."""
+    return [e.caption if isinstance(e, CorpusExample) else f"({e.reason})"
+            for e in read(path, **options)]  # fmt: skip
 
 
 def test_missing_columns_files_and_images(tmp_path: Path) -> None:
     write_csv(tmp_path)
-    with pytest.raises(ValueError, match=r"has no columns \['text'\]; it has \['image', 'caption'"):
-        Table(tmp_path / "table.csv", "image", "text")
-    with pytest.raises(UserError, match="no table"):
-        Table(tmp_path / "absent.csv", "image", "caption")
-    with pytest.raises(ValueError, match=r"0\.png must be a \.csv or \.parquet file"):
-        Table(tmp_path / "0.png", "image", "caption")
+    with pytest.raises(ValueError, match=r"no column or key 'text' of captions; it has 'im"):
+        open_corpus(tmp_path / "table.csv", caption_key="text")
+    with pytest.raises(UserError, match="no such file or folder as"):
+        open_corpus(tmp_path / "absent.csv")
     (tmp_path / "2.png").unlink()
-    images = [e.image for e in Table(tmp_path / "table.csv", "image", "caption")
-              .examples_of_shard(0, 1)]  # fmt: skip
+    images = [content(e) for e in read(tmp_path / "table.csv")]
     assert [image is None for image in images] == [False, False, True, False]
 
 
@@ -32,55 +52,204 @@ def test_lines_of_csv(tmp_path: Path) -> None:
     """Blank ones are none, short ones lack what they lack; parts are the whole."""
     path = tmp_path / "table.csv"
     path.write_text("caption,image\na,0.png\n\nb\n\n\nc,2.png\n\n")
-    table = Table(path, "image", "caption")
+    table = open_corpus(path)
     assert len(table) == 3
     parts = [example for i in range(2) for example in table.examples_of_shard(i, 2)]
     assert [(e.id, e.caption) for e in parts] == [
         ("table/0", "a"), ("table/1", "b"), ("table/2", "c")
     ]  # fmt: skip
-    path.write_bytes(b"caption,image\n\xff\xfe,0.png\n")
-    with pytest.raises(ValueError, match=rf"{path} is no CSV in UTF-8"):
-        Table(path, "image", "caption")
+    path.write_bytes(b"caption,image\n\xff\xfe,0.png\nb,1.png\n")
+    assert captions(path) == ["(caption is not in utf-8)", "b"]
+    assert captions(path, encoding="latin-1") == ["\xff\xfe", "b"]
 
 
-def parquet(directory: Path, image: Any, caption: Any = CAPTIONS) -> Table:
+def test_rows_are_found_by_their_places_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagen_jax.data.corpora.text_tables.INDEX_EVERY", 3)
+    rows = [f'{i}.png,"number {i}\n of all"\n' for i in range(20)]
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(rows))
+    lines = [json.dumps({"image": f"{i}.png", "caption": f"number {i}"}) for i in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    for name in ("t.csv", "t.jsonl"):
+        for shards in (1, 2, 7, 20):
+            corpus = open_corpus(tmp_path / name)
+            parts = [list(corpus.examples_of_shard(i, shards)) for i in reversed(range(shards))]
+            found = [int(e.caption.split()[1]) for part in reversed(parts) for e in part]
+            assert found == list(range(20))
+
+
+ROWS = "image,caption\n0.png,a dog\n1.png,{}\n2.png,a tree\n3.png,a bird\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ('"a cat, asleep"', "a cat, asleep"),
+        ('"a ""big"" cat"', 'a "big" cat'),
+        ('"two\nlines"', "two\nlines"),
+        ('5" wide', '5" wide'),
+        ("a cat,", "a cat"),
+        ("a cat, asleep", None),
+        ('"a cat', None),  # never closes
+        ('"a cat"s toy', None),
+        ('"a \\"big\\" cat"', None),
+        ('"""', None),
+    ],
+)
+def test_quotes_and_commas_never_merge_or_shift_rows(
+    tmp_path: Path, cell: str, expected: str | None
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(ROWS.format(cell))
+    if expected is None and "," not in cell:
+        with pytest.raises(ValueError, match=rf"{path}, line 3: a quote that does not close"):
+            open_corpus(path)
+    found = captions(path, damaged_files="drop")
+    assert (found[0], found[2:]) == ("a dog", ["a tree", "a bird"])
+    assert found[1] == expected or (expected is None and found[1].startswith("("))
+
+
+def test_a_quote_that_closes_rows_later_merges_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image,caption\n0.png,"a dog\n1.png,a cat"\n2.png,a tree\n')
+    with pytest.raises(ValueError, match="line 2: a quote that does not close"):
+        open_corpus(path)
+    found = captions(path, damaged_files="drop")
+    assert found[0] == "(a quote that does not close, or closes within a cell)"
+    assert found[-1] == "a tree"
+    assert len(found) == 3
+
+
+def test_tables_of_tabs_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('image\tcaption\n0.png\t"a" dog\n1.png\t"a cat\n2.png\t"a ""big"" tree"\n')
+    assert captions(path) == ['"a" dog', '"a cat', 'a "big" tree']
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "options"),
+    [
+        ("t.csv", lambda t: b"\xef\xbb\xbf" + t.encode(), {}),
+        ("t.csv", lambda t: t.replace(",", ";").encode(), {}),
+        ("t.csv", lambda t: t.replace("\n", "\r\n").encode(), {}),
+        ("t.csv", lambda t: t.replace("\n", "\r").encode(), {}),
+        ("t.csv", lambda t: t.rstrip("\n").encode(), {}),
+        ("t.csv.gz", lambda t: gzip.compress(t.encode()), {}),
+        ("t.csv", lambda t: t.encode("utf-16"), {"encoding": "utf-16"}),
+        ("t.csv", lambda t: t.encode("cp1252"), {"encoding": "cp1252"}),
+        ("t.tsv", lambda t: t.replace(",", "\t").encode("utf-16"), {"encoding": "utf-16"}),
+        ("captions.txt", lambda t: t.encode(), {}),
+    ],
+)
+def test_tables_of_text(tmp_path: Path, name: str, write: Any, options: dict[str, str]) -> None:
+    text = "image,caption\n0.png,caf\xe9\n1.png,na\xefve art\n"
+    (tmp_path / name).write_bytes(write(text))
+    assert captions(tmp_path / name, **options) == ["caf\xe9", "na\xefve art"]
+    if "encoding" in options and options["encoding"] == "utf-16":
+        with pytest.raises(ValueError, match="byte order mark of UTF-16: --encoding utf-16"):
+            open_corpus(tmp_path / name)
+
+
+def test_empty_tables_are_said(tmp_path: Path) -> None:
+    for name in ("t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.json"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=r"is empty"):
+            open_corpus(tmp_path / name)
+
+
+RECORDS = [{"image": f"{i}.png", "caption": c} for i, c in enumerate(CAPTIONS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("t.json", RECORDS),
+        ("t.json", {"info": {}, "data": RECORDS}),
+        ("t.json", {r["image"]: r["caption"] for r in RECORDS}),
+        ("t.json", {r["image"]: {"caption": r["caption"], "tags": []} for r in RECORDS}),
+        ("t.json", {"image": [r["image"] for r in RECORDS], "caption": CAPTIONS}),
+        ("captions_train2017.json", {
+            "images": [{"id": i, "file_name": r["image"]} for i, r in enumerate(RECORDS)],
+            "annotations": [{"image_id": i, "caption": c} for i, c in enumerate(CAPTIONS)]}),
+    ],
+)  # fmt: skip
+def test_forms_of_json(tmp_path: Path, name: str, value: Any) -> None:
+    (tmp_path / name).write_text(json.dumps(value))
+    assert captions(tmp_path / name) == CAPTIONS
+
+
+def test_lines_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    encoded = base64.b64encode(IMAGES[0]).decode()
+    lines = [json.dumps({"image": "0.png", "caption": ["a dog", "a pet"]}), "{", "[1]",
+             json.dumps({"image": "1.png"}), json.dumps({"image": "2.png", "caption": 3}),
+             json.dumps({"image": "3.png", "caption": '{"a": 1}'}),
+             json.dumps({"image": encoded, "caption": "in the cell"}),
+             json.dumps({"image": f"data:image/png;base64,{encoded}",
+                         "caption": "in a URL"})]  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=rf"{path}, line 2: line is no JSON"):
+        open_corpus(path)
+    assert captions(path, damaged_files="drop") == [
+        "a dog", "a pet", "(line is no JSON)", "(line is no JSON object)", "(no caption)",
+        "(caption is no text)", "(caption is JSON without a text)", "in the cell", "in a URL",
+    ]  # fmt: skip
+    found = read(path, damaged_files="drop")
+    assert [content(e) for e in found[-2:]] == [IMAGES[0]] * 2
+
+
+def parquet(directory: Path, image: Any, caption: Any = CAPTIONS) -> Path:
     path = directory / "table.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"image": image, "caption": caption}), path)
-    return Table(path, "image", "caption")
+    return path
 
 
 def test_images_of_hugging_face_datasets(tmp_path: Path) -> None:
     """An image is {bytes, path}, of which one may be missing."""
     (tmp_path / "2.jpg").write_bytes(IMAGES[2])
     images = [{"bytes": IMAGES[0], "path": "0.jpg"}, {"bytes": IMAGES[1], "path": None},
-                {"bytes": None, "path": "2.jpg"}, None]  # fmt: skip
-    found = list(parquet(tmp_path, images).examples_of_shard(0, 1))
-    assert [e.image for e in found] == [*IMAGES[:3], None]
+              {"bytes": None, "path": "2.jpg"}, None]  # fmt: skip
+    found = read(parquet(tmp_path, images))
+    assert [content(e) for e in found] == [*IMAGES[:3], None]
     assert [e.caption for e in found] == CAPTIONS
 
 
 def test_columns_of_other_types(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    with pytest.raises(ValueError, match=rf"{path}: column 'caption' holds int64; captions must"):
-        parquet(tmp_path, IMAGES, [1, 2, 3, 4])
-    with pytest.raises(ValueError, match=rf"{path}: column 'caption' holds list<.*string"):
-        parquet(tmp_path, IMAGES, [[caption] for caption in CAPTIONS])
-    with pytest.raises(ValueError, match=rf"{path}: column 'image' holds double; it must hold"):
-        parquet(tmp_path, [0.5, 1.5, 2.5, 3.5])
+    assert captions(parquet(tmp_path, IMAGES, [1, 2, 3, 4])) == ["(caption is no text)"] * 4
+    several = [["a", "b"], [], ["c"], None]
+    assert captions(parquet(tmp_path, IMAGES, several)) == [
+        "a", "b", "(no caption)", "c", "(no caption)"
+    ]  # fmt: skip
+    numbers = parquet(tmp_path, [0.5, 1.5, 2.5, 3.5])
+    assert captions(numbers) == ["(image is no file and no path)"] * 4
     repeated = pyarrow.array(CAPTIONS).dictionary_encode()
-    found = parquet(tmp_path, IMAGES, repeated).examples_of_shard(0, 1)
-    assert [example.caption for example in found] == CAPTIONS
+    assert captions(parquet(tmp_path, IMAGES, repeated)) == CAPTIONS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow_files_and_streams(tmp_path: Path, stream: bool) -> None:
+    table = pyarrow.table({"image": IMAGES, "caption": CAPTIONS})
+    path = tmp_path / "data-00000-of-00001.arrow"
+    new = pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    assert captions(path) == CAPTIONS
+    corpus = open_corpus(path)
+    assert [e.caption for i in range(4) for e in corpus.examples_of_shard(i, 4)] == CAPTIONS
 
 
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path)
     path = tmp_path / "table.parquet"
-    content = bytearray(path.read_bytes())
-    table = Table(path, "image", "caption")
-    content[4:40] = bytes(36)
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{path} is damaged"):
-        list(table.examples_of_shard(0, 1))
+    damaged = bytearray(path.read_bytes())
+    damaged[4:40] = bytes(36)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"{path} is damaged in rows 0 to 2: .*--damaged-f"):
+        read(path)
+    found = read(path, damaged_files="drop")
+    assert [e.reason for e in found[:3] if isinstance(e, Dropped)] == ["rest of a damaged file"] * 3
+    assert found[3].caption == CAPTIONS[3]
     path.write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=rf"{path} is no parquet file"):
-        Table(path, "image", "caption")
+    with pytest.raises(ValueError, match=rf"{path} is damaged, or no parquet or Arrow file"):
+        open_corpus(path)

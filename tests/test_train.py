@@ -214,7 +214,9 @@ def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "workdir" / "base").iterdir()) == [
         "checkpoints", "logs", "stage.json"
     ]  # fmt: skip
-    embed(tiny.Colours(), tiny.encoder(), data, split="test", image_size=tiny.SR, num_shards=1)
+    embed(
+        tiny.Colours(), data, encoder=tiny.encoder(), split="test", image_size=tiny.SR, num_shards=1
+    )
     tiny.assert_identical(loop.train(config, "base", str(data), str(tmp_path / "workdir")), state)
 
 
@@ -235,8 +237,9 @@ def test_measuring_changes_nothing_and_keeps_the_best(
         loop.train(config, "base", str(data), str(tmp_path / "workdir"))
     assert not (tmp_path / "workdir").exists()
     embed(
-        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
-    )
+        tiny.Colours(), data, encoder=tiny.encoder(), split="validation", image_size=tiny.SR,
+        num_shards=1,
+    )  # fmt: skip
     state = loop.train(config, "base", str(data), str(tmp_path / "workdir"))
     tiny.assert_identical(state, run.state)
     directory = tmp_path / "workdir" / "base"

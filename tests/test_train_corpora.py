@@ -25,16 +25,16 @@ def test_training_embeds_a_corpus_first(
     monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
     write_csv(tmp_path)
     workdir, by_hand = tmp_path / "workdir", tmp_path / "by_hand"
-    corpus = f"table:{tmp_path}/table.csv"
-    argv = train_argv("base", corpus, workdir, "--embed", "shards=2", "long-captions=truncate")
+    corpus = f"{tmp_path}/table.csv"
+    argv = train_argv("base", corpus, workdir, "--shards", "2", "--long-captions", "truncate")
     assert main(argv) == 0
     assert f"4 examples in {workdir / 'embeddings'}" in capsys.readouterr().out
     options = ["--image-size", str(tiny.SR), "--encoder", "tiny", "--shards", "2"]
     options += ["--long-captions", "truncate", "--output", str(by_hand)]
-    assert main(["embed", "--table", f"{tmp_path}/table.csv", *options]) == 0
+    assert main(["embed", corpus, *options]) == 0
     manifest = records.load_manifest(workdir / "embeddings")
     assert manifest == records.load_manifest(by_hand)
-    assert tiny.record(workdir, "base")["source"]["train"]["name"] == "table"
+    assert tiny.record(workdir, "base")["source"]["train"]["name"] == "csv"
     assert checkpoint_steps(workdir / "base") == [2]
 
     # The other stage finds one shard there, and makes the one that is missing.
@@ -58,16 +58,13 @@ def test_training_embeds_a_corpus_first(
 @pytest.mark.parametrize(
     ("data", "more", "message"),
     [
-        ("table:t.csv", ["--embed", "fti=crop"], "--embed 'fti=crop' must be KEY=VALUE with KEY"),
-        ("table:t.csv", ["--embed", "output=o"], "--embed 'output=o' must be KEY=VALUE with KEY"),
-        ("table:t.csv", ["--embed", "fit"], "--embed 'fit' must be KEY=VALUE with KEY one of"),
-        ("table:t.csv", [], "no table t.csv"),
-        ("tfrecords:absent/*", [], "no file matches 'absent/*'"),
-        ("t.csv", [], "no embedding directory t.csv"),
-        ("t.csv", ["--embed", "fit=crop"], "a corpus is KIND:WHERE with KIND one of: scenes,"),
-        ("webdataset:a/*.tar", ["--embed", "fit=crop", "--multi-host"],
-         "run: imagen embed '--webdataset=a/*.tar' --encoder=tiny --image-size=8 "
-         "--output=w/embeddings --fit=crop (on several hosts, each with its --process ID/COUNT), "
+        ("t.csv", [], "no such file or folder as 't.csv'"),
+        ("absent/*.tar", [], "no file or folder matches 'absent/*.tar'"),
+        ("absent", [], "no embedding directory absent"),
+        ("absent", ["--fit", "crop"], "--fit belongs to a corpus, and 'absent' is none"),
+        ("a/*.tar", ["--fit", "exact", "--multi-host"],
+         "run: imagen embed 'a/*.tar' --encoder=tiny --image-size=8 --fit=crop "
+         "--output=w/embeddings --fit=exact (on several hosts, each with its --process ID/COUNT), "
          "then train with --data w/embeddings"),
     ],
 )  # fmt: skip

@@ -42,7 +42,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = SceneSource("quickstart", "heldout", 3, 2 * COUNT, SIDE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "MAX_TOKENS", LONGEST)
-        embed(source, tiny.encoder(), directory, split="validation", image_size=SIDE, num_shards=3)
+        embed(
+            source, directory, encoder=tiny.encoder(), split="validation", image_size=SIDE,
+            num_shards=3,
+        )  # fmt: skip
     return directory
 
 
@@ -88,7 +91,7 @@ def test_what_cannot_be_evaluated(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluate_every is 2.*embed --split validation"):
         Evaluation(tiny.stage(*small), str(colours), mesh)
     embed(
-        tiny.Colours(), tiny.encoder(), colours,
+        tiny.Colours(), colours, encoder=tiny.encoder(),
         split="validation", image_size=tiny.SR, num_shards=1,
     )  # fmt: skip
     chosen = tiny.stage(*small, "stages.base.train.best_metric=all_correct")

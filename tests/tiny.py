@@ -86,7 +86,7 @@ def embed_scenes(
     source = SceneSource(level, "train", seed, count, size)
     text_encoder = encoder_lib.load_encoder(encoder_name, **files)
     return embed(
-        source, text_encoder, output, split="train", image_size=size, num_shards=num_shards
+        source, output, encoder=text_encoder, split="train", image_size=size, num_shards=num_shards
     )
 
 
@@ -127,7 +127,12 @@ def embed_colours(directory: Path, text_encoder: TextEncoder | None = None) -> P
     from imagen_jax.embed import embed
 
     embed(
-        Colours(), text_encoder or encoder(), directory, split="train", image_size=SR, num_shards=2
+        Colours(),
+        directory,
+        encoder=text_encoder or encoder(),
+        split="train",
+        image_size=SR,
+        num_shards=2,
     )
     return directory
 

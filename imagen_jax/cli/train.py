@@ -10,15 +10,20 @@ import traceback
 from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import Commands, add_config, command, one_line
-from imagen_jax.cli.embed import (
-    CORPORA,
-    EMBEDDINGS,
-    TRAIN_OPTIONS,
-    embed_for_training,
+from imagen_jax.cli.corpus import (
+    EMBEDDING,
+    OPENING,
+    add_embedding,
+    add_opening,
+    embedding_options,
     is_corpus,
-    training_arguments,
+    open_given,
+    print_outcome,
 )
 from imagen_jax.errors import UserError
+
+EMBEDDINGS = "embeddings"
+"""Folder of a work directory in which training embeds a corpus."""
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -44,7 +49,7 @@ def add_command(commands: Commands) -> None:
             --data runs/quickstart/embeddings --workdir runs/short \\
             --set stages.base.train.steps=200 stages.base.train.batch_size=16
         imagen train --config quickstart --stage base --workdir runs/mine \\
-            --data table:captions.csv --embed image-key=path fit=crop long-captions=truncate
+            --data captions.csv --image-key path --long-captions truncate
             a small corpus, embedded first into runs/mine/embeddings as `imagen embed` does
         imagen train --config quickstart --stage base --multi-host \\
             --data /bucket/embeddings --workdir /bucket/run
@@ -60,21 +65,11 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR",
+        nargs="+",
         required=True,
         help="what `imagen embed` wrote; several of them with their rates, DIR=RATE,DIR=RATE; or, "
-        "on one host, a corpus as KIND:WHERE, which is embedded into WORKDIR/embeddings first, "
-        "KIND and WHERE as in its options: "
-        f"{', '.join(CORPORA)}",
-    )
-    parser.add_argument(
-        "--embed",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="where --data is a corpus: more options of `imagen embed`, of "
-        f"{', '.join(TRAIN_OPTIONS)}; the encoder is the config's, and images are as large as "
-        "those of its last stage unless image-size is given",
+        "on one host, a corpus as `imagen embed` takes it, which is embedded into "
+        f"WORKDIR/{EMBEDDINGS} first",
     )
     parser.add_argument(
         "--workdir", metavar="DIR", required=True, help="holds one folder for each stage"
@@ -100,6 +95,13 @@ def add_command(commands: Commands) -> None:
         "another (TPU pods, GKE, Slurm), else: which this is, from 0, of how many, and the "
         "address of the first",
     )
+    group = parser.add_argument_group(
+        "where --data is a corpus",
+        "it is embedded with the config's encoder, and images are as large as those of the\n"
+        "config's last stage unless --image-size is given",
+    )
+    add_embedding(group)
+    add_opening(group)
     parser.set_defaults(run=run)
 
 
@@ -139,25 +141,50 @@ def run(args: argparse.Namespace) -> int:
 
 def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
     """The embeddings to train on; of a corpus, they are made first."""
-    if not is_corpus(args.data):
-        if args.embed:
+    if not is_corpus(args.data) and args.kind is None:
+        given = [name for name in (*OPENING, *EMBEDDING) if getattr(args, name) is not None]
+        if given or len(args.data) > 1:
+            name = f"--{given[0].replace('_', '-')}" if given else "several --data"
             raise UserError(
-                f"--embed belongs to a corpus, and --data is {args.data!r}; a corpus is KIND:WHERE "
-                f"with KIND one of: {', '.join(CORPORA)}"
+                f"{name} belongs to a corpus, and {args.data[0]!r} is none: there is no such file, "
+                "or it is a directory of embeddings"
             )
-        return args.data
-    arguments = training_arguments(args.data, args.embed, config, args.workdir)
+        return args.data[0]
+    output = os.path.join(args.workdir, EMBEDDINGS)
+    size = args.image_size or max(stage.resolution for stage in config.stages.values())
     if args.multi_host is not None:
+        options = {name: getattr(args, name) for name in (*OPENING, *EMBEDDING)}
+        given = [f"--{k.replace('_', '-')}={v}" for k, v in options.items() if v is not None]
+        line = ["imagen", "embed", *args.data, f"--encoder={config.text.encoder}",
+                f"--image-size={size}", "--fit=crop", f"--output={output}", *given]  # fmt: skip
         raise UserError(
-            f"--data {args.data} is a corpus, which training embeds on one host only; before "
-            f"training on several, run: imagen {shlex.join(arguments)} (on several hosts, each "
-            f"with its --process ID/COUNT), then train with --data "
-            f"{os.path.join(args.workdir, EMBEDDINGS)}"
+            f"--data {args.data[0]} is a corpus, which training embeds on one host only; before "
+            f"training on several, run: {shlex.join(line)} (on several hosts, each with its "
+            f"--process ID/COUNT), then train with --data {output}"
         )
+    from imagen_jax.embed import embed
     from imagen_jax.stage import make_stage
+    from imagen_jax.text.encoder import load_encoder
 
     make_stage(config, args.stage)  # a mistake in it answers before hours of embedding
-    return embed_for_training(arguments)
+    corpus = open_given(args, args.data, "train")
+    encoder = load_encoder(
+        config.text.encoder, args.encoder_weights, args.vocabulary, args.encoder_dtype
+    )
+    options = embedding_options(args)
+    if args.image_size is None:
+        options.setdefault("fit", "crop")
+    manifest = embed(
+        corpus,
+        output,
+        encoder=encoder,
+        image_size=size,
+        max_tokens=config.text.max_length,
+        **options,
+    )
+    assert manifest is not None  # this process writes all shards
+    print_outcome(manifest, "train", output)
+    return output
 
 
 def _leave(error: Exception) -> None:

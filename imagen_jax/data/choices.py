@@ -11,3 +11,8 @@ STATES = ("bfloat16", "int8")
 """How token states are stored."""
 DAMAGED_FILES = ("stop", "drop")
 """What is done with a damaged file of a corpus: an error, or what cannot be read is left out."""
+CORPUS_KINDS = (
+    "folder", "csv", "tsv", "jsonl", "json", "coco", "parquet", "arrow", "webdataset", "tfrecords",
+    "tfds",
+)  # fmt: skip
+"""Kinds of corpora that are read; `corpora.open_corpus` recognises them."""

@@ -25,7 +25,8 @@ class Example(Protocol):
     Attributes:
       id: name of the example, unique in the source.
       caption: the text.
-      image: [size, size, 3] uint8 pixels, or an encoded image; None if there is none.
+      image: [size, size, 3] uint8 pixels, an encoded image, one that is read when it is needed, or
+        None if there is none.
     """
 
     @property
@@ -33,20 +34,35 @@ class Example(Protocol):
     @property
     def caption(self) -> str: ...
     @property
-    def image(self) -> np.ndarray | bytes | None: ...
+    def image(self) -> np.ndarray | bytes | StoredImage | None: ...
 
 
 @dataclass(frozen=True)
-class DamagedFile:
-    """What a source that reads past damage yields in place of the examples that it cannot read.
+class Dropped:
+    """What a source yields in place of an example, or of the rest of a file, that it cannot give.
 
     Attributes:
-      id: name of the file.
-      fault: what is wrong with it.
+      id: name of the example or of the file.
+      reason: in words that many share; they are counted by it.
+      detail: what is particular about this one.
     """
 
     id: str
-    fault: str
+    reason: str
+    detail: str = ""
+
+
+class StoredImage(Protocol):
+    """An image that is read when it is needed."""
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+          UnusableError: there is none.
+          OSError: it may not be read.
+        """
+        ...
 
 
 class Source(Protocol):
@@ -55,7 +71,7 @@ class Source(Protocol):
     One that knows how many examples it has says so by __len__.
     """
 
-    def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example | DamagedFile]:
+    def examples_of_shard(self, shard: int, num_shards: int) -> Iterable[Example | Dropped]:
         """The examples of one shard: the same ones whenever it is called.
 
         Raises:

@@ -1,5 +1,11 @@
-"""Embeds captions once, offline: images and captions -> shards of images and token states."""
+"""Embeds captions once, offline: images and captions -> shards of images and token states.
 
-from imagen_jax.embed.job import embed
+job        `embed`: its directory, how processes share it, its manifest
+prepare    examples -> chunks of fitted images and tokens, ahead of the encoder
+shard      chunks -> shards
+estimate   what a corpus will take, from a sample of it
+"""
 
-__all__ = ["embed"]
+from imagen_jax.embed.job import advice_on, default_shards, embed
+
+__all__ = ["advice_on", "default_shards", "embed"]

@@ -13,7 +13,7 @@ from imagen_jax.data import records
 from imagen_jax.data.choices import STATES
 from imagen_jax.data.records import Record
 from imagen_jax.data.sources import Source
-from imagen_jax.embed.shard import Handling, prepare
+from imagen_jax.embed.prepare import Handling, prepare
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 
@@ -92,7 +92,7 @@ def estimate(
     """
     started = time.perf_counter()
     first = islice(source.examples_of_shard(0, 1), sample)
-    chunks = list(prepare(first, encoder, handling))
+    chunks = list(prepare([(0, first)], encoder, handling))
     prepare_seconds = time.perf_counter() - started
     sampled = sum(chunk.seen for chunk in chunks)
     examples = [example for chunk in chunks for example in chunk.examples]
@@ -102,7 +102,7 @@ def estimate(
             dropped[reason] = dropped.get(reason, 0) + 1
     if not examples:
         raise UserError(f"none of the first {sampled} examples can be used: {dropped}")
-    tokens_of = {caption: ids for chunk in chunks for caption, ids in chunk.new.items()}
+    tokens_of = {caption: ids for chunk in chunks for caption, ids in chunk.tokens.items()}
     tokens = list(tokens_of.values())
     encoder.encode_tokens(tokens)  # compiles
     started = time.perf_counter()

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import os
 import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,62 +24,77 @@ from tqdm import tqdm
 
 from imagen_jax.data import records
 from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
+from imagen_jax.data.corpora import open_corpus
 from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
-from imagen_jax.embed.shard import Counts, Handling, write_shard
+from imagen_jax.embed.prepare import Handling
+from imagen_jax.embed.shard import Counts, write_shards
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, write_json
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.files import differences, fingerprint, only_writer, write_json
+from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 Job = dict[str, Any]
+DEFAULT_SIZE = 64
+SHARD_EXAMPLES = 10_000
 
 
 def embed(
-    source: Source,
-    encoder: TextEncoder,
-    output_dir: str | Path,
+    corpus: Source | str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
-    split: str,
-    image_size: int,
-    num_shards: int,
+    encoder: TextEncoder | str = "minilm",
+    image_size: int | None = None,
+    fit: str | None = None,
+    split: str = "train",
+    num_shards: int | None = None,
     shards: Iterable[int] | None = None,
-    states: str = "bfloat16",
-    fit: str = "exact",
-    long_captions: str = "drop",
+    states: str = STATES[0],
+    long_captions: str = LONG_CAPTIONS[0],
+    max_tokens: int | None = None,
 ) -> Manifest | None:
     """Writes one split of an embedding directory (layout: `imagen_jax.data.records`).
 
     Examples that cannot be used are left out, counted by reason in the manifest and listed in a
     file beside their shard: an empty caption, one with too many tokens, an image that is missing,
-    undecodable, too small or of another size, and what a source gives up of damaged files. What is
+    damaged, too small or of another size, and what a corpus gives up of damaged files. What is
     changed is counted, too.
 
     Args:
-      source: captioned images.
-      encoder: frozen text encoder.
-      output_dir: made if it does not exist. Further splits may be added later, with the same
-        encoder and image size.
+      corpus: captioned images: what `open_corpus` opens, or any `Source`.
+      output: the directory; made if it does not exist. Further splits may be added later, with the
+        same encoder and image size.
+      encoder: frozen text encoder, or the name of one.
+      image_size: side of the images in pixels; None is DEFAULT_SIZE with fit "crop".
+      fit: "exact" leaves out images of another size, "crop" reduces larger ones and crops them to
+        the middle; None is "exact" where a size is given.
       split: name of the split, such as "train".
-      image_size: side of the images in pixels.
-      num_shards: files to divide the split into.
+      num_shards: files to divide the split into; None is one for SHARD_EXAMPLES examples, or for
+        every file of a corpus of tars or TFRecords.
       shards: those of them that this process writes, for dividing the job over hosts; None for
         all.
       states: how token states are stored: "bfloat16", or "int8" with a scale for each token.
-      fit: "exact" leaves out images of another size, "crop" reduces larger ones and crops them to
-        the middle.
       long_captions: "drop" leaves out captions with too many tokens, "truncate" cuts them.
+      max_tokens: most tokens of a caption, such as a config's text.max_length; None is the
+        encoder's.
 
     Returns:
       The manifest, or None if other processes have shards of this split to finish.
 
     Raises:
-      UserError: the directory holds embeddings of another encoder, source or layout (the message
-        shows the differences), a shard is out of range, the source cannot be divided into so many,
-        or no example could be used.
+      UserError: the directory holds embeddings of another encoder, corpus or layout (the message
+        shows the differences), a shard is out of range, the corpus cannot be divided into so many,
+        or no example could be used, with the commonest reason and what mends it.
     """
-    if num_shards < 1 or image_size < 1:
+    if isinstance(corpus, str | os.PathLike):
+        corpus = open_corpus(corpus)
+    if fit is None:
+        fit = "crop" if image_size is None else "exact"
+    image_size = DEFAULT_SIZE if image_size is None else image_size
+    num_shards = default_shards(corpus) if num_shards is None else num_shards
+    if num_shards < 1 or image_size < 1 or (max_tokens is not None and max_tokens < 2):
         raise UserError(
-            f"num_shards and image_size must be at least 1, got {num_shards} and {image_size}"
+            f"num_shards and image_size must be at least 1, and max_tokens 2; got {num_shards}, "
+            f"{image_size} and {max_tokens}"
         )
     for name, value, choices in (
         ("states", states, STATES),
@@ -91,14 +107,18 @@ def embed(
         raise UserError(
             f"split is {split!r}; it must be of letters, digits and _, such as train or validation"
         )
-    known = operator.length_hint(source)
+    known = operator.length_hint(corpus)
     if 0 < known < num_shards:
-        raise UserError(f"count must be at least num_shards = {num_shards}, got {known}")
+        raise UserError(
+            f"{num_shards} shards of {known} examples: choose at most {known} shards (--shards)"
+        )
     mine = list(range(num_shards) if shards is None else shards)
     if outside := [shard for shard in mine if not 0 <= shard < num_shards]:
         raise UserError(f"shards {outside} are not in 0..{num_shards - 1}")
-    source.examples_of_shard(0, num_shards)  # an error now, if they cannot be so many
-    directory = Path(output_dir)
+    corpus.examples_of_shard(0, num_shards)  # an error now, if they cannot be so many
+    if isinstance(encoder, str):
+        encoder = load_encoder(encoder)
+    directory = Path(output)
     job: Job = {
         "format": records.FORMAT,
         "encoder": {
@@ -112,67 +132,116 @@ def embed(
         "image_size": image_size,
         "fit": fit,
         "long_captions": long_captions,
+        "max_tokens": max_tokens,
         "split": split,
         "num_shards": num_shards,
-        "source": json.loads(json.dumps(source.describe())),
+        "source": json.loads(json.dumps(corpus.describe())),
     }
-    _claim(directory, job)
-    todo = [shard for shard in mine if _finished(directory, job, shard) is None]
-    # Of a source that does not know how many examples it has, the bar has no end.
-    total = round(known * len(todo) / num_shards) or None
-    handling = Handling(image_size, fit, long_captions)
-    with tqdm(total=total, desc=f"embed {split}", unit=" captions", disable=not todo) as bar:
-        for shard in todo:
-            name = records.shard_name(split, shard, num_shards)
-            started = time.monotonic()
-            counts = write_shard(
-                source, encoder, directory / name, shard, num_shards, handling, states, bar
-            )
-            _log(directory, name, counts, time.monotonic() - started)
-            # Counts after the shard: where they are, the shard is whole.
-            write_json(
-                directory / "progress" / f"{name}.json",
-                {
-                    **vars(counts),
-                    "bytes": (directory / name).stat().st_size,
-                    "sha256": _sha256(directory / name),
-                },
-            )
+    progress = directory / "progress"
+    progress.mkdir(parents=True, exist_ok=True)
+    lock = progress / f"{split}-{min(mine, default=0):05d}"  # of processes that share the shards
+    with only_writer(lock, "imagen embed"):
+        _write(corpus, encoder, directory, job, mine, known)
     return _write_manifest(directory, job)
 
 
+def _write(
+    corpus: Source,
+    encoder: TextEncoder,
+    directory: Path,
+    job: Job,
+    mine: Iterable[int],
+    known: int,
+) -> None:
+    """Writes those of the shards `mine` that are not finished; `known`: examples of the corpus."""
+    split, num_shards = job["split"], job["num_shards"]
+    _claim(directory, job)
+    todo = [shard for shard in mine if _finished(directory, job, shard) is None]
+    _sweep(directory, job, todo)
+    # Of a corpus that does not know how many examples it has, the bar has no end.
+    total = round(known * len(todo) / num_shards) or None
+    handling = Handling(job["image_size"], job["fit"], job["long_captions"], job["max_tokens"])
+    paths = {shard: directory / records.shard_name(split, shard, num_shards) for shard in todo}
+    started = time.monotonic()
+    with tqdm(total=total, desc=f"embed {split}", unit=" captions", disable=not todo) as bar:
+        for shard, counts in write_shards(
+            corpus, encoder, paths, num_shards, handling, job["states"], bar
+        ):
+            path = paths[shard]
+            _log(directory, path.name, counts, time.monotonic() - started)
+            started = time.monotonic()
+            # Counts after the shard: where they are, the shard is whole.
+            write_json(
+                directory / "progress" / f"{path.name}.json",
+                {
+                    **vars(counts),
+                    "bytes": path.stat().st_size,
+                    "sha256": _sha256(path),
+                    "job": fingerprint(job),
+                },
+            )
+
+
+def default_shards(corpus: Source) -> int:
+    """Shards of a corpus for which no number was asked: see `embed`."""
+    if hasattr(corpus, "default_shards"):
+        return int(corpus.default_shards())
+    return max(1, -(-operator.length_hint(corpus) // SHARD_EXAMPLES))
+
+
 def _claim(directory: Path, job: Job) -> None:
-    """Makes the directory this job's, or raises if it holds other embeddings."""
+    """Makes the directory this job's, or raises if it holds other embeddings.
+
+    A job of which no shard was finished has no claim: its options may have been the mistake.
+    """
     progress = directory / "progress"
     progress.mkdir(parents=True, exist_ok=True)
-    if not any(progress.glob("*.job.json")) and (directory / records.MANIFEST).exists():
+    jobs = {path: json.loads(path.read_text()) for path in sorted(progress.glob("*.job.json"))}
+    if not jobs and (directory / records.MANIFEST).exists():
         raise UserError(f"{directory} holds finished embeddings, to which nothing can be added")
-    for path in sorted(progress.glob("*.job.json")):
-        other = json.loads(path.read_text())
-        # Splits of one directory differ in source and shards, but not in what a reader relies on.
+    for path, other in jobs.items():
+        # Splits of one directory differ in corpus and shards, but not in what a reader relies on.
         shared = (
             ("format", "encoder", "states", "image_size") if other["split"] != job["split"] else job
         )
-        if lines := differences({key: other[key] for key in shared},
-                                        {key: job[key] for key in shared}):  # fmt: skip
+        lines = differences(
+            {key: other.get(key) for key in shared}, {key: job[key] for key in shared}
+        )
+        if lines and any(progress.glob(f"{other['split']}-*-of-*.json")):
             raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
                 "(there != requested):\n  " + "\n  ".join(lines)
             )
+        if lines:
+            path.unlink()
     write_json(progress / f"{job['split']}.job.json", job)
+
+
+def _sweep(directory: Path, job: Job, todo: Iterable[int]) -> None:
+    """Removes what killed processes left of these shards, and lists of jobs without claim."""
+    split, num_shards = job["split"], job["num_shards"]
+    stems = {Path(records.shard_name(split, shard, num_shards)).stem for shard in todo}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            other_job = re.fullmatch(rf"{split}-\d+-of-(\d+)\.dropped", entry.name)
+            if (entry.name.endswith(".tmp") and entry.name.partition(".")[0] in stems) or (
+                other_job and int(other_job.group(1)) != num_shards
+            ):
+                os.unlink(entry.path)
 
 
 def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
     """What was counted while writing a shard, or None if it is not (wholly) there."""
     name = records.shard_name(job["split"], shard, job["num_shards"])
     counts, file = directory / "progress" / f"{name}.json", directory / name
-    if not counts.exists():
+    try:
+        result = json.loads(counts.read_text())
+        sizes = {file: result["bytes"],
+                 records.offsets_path(file): records.offsets_size(result["examples"])}  # fmt: skip
+        whole = all(path.stat().st_size == size for path, size in sizes.items())
+    except FileNotFoundError:
         return None
-    result = json.loads(counts.read_text())
-    sizes = {file: result["bytes"],
-             records.offsets_path(file): records.offsets_size(result["examples"])}  # fmt: skip
-    whole = all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
-    return result if whole else None
+    return result if whole and result["job"] == fingerprint(job) else None
 
 
 def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:
@@ -191,17 +260,20 @@ def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:
 def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     """Adds the split to the manifest if all its shards are there."""
     split, num_shards = job["split"], job["num_shards"]
-    finished = [_finished(directory, job, shard) for shard in range(num_shards)]
-    counts = [shard for shard in finished if shard is not None]
-    if len(counts) < num_shards:
-        return None
+    counts = []
+    for shard in range(num_shards):
+        if (finished := _finished(directory, job, shard)) is None:
+            return None
+        counts.append(finished)
     examples = sum(shard["examples"] for shard in counts)
     dropped, changed, sides = (
         dict(sum((Counter(shard[key]) for shard in counts), Counter[str]()))
         for key in ("dropped", "changed", "sides")
     )
     if not examples:
-        raise UserError(f"no example of split {split!r} could be used; dropped: {dropped}")
+        message = _nothing_kept(directory, job, dropped)
+        _forget(directory, job)
+        raise UserError(message)
     path = directory / records.MANIFEST
     old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
     entry = {
@@ -210,6 +282,7 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         "bytes": sum(shard["bytes"] for shard in counts),
         "captions": sum(shard["captions"] for shard in counts),
         "tokens": sum(shard["tokens"] for shard in counts),
+        "longest": max(shard["longest"] for shard in counts),
         "dropped": dropped,
         "changed": changed,
         "sides": sides,
@@ -224,6 +297,66 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     if manifest != old:
         write_json(path, manifest)
     return manifest
+
+
+def _nothing_kept(directory: Path, job: Job, dropped: dict[str, int]) -> str:
+    """Why no example could be used, by the commonest reason, and what mends it."""
+    split = job["split"]
+    if not dropped:
+        return f"no example of split {split!r} could be used: the corpus is empty"
+    reasons = sorted(dropped.items(), key=lambda item: -item[1])
+    reason, number = reasons[0]
+    total = sum(dropped.values())
+    first = next(line for line in _dropped_lines(directory, job) if line["reason"] == reason)
+    message = f"no example of split {split!r} could be used: "
+    message += f"all {number}: {reason}" if number == total else f"{number} of {total}: {reason}"
+    message += f" (first {first['id']}{': ' + first['detail'] if 'detail' in first else ''})"
+    if advice := advice_on(reason):
+        message += f"; {advice}"
+    if others := reasons[1:6]:
+        message += "; also " + ", ".join(f"{n} {other}" for other, n in others)
+    return message
+
+
+def _dropped_lines(directory: Path, job: Job) -> Iterator[dict[str, str]]:
+    for shard in range(job["num_shards"]):
+        name = records.shard_name(job["split"], shard, job["num_shards"])
+        listing = (directory / name).with_suffix(".dropped")
+        if listing.exists():
+            with listing.open() as file:
+                yield from map(json.loads, file)
+
+
+def _forget(directory: Path, job: Job) -> None:
+    """Removes a job that kept nothing, but for the lists of what it dropped."""
+    for shard in range(job["num_shards"]):
+        name = records.shard_name(job["split"], shard, job["num_shards"])
+        for path in (directory / name, records.offsets_path(directory / name),
+                     directory / "progress" / f"{name}.json"):  # fmt: skip
+            path.unlink(missing_ok=True)
+    (directory / "progress" / f"{job['split']}.job.json").unlink(missing_ok=True)
+
+
+_ADVICE = (
+    ("image is larger than", "--fit crop reduces and crops them"),
+    ("image is smaller than", "a smaller --image-size takes them"),
+    ("no image file", "--image-folder says what their paths are relative to"),
+    ("image is a URL", "download them first, as img2dataset does"),
+    ("caption is not in", "--encoding names another encoding, such as cp1252 or utf-16"),
+    ("caption of more than", "--long-captions truncate cuts them"),
+    ("caption of several lines", "each is taken as one caption"),
+    ("no image", "--image-key names where images are"),
+    ("no caption", "--caption-key names where captions are"),
+    ("row of more cells", "captions with commas must be quoted, or the table written as TSV"),
+    ("neither image nor caption", "--image-key and --caption-key name the suffixes"),
+    ("image is HEIC", "pip install pillow-heif"),
+    ("image is JPEG XL", "pip install pillow-jxl-plugin"),
+)
+
+
+def advice_on(reason: str) -> str:
+    """What mends a reason for leaving examples out, or explains a change; "" for others."""
+    return next((advice for start, advice in _ADVICE if reason.startswith(start)), "")
 
 
 def _sha256(path: Path) -> str:

@@ -85,15 +85,16 @@ def read_tfds(name_and_split: str, data_dir: str | None, count: int, seed: int) 
     Raises:
       UserError: no such dataset, or fewer examples.
     """
-    from imagen_jax.data.corpora import TensorFlowDataset
+    from imagen_jax.data.corpora.captions import captions_of
+    from imagen_jax.data.corpora.tfds import TensorFlowDataset
 
     name, _, split = name_and_split.rpartition(":")
     if not name:
         raise UserError(f"{name_and_split!r} is not of the form NAME:SPLIT")
-    source = TensorFlowDataset(name, split, "image", "captions/text", data_dir)
-    examples = source.examples_of_shard(0, 1)
+    dataset = TensorFlowDataset(name, split, "image", "captions/text", data_dir)
+    rows = ((row.image, captions_of(row.captions)) for row in dataset.rows(0, len(dataset)))
     captioned = [
-        Captioned(" ".join(e.caption.split()), e.image) for e in examples if e.image is not None
+        Captioned(" ".join(captions[0].split()), image) for image, captions in rows if captions
     ]
     return choose(captioned, count, seed)
 

@@ -1,0 +1,255 @@
+"""Tables of captions and images as a corpus: one or many files of one kind, by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora.arrow_tables import ArrowTable
+from imagen_jax.data.corpora.captions import (
+    CAPTION_KEYS,
+    IMAGE_KEYS,
+    at,
+    check_encoding,
+    choose_key,
+    decode,
+    find_key,
+)
+from imagen_jax.data.corpora.rows import Row, RowCorpus
+from imagen_jax.data.corpora.text_tables import Delimited, Fault, JsonLines, Line, open_text
+from imagen_jax.data.images import UnusableError
+from imagen_jax.data.sources import Dropped
+from imagen_jax.errors import UserError
+
+
+class Table(Protocol):
+    """One file of a table."""
+
+    place: str
+    columns: dict[str, Any]
+    sha256: str
+
+    def index(self, on_fault: str) -> None: ...
+    def __len__(self) -> int: ...
+    def rows(self, start: int, end: int) -> Iterator[Line]: ...
+
+
+class JsonTable:
+    """Rows of a JSON file that is held in memory.
+
+    It may be a list of objects; an object with one list of objects in it; one of columns; one from
+    names of images to captions or to objects; or COCO's annotations, images and annotations by id.
+
+    Raises:
+      UserError: another form; names what is there.
+    """
+
+    def __init__(self, place: str, encoding: str = "utf-8"):
+        self.place = place
+        with open_text(place) as file:
+            content = file.read()
+        if not content:
+            raise UserError(f"{place} is empty")
+        self.sha256 = storage.sha256(content)
+        try:
+            found = json.loads(decode(content, encoding))
+        except UnusableError as error:
+            raise UserError(f"{place} is not in {encoding}: {error.detail}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place} is no JSON: {error}") from error
+        self._rows = _json_rows(place, found)
+        first = next((row for row in self._rows if isinstance(row, dict)), {})
+        self.columns = dict(first)
+
+    def index(self, on_fault: str) -> None:
+        """Nothing is left to do."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, start: int, end: int) -> Iterator[Line]:
+        """Rows from `start` up to `end`."""
+        for number in range(start, end):
+            row = self._rows[number]
+            fault = Fault("row is no JSON object", type(row).__name__)
+            yield Line(number, row if isinstance(row, dict) else fault)
+
+
+def _json_rows(place: str, found: Any) -> Sequence[Any]:
+    if isinstance(found, list):
+        return found
+    if not isinstance(found, dict):
+        raise UserError(f"{place} holds one {type(found).__name__}; rows are wanted")
+    if is_coco(found):
+        return _coco_rows(place, found)
+    lists = {
+        key: value for key, value in found.items()
+        if isinstance(value, list) and any(isinstance(row, dict) for row in value)
+    }  # fmt: skip
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    if found and all(isinstance(value, str | list) for value in found.values()) and not lists:
+        columns = [value for value in found.values() if isinstance(value, list)]
+        if len(columns) == len(found) and find_key(found, CAPTION_KEYS):
+            if len({len(column) for column in columns}) > 1:
+                raise UserError(f"{place} has columns of different lengths")
+            return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [{"image": name, "caption": value} for name, value in found.items()]
+    if found and all(isinstance(value, dict) for value in found.values()):
+        return [{"image": name, **value} for name, value in found.items()]
+    raise UserError(
+        f"{place} has keys {', '.join(map(repr, list(found)[:20]))}; it must be a list of objects, "
+        "an object with one such list, or COCO's images and annotations"
+    )
+
+
+def is_coco(found: Mapping[str, Any]) -> bool:
+    """Has it the form of COCO's captions_*.json?"""
+    notes = found.get("annotations")
+    return (
+        isinstance(found.get("images"), list)
+        and isinstance(notes, list)
+        and any(isinstance(note, dict) and "caption" in note for note in notes)
+    )
+
+
+def _coco_rows(place: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each image, with all its captions; captions of no image are an error."""
+    try:
+        images = {image["id"]: image for image in found["images"]}
+        if len(images) < len(found["images"]):
+            raise UserError(f"{place}: the same image id comes twice")
+        captions: dict[Any, list[str]] = {key: [] for key in images}
+        for note in found["annotations"]:
+            captions[note["image_id"]].append(note["caption"])
+        return [
+            {"image": image["file_name"], "caption": captions[key], "id": key}
+            for key, image in images.items()
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{place} is not of the form of COCO's captions_train2017.json: {error!r}"
+        ) from error
+
+
+class Tables:
+    """The rows of several tables one after another; `Rows` of a RowCorpus.
+
+    Args:
+      tables: of one kind.
+      image_key, caption_key: columns, or paths with / in nested ones; None looks for usual names.
+      image_folder: that paths of images are relative to; None is the folder of each table.
+      on_fault: what is done with rows that are none, "stop" or "drop".
+
+    Attributes:
+      image_key, caption_key: the columns.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        image_key: str | None,
+        caption_key: str | None,
+        image_folder: str | None,
+        on_fault: str,
+    ):
+        first = tables[0]
+        columns = first.columns
+        self.image_key = choose_key(columns, image_key, IMAGE_KEYS, "image", first.place)
+        self.caption_key = choose_key(columns, caption_key, CAPTION_KEYS, "caption", first.place)
+        self._tables = tables
+        self._folder = image_folder
+        self._names = storage.names_of([table.place for table in tables])
+        for table in tables:
+            if not isinstance(table, JsonTable | JsonLines):  # whose keys may differ by row
+                for key in (self.image_key, self.caption_key):
+                    if _column(table, key) not in table.columns:
+                        raise UserError(
+                            f"{table.place} has no column {key!r}, which {first.place} has; it has "
+                            f"{', '.join(map(repr, table.columns))}"
+                        )
+            if isinstance(table, ArrowTable):
+                used = [_column(table, key) for key in (self.image_key, self.caption_key)]
+                table.wanted = [name for name in table.columns if name in used]
+                table.text = used[1]
+            table.index(on_fault)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tables))
+
+    def rows(self, start: int, end: int) -> Iterator[Row | Dropped]:
+        """See `Rows`."""
+        first = 0
+        for table, name in zip(self._tables, self._names, strict=True):
+            a, b = max(start - first, 0), min(end - first, len(table))
+            folder = storage.folder_of(table.place) if self._folder is None else self._folder
+            for i, line in enumerate(table.rows(a, b) if a < b else (), a):
+                number = f"{name}/{i}"
+                if isinstance(line.cells, Fault):
+                    detail = f"{table.place}, line {line.number}: {line.cells.detail}"
+                    yield Dropped(number, line.cells.reason, detail)
+                else:
+                    image = at(line.cells, self.image_key)
+                    caption = at(line.cells, self.caption_key)
+                    yield Row(number, image, caption, folder)
+            first += len(table)
+
+
+KIND_NAMES = {
+    "csv": "CSV", "tsv": "TSV", "jsonl": "JSON lines", "json": "JSON",
+    "coco": "COCO's annotations", "parquet": "parquet", "arrow": "Arrow",
+}  # fmt: skip
+
+
+def _column(table: Table, key: str) -> str:
+    """The column that a key, or a path of keys, begins with."""
+    return key if key in table.columns else key.partition("/")[0]
+
+
+def table_corpus(
+    places: Sequence[str],
+    kind: str,
+    image_key: str | None,
+    caption_key: str | None,
+    image_folder: str | None,
+    encoding: str,
+    on_fault: str,
+) -> RowCorpus:
+    """Tables as a corpus.
+
+    Args:
+      places: the files.
+      kind: "csv", "tsv", "jsonl", "json", "coco", "parquet" or "arrow".
+      image_key, caption_key, image_folder, on_fault: see Tables.
+      encoding: of text.
+
+    Raises:
+      UserError: see TextTable, ArrowTable, JsonTable and Tables.
+    """
+    check_encoding(encoding)
+    made: list[Any] = []
+    for place in places:
+        if kind in ("csv", "tsv"):
+            made.append(Delimited(place, encoding))
+        elif kind == "jsonl":
+            made.append(JsonLines(place, encoding))
+        elif kind in ("json", "coco"):
+            made.append(JsonTable(place, encoding))
+        else:
+            made.append(ArrowTable(place))
+    tables = Tables(made, image_key, caption_key, image_folder, on_fault)
+    names = storage.names_of(places)
+    description = {
+        "name": kind,
+        "tables": [[name, table.sha256] for name, table in zip(names, made, strict=True)],
+        "image_key": tables.image_key,
+        "caption_key": tables.caption_key,
+    }
+    files = places[0] if len(places) == 1 else f"{len(places)} files"
+    summary = (
+        f"{KIND_NAMES[kind]} {files}: {len(tables):,} rows, images in {tables.image_key!r}, "
+        f"captions in {tables.caption_key!r}"
+    )
+    return RowCorpus(tables, description, summary, encoding)

@@ -1,0 +1,264 @@
+"""Tar files of WebDataset: files of one example have one name, with different suffixes.
+
+A name ends before its last dot, or where that leaves an example without image or caption, before
+its first, as WebDataset has it. Files of one example need not lie together: what found no partner
+nearby is matched at the end of the tar.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
+from imagen_jax.data.corpora.files import DamagedFileError, Keys
+from imagen_jax.data.corpora.rows import CorpusExample
+from imagen_jax.data.images import UnusableError
+from imagen_jax.data.sources import Dropped
+
+IMAGE_SUFFIXES = (
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl",
+    "jfif", "jpe", "ppm", "image", "img",
+)  # fmt: skip
+CAPTION_SUFFIXES = ("txt", "caption", "text", "cap")
+"""Suffixes that are looked for, in this order; captions are looked for in JSON after those."""
+_HELD = 64
+_READ = 2**20
+
+
+@dataclass
+class _Group:
+    """Members of one name.
+
+    Attributes:
+      name: without the suffix.
+      captions: suffix -> content.
+      images: suffix -> (content, member).
+      members: names of all.
+      twice: names that came again.
+    """
+
+    name: str
+    captions: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, tuple[bytes | None, tarfile.TarInfo]] = field(default_factory=dict)
+    members: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.captions and self.images)
+
+
+def read_tar(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
+    """Examples of a tar file, which may be compressed by gzip, bzip2 or xz.
+
+    Files of macOS (._NAME, __MACOSX) and folders are passed over.
+
+    Raises:
+      DamagedFileError: where the damage begins; the last example before it may be incomplete and
+        is not given out.
+      OSError: it may not be read.
+    """
+    if not storage.size(place):
+        raise DamagedFileError(place, "it is empty (0 bytes)")
+    reader = _Reader(keys)
+    try:
+        with (
+            storage.open_file(place) as file,
+            tarfile.open(fileobj=file, errors="surrogateescape") as tar,
+        ):
+            for member in tar:
+                yield from reader.add(tar, member)
+            _check_end(tar)
+            yield from reader.end(tar)
+    except OSError as error:
+        if error.errno is not None:  # of the system, such as a missing permission
+            raise OSError(error.errno, error.strerror, place) from error
+        raise DamagedFileError(place, error) from error
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, UnusableError):
+            raise
+        raise DamagedFileError(place, error) from error
+
+
+class _Reader:
+    """Puts members together to examples."""
+
+    def __init__(self, keys: Keys):
+        self._keys = keys
+        self._images = IMAGE_SUFFIXES if keys.image is None else (keys.image.casefold(),)
+        caption = keys.caption and keys.caption.casefold()
+        self._captions = CAPTION_SUFFIXES if caption is None else (caption,)
+        self._first_name = ""
+        self._held: dict[str, _Group] = {}
+        self._apart: dict[str, _Group] = {}
+        self._given: set[int] = set()
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[
+        CorpusExample | Dropped
+    ]:  # fmt: skip
+        """Takes a member; gives out the examples that are complete by it."""
+        path = posixpath.normpath(member.name)
+        folder, base = posixpath.split(path)
+        if member.isdir() or base.startswith("._") or "__MACOSX" in folder.split("/"):
+            return
+        if not member.isfile():
+            yield Dropped(path, "member of a tar that is no file", path)
+            return
+        before, _, behind = base.partition(".")
+        first_name = posixpath.join(folder, before)
+        if behind.casefold() in (*self._images, *self._captions):
+            name, suffix = first_name, behind.casefold()
+        else:
+            stem, dot, last = base.rpartition(".")
+            name, suffix = posixpath.join(folder, stem if dot else base), last.casefold()
+        if first_name != self._first_name:
+            yield from self._flush()
+            self._first_name = first_name
+        elif len(self._held) > _HELD and name not in self._held:
+            yield from self._flush()
+        group = self._held.setdefault(name, _Group(name))
+        if path in group.members:
+            group.twice.append(path)
+            return
+        group.members.append(path)
+        if suffix in self._images or suffix in self._captions or suffix == "json":
+            if member.size > storage.MAX_IMAGE_BYTES:
+                yield Dropped(path, "file of more than 1 GiB", path)
+                return
+            file = tar.extractfile(member)
+            assert file is not None  # of a regular file
+            content = file.read()
+            if suffix in self._images:
+                group.images[suffix] = (content, member)
+            else:
+                group.captions[suffix] = content
+
+    def end(self, tar: tarfile.TarFile) -> Iterator[CorpusExample | Dropped]:
+        """What is left, when all members were taken."""
+        yield from self._flush()
+        by_base: dict[str, list[_Group]] = {}
+        for group in self._apart.values():
+            if group.captions and not group.images:
+                by_base.setdefault(posixpath.basename(group.name), []).append(group)
+        for group in self._apart.values():
+            if group.images and not group.captions:
+                partners = by_base.get(posixpath.basename(group.name), [])
+                if len(partners) == 1 and partners[0].captions:
+                    group.captions, partners[0].captions = partners[0].captions, {}
+                    for suffix, (_, member) in group.images.items():
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        group.images[suffix] = (file.read(), member)
+                    partners[0].members = []
+        for group in self._apart.values():
+            if group.complete:
+                yield from self._examples(group)
+            elif group.members:
+                what = "image without a caption" if group.images else "caption without an image"
+                if not group.captions and not group.images:
+                    what = "neither image nor caption"
+                yield Dropped(group.name, what, f"there is {', '.join(group.members[:8])}")
+
+    def _flush(self) -> Iterator[CorpusExample | Dropped]:
+        groups, self._held = list(self._held.values()), {}
+        lonely = [group for group in groups if not group.complete]
+        if len(lonely) == len(groups) > 1:
+            pictured = [group for group in lonely if group.images]
+            captioned = [group for group in lonely if group.captions]
+            if len(pictured) == len(captioned) == 1:  # as "0.photo.jpg" and "0.words.txt"
+                joined = _Group(self._first_name, captioned[0].captions, pictured[0].images)
+                joined.members = [name for group in groups for name in group.members]
+                joined.twice = [name for group in groups for name in group.twice]
+                groups = [joined]
+        for group in groups:
+            for name in group.twice:
+                yield Dropped(name, "the same name twice in a tar", name)
+            if group.complete:
+                yield from self._examples(group)
+            elif group.name in self._apart:
+                yield from self._again(group)
+            else:
+                # Of images that wait for a caption the place is kept, not the content.
+                group.images = {key: (None, member) for key, (_, member) in group.images.items()}
+                self._apart[group.name] = group
+
+    def _again(self, group: _Group) -> Iterator[Dropped]:
+        """Joins members with those that came earlier under this name."""
+        first = self._apart[group.name]
+        for name in group.members:
+            if name in first.members:
+                yield Dropped(name, "the same name twice in a tar", name)
+        first.captions = {**group.captions, **first.captions}
+        for suffix, (_, member) in group.images.items():
+            first.images.setdefault(suffix, (None, member))
+        first.members += [name for name in group.members if name not in first.members]
+
+    def _examples(self, group: _Group) -> Iterator[CorpusExample | Dropped]:
+        if hash(group.name) in self._given:
+            yield Dropped(group.name, "the same name twice in a tar", group.members[0])
+            return
+        self._given.add(hash(group.name))
+        image = next(group.images[key][0] for key in self._images if key in group.images)
+        try:
+            captions = self._captions_of(group)
+            if not captions:
+                raise UnusableError("no caption", f"there is {', '.join(group.members[:8])}")
+        except UnusableError as error:
+            yield Dropped(group.name, error.reason, error.detail)
+            return
+        for number, caption in enumerate(captions):
+            name = f"{group.name}#{number}" if number else group.name
+            yield CorpusExample(name, caption, image)
+
+    def _captions_of(self, group: _Group) -> list[str]:
+        for suffix in self._captions:
+            if suffix in group.captions:
+                return captions_of(group.captions[suffix], self._keys.encoding)
+        return json_captions(group.captions["json"], self._keys.caption)
+
+
+def json_captions(content: bytes, key: str | None) -> list[str]:
+    """Captions of a JSON file beside an image.
+
+    Args:
+      content: of the file.
+      key: of the captions in it, with / into what is nested; None looks for usual ones.
+
+    Raises:
+      UnusableError: it is no JSON, or has no such key.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableError("JSON beside an image that is damaged", str(error)[:100]) from error
+    if not isinstance(found, dict):
+        return captions_of(found)
+    chosen = find_key(found, CAPTION_KEYS) if key is None else key
+    value = None if chosen is None else at(found, chosen)
+    if value is None:
+        if chosen in found:
+            return []
+        raise UnusableError("no caption in the JSON beside an image", f"keys: {', '.join(found)}")
+    return captions_of(value)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises unless the file ends where reading has: Python stops at a damaged header, too."""
+    file = tar.fileobj
+    assert file is not None  # of an open archive
+    file.seek(tar.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut off at byte {tar.offset}: no end-of-archive block")
+    if any(end):
+        raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+    while end := file.read(_READ):
+        if any(end):
+            raise tarfile.ReadError(f"data behind the end-of-archive block at byte {tar.offset}")

@@ -1,0 +1,325 @@
+"""CSV, TSV and JSON lines: tables of text, read by row from any row on.
+
+A file is read through once when it is opened, to count its rows and remember where every
+INDEX_EVERY-th begins, and then once more by the shards. What is not plain UTF-8 on this machine
+(another encoding, gzip, an address, old Macintosh line ends) is first copied to a temporary file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from imagen_jax.data.corpora import storage
+from imagen_jax.errors import UserError
+
+INDEX_EVERY = 1000
+DELIMITERS = (",", ";", "\t", "|")
+_BOM = codecs.BOM_UTF8
+_READ = 2**20
+_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+
+csv.field_size_limit(2**26)  # cells may hold images in base64
+
+
+class Fault(NamedTuple):
+    """A row that cannot be read as one: what is wrong with it."""
+
+    reason: str
+    detail: str
+
+
+class Line(NamedTuple):
+    """A row with the number of its line in the file, from 1."""
+
+    number: int
+    cells: dict[str, Any] | Fault
+
+
+class TextTable:
+    """A table of text.
+
+    Args:
+      place: the file.
+      encoding: of the file.
+
+    Attributes:
+      place: the file.
+      columns: its columns, with an example of each; of JSON lines, the keys of the first.
+      sha256: of its content.
+
+    Raises:
+      OSError: it cannot be read.
+      UserError: it is empty, of another encoding, or has no header.
+    """
+
+    def __init__(self, place: str, encoding: str = "utf-8"):
+        self.place = place
+        self._file, plain = _plain_file(place, encoding)
+        self._plain = plain
+        self._start = len(_BOM) if self._read_start(3) == _BOM else 0
+        self._first_line = 1
+        self.columns: dict[str, Any] = {}
+        self._open()
+        self._index: list[tuple[int, int]] = []
+        self._count = 0
+        self.sha256 = ""
+
+    def _open(self) -> None:
+        """Finds the columns."""
+        raise NotImplementedError
+
+    def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
+        """(offset where it begins, row) from a row on."""
+        raise NotImplementedError
+
+    def _read_start(self, size: int) -> bytes:
+        with self._opened() as file:
+            return file.read(size)
+
+    def _opened(self) -> IO[bytes]:
+        return open(self._plain, "rb")
+
+    def index(self, on_fault: str) -> None:
+        """Counts the rows.
+
+        Args:
+          on_fault: "stop" or "drop".
+
+        Raises:
+          UserError: with "stop", the first row that is not one; names file and line.
+        """
+        if self._index:
+            return
+        with self._opened() as file:
+            for offset, line in self._lines(file, self._start, self._first_line):
+                if on_fault == "stop" and isinstance(line.cells, Fault):
+                    raise UserError(
+                        f"{self.place}, line {line.number}: {line.cells.reason}: "
+                        f"{line.cells.detail}; to leave out such lines, counted and listed: "
+                        "--damaged-files drop"
+                    )
+                if self._count % INDEX_EVERY == 0:
+                    self._index.append((offset, line.number))
+                self._count += 1
+        with open(self._plain, "rb") as whole:
+            self.sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, start: int, end: int) -> Iterator[Line]:
+        """Rows from `start` up to `end`."""
+        if start >= end:
+            return
+        offset, number = self._index[start // INDEX_EVERY]
+        with self._opened() as file:
+            skip = start % INDEX_EVERY
+            for i, (_, line) in enumerate(self._lines(file, offset, number)):
+                if i >= skip + end - start:
+                    return
+                if i >= skip:
+                    yield line
+
+
+class Delimited(TextTable):
+    """CSV or TSV; the first line names the columns.
+
+    Cells may be quoted and then hold delimiters and line breaks. A quote that opens and does not
+    close, or closes inside a cell, makes a Fault of its line alone; lines are never merged into
+    one row by it. In TSV such a line is taken without quoting if it has as many cells as columns.
+    """
+
+    def _open(self) -> None:
+        with self._opened() as file:
+            file.seek(self._start)
+            header, number = b"", 0
+            while not header.strip():
+                header = file.readline()
+                number += 1
+                if not header:
+                    raise UserError(f"{self.place} is empty")
+            text = header.decode("utf-8", "surrogateescape").rstrip("\r\n")
+            if re.search(r"\.(tsv|tab)(\.\w+)?$", self.place):
+                self._delimiter = "\t"
+            else:
+                self._delimiter = max(DELIMITERS, key=text.count)
+            try:
+                self._names = next(csv.reader([text], delimiter=self._delimiter, strict=True))
+            except csv.Error as error:
+                raise UserError(f"{self.place}, line {number}: {error}") from error
+            self._names = [name.strip() for name in self._names]
+            self._start = file.tell()
+            self._first_line = number + 1
+        self.columns = dict.fromkeys(self._names, "")
+
+    def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
+        while True:
+            feeder = _Feeder(file, offset, number)
+            reader = csv.reader(feeder, delimiter=self._delimiter, strict=True)
+            while True:
+                offset, number = feeder.begin()
+                try:
+                    cells = next(reader)
+                    fault = "" if len(feeder.pending) == 1 else self._merged(feeder.pending)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    cells, fault = [], str(error)
+                if fault:
+                    yield offset, Line(number, self._without_quotes(feeder.pending[0], fault))
+                    offset, number = offset + feeder.first_bytes, number + 1
+                    break  # again from the next line
+                if cells:
+                    yield offset, Line(number, self._row(cells))
+
+    def _row(self, cells: list[str]) -> dict[str, Any] | Fault:
+        if len(cells) > len(self._names):
+            if not any(cells[len(self._names) :]):  # delimiters at the end of the line
+                cells = cells[: len(self._names)]
+            else:
+                return Fault(
+                    "row of more cells than columns",
+                    f"{len(cells)} cells, {len(self._names)} columns; a caption with "
+                    f"{self._delimiter!r} in it must be quoted",
+                )
+        return dict(zip(self._names, cells, strict=False))
+
+    def _merged(self, lines: Sequence[str]) -> str:
+        """Says so if what a quoted cell spans are rows: cells enough, and an image among them."""
+        for line in lines[1:]:
+            cells = line.rstrip('\r\n"').split(self._delimiter)
+            if len(cells) == len(self._names) and any(map(_IMAGE_SUFFIX.search, cells)):
+                return "what follows its quote looks like further rows"
+        return ""
+
+    def _without_quotes(self, line: str, fault: str) -> dict[str, Any] | Fault:
+        cells = line.rstrip("\r\n").split(self._delimiter)
+        if self._delimiter == "\t" and len(cells) == len(self._names):
+            return dict(zip(self._names, cells, strict=True))
+        return Fault("a quote that does not close, or closes within a cell", fault)
+
+
+class _Feeder:
+    """Lines of a file for csv.reader, with where a row began.
+
+    Attributes:
+      pending: lines of the row so far.
+      first_bytes: size of the first of them.
+    """
+
+    def __init__(self, file: IO[bytes], offset: int, number: int):
+        file.seek(offset)
+        self._file = file
+        self._offset, self._number = offset, number
+        self.pending: list[str] = []
+        self.first_bytes = 0
+
+    def begin(self) -> tuple[int, int]:
+        """A row begins: (offset, number of the line)."""
+        self.pending = []
+        return self._offset, self._number
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline()
+        if not line:
+            raise StopIteration
+        if not self.pending:
+            self.first_bytes = len(line)
+        self._offset += len(line)
+        self._number += 1
+        text = line.decode("utf-8", "surrogateescape")
+        self.pending.append(text)
+        return text
+
+
+class JsonLines(TextTable):
+    """A JSON object on every line."""
+
+    def _open(self) -> None:
+        with self._opened() as file:
+            for _, line in self._lines(file, self._start, 1):
+                if isinstance(line.cells, dict):
+                    self.columns = line.cells
+                    return
+        raise UserError(f"{self.place} is empty, or has no JSON object on any line")
+
+    def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
+        file.seek(offset)
+        for i, line in enumerate(file, number):
+            if line.strip():
+                yield offset, Line(i, _parsed(line))
+            offset += len(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | Fault:
+    try:
+        found = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        return Fault("line is no JSON", str(error))
+    if not isinstance(found, dict):
+        return Fault("line is no JSON object", f"{type(found).__name__}")
+    return found
+
+
+def open_text(place: str) -> IO[bytes]:
+    """Opens a file, decompressing it where it is gzip, bzip2 or xz."""
+    file = storage.open_file(place)
+    start = file.read(6)
+    file.seek(0)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
+        if start.startswith(magic):
+            return opener(file, "rb")  # type: ignore[return-value, operator]
+    return file
+
+
+def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
+    """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
+    with open_text(place) as file:
+        start = file.read(2**16)
+        if not start:
+            raise UserError(f"{place} is empty")
+        utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+        if utf16 and utf8:
+            raise UserError(
+                f"{place} begins with the byte order mark of UTF-16: --encoding utf-16 reads it"
+            )
+        old_ends = utf8 and b"\r" in start and b"\n" not in start
+        if utf8 and not old_ends and isinstance(file, io.BufferedReader) and not (
+            storage.is_remote(place)):  # fmt: skip
+            return None, place
+        copy = tempfile.NamedTemporaryFile(prefix="imagen-jax-")  # noqa: SIM115, kept by the table
+        file.seek(0)
+        try:
+            if utf8:
+                while part := file.read(_READ):
+                    copy.write(part.replace(b"\r", b"\n") if old_ends else part)
+            else:
+                decoder = codecs.getincrementaldecoder(encoding)()
+                part = b"-"
+                while part:
+                    part = file.read(_READ)
+                    copy.write(decoder.decode(part, final=not part).encode())
+        except UnicodeError as error:
+            raise UserError(f"{place} is not in {encoding}: {error}") from error
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UserError(f"{place} is damaged: {error}") from error
+        copy.flush()
+        return copy, copy.name

@@ -1,0 +1,157 @@
+"""Corpora as people have them, each read right or refused in one line that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401, which registers the encoder
+
+from imagen_jax.data import records
+from imagen_jax.data.corpora import open_corpus
+from imagen_jax.main import main
+
+TESTDATA = Path(__file__).with_name("testdata") / "corpora"
+CAPTIONS = ["a red dog on grass", "two blue cats", "one tall tree"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
+
+
+def embed(where: Path | str | Sequence[Path], output: Path, *options: str) -> int:
+    places = [where] if isinstance(where, Path | str) else where
+    return main(["embed", *map(str, places), "--output", str(output), "--encoder", "tiny",
+                 *options])  # fmt: skip
+
+
+def captions(output: Path) -> list[str]:
+    entry = records.load_manifest(output)["splits"]["train"]
+    return [r.caption for name in entry["shards"] for r in records.read_records(output / name)]
+
+
+def dropped(output: Path) -> dict[str, int]:
+    return records.load_manifest(output)["splits"]["train"]["dropped"]
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("folder_txt", []),
+        ("imagefolder_jsonl", []),
+        ("imagefolder_jsonl/metadata.jsonl", ["--image-key", "file_name"]),
+        ("tsv/t.tsv", ["--image-key", "filepath", "--caption-key", "title"]),
+        ("tsv", []),
+        ("csv_bom/t.csv", ["--shards", "1"]),
+        ("hf_shards/train-*.parquet", []),
+        ("hf_shards", []),
+        ("tars/appledouble.tar", []),
+        ("tars/json_captions.tar", []),
+        ("tars/other_extensions.tar", []),
+        ("tfrecords/gzip.tfrecord.gz", []),
+    ],
+)
+def test_three_examples(
+    where: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embed(TESTDATA / where, tmp_path / "out", *options) == 0
+    assert captions(tmp_path / "out") == CAPTIONS
+    said = capsys.readouterr().out
+    assert "reading " in said
+    assert "no --image-size: images are reduced and cropped to 64 x 64 pixels" in said
+
+
+def test_all_captions_of_an_image_are_embedded(tmp_path: Path) -> None:
+    assert embed(TESTDATA / "tfrecords" / "five_captions.tfrecord", tmp_path / "out") == 0
+    found = captions(tmp_path / "out")
+    assert len(found) == len(set(found)) == 15
+    ids = [r.id for r in records.read_records(tmp_path / "out" / "train-00000-of-00001.tfrecord")]
+    assert len(set(ids)) == 15
+
+
+def test_folder_of_tfrecords(tmp_path: Path) -> None:
+    assert embed(TESTDATA / "tfrecords", tmp_path / "out") == 0
+    assert len(captions(tmp_path / "out")) == 18
+
+
+def test_rows_of_more_cells_than_columns_are_named(tmp_path: Path) -> None:
+    assert (
+        embed(TESTDATA / "csv_commas" / "t.csv", tmp_path / "out", "--damaged-files", "drop") == 0
+    )
+    assert captions(tmp_path / "out") == ["two blue cats", "one tree"]
+    (line,) = (tmp_path / "out" / "train-00000-of-00001.dropped").read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["reason"] == "row of more cells than columns"
+    assert "t.csv, line 2: 4 cells, 2 columns" in entry["detail"]
+
+
+def test_paths_that_were_tried_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = TESTDATA / "csv_backslash"
+    assert embed(corpus / "t.csv", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"tried {corpus}/pics\\0.jpg" in error
+    assert "it has backslashes" in error
+    assert f"with / in their place '{corpus}/pics/0.jpg' exists" in error
+    assert embed(TESTDATA / "csv_urls" / "t.csv", tmp_path / "urls",
+                 "--image-key", "URL", "--caption-key", "TEXT") == 2  # fmt: skip
+    error = capsys.readouterr().err
+    assert "all 3: image is a URL" in error
+    assert "https://example.org/0.jpg" in error
+
+
+def test_captions_of_other_encodings_are_counted(tmp_path: Path) -> None:
+    tar = TESTDATA / "tars" / "captions_not_utf8.tar"
+    assert embed(tar, tmp_path / "out") == 0
+    assert len(captions(tmp_path / "out")) == 1
+    assert dropped(tmp_path / "out") == {"caption is not in utf-8": 4}
+    lines = next((tmp_path / "out").glob("*.dropped")).read_text().splitlines()
+    names = {json.loads(line)["id"].rpartition("/")[2] for line in lines}
+    assert names == {"cp1252", "latin1", "gbk", "utf16"}
+
+
+def test_parquet_that_is_not_utf8_names_the_row(tmp_path: Path) -> None:
+    assert embed(TESTDATA / "parquet_bad_utf8" / "t.parquet", tmp_path / "out") == 0
+    assert dropped(tmp_path / "out") == {"caption is not in utf-8": 1}
+    listed = json.loads(next((tmp_path / "out").glob("*.dropped")).read_text())
+    assert listed["id"] == "t/1"
+    assert len(captions(tmp_path / "out")) == 2
+
+
+def test_nothing_kept_says_why_and_blocks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, output = TESTDATA / "folder_txt", tmp_path / "out"
+    assert embed(corpus, output, "--image-size", "32") == 2
+    error = capsys.readouterr().err
+    assert "all 3: image is larger than 32 x 32 pixels" in error
+    assert "--fit crop reduces" in error
+    assert embed(corpus, output, "--image-size", "32", "--fit", "crop") == 0
+    assert captions(output) == CAPTIONS
+
+
+def test_missing_columns_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(TESTDATA / "tsv" / "t.tsv", tmp_path / "out", "--caption-key", "words") == 2
+    error = capsys.readouterr().err
+    assert "no column or key 'words' of captions; it has 'filepath', 'title'" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_corpus_was_taken_for() -> None:
+    for where, kind in (("folder_txt", "folder"), ("tsv", "tsv"), ("hf_shards", "parquet"),
+                        ("imagefolder_jsonl", "jsonl"), ("tars", "webdataset"),
+                        ("tfrecords", "tfrecords")):  # fmt: skip
+        corpus = open_corpus(TESTDATA / where)
+        assert corpus.describe()["name"] == kind
+        assert corpus.summary
+
+
+def test_names_with_brackets_and_spaces_are_taken_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos [2023]"
+    shutil.copytree(TESTDATA / "csv_bom", folder)
+    assert len(open_corpus(folder / "t.csv")) == 3
+    assert len(open_corpus(f"{folder}/*.csv")) == 3
+    assert len(open_corpus([TESTDATA / "csv_bom" / "t.csv", folder / "t.csv"])) == 6
