@@ -63,7 +63,7 @@ class TextEncoder:
 
     def knows_a_word(self, tokens: np.ndarray) -> bool:
         """Return False if the tokenizer knows no word of a caption with these tokens."""
-        wordless = getattr(self.tokenize, "wordless", frozenset())
+        wordless: frozenset[int] = getattr(self.tokenize, "wordless", frozenset())
         return not set(tokens.tolist()) <= wordless
 
     def encode(self, captions: Sequence[str]) -> TextEmbedding:
