@@ -150,6 +150,10 @@ def gradients_do_not_depend_on_the_mesh() -> None:
         tiny.stage("sr", *tiny.ONE_LEVEL, "stages.sr.network.self_attention=(False,)"),
         [{"data": 2, "spatial": 4}, {"fsdp": 4, "tensor": 2}],
     )
+    gradients_of(
+        tiny.stage("sr").with_network(tiny.JIT),
+        [{"data": 4, "spatial": 2}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    )
 
 
 def training_goes_on_with_another_mesh() -> None:
