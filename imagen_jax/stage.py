@@ -277,6 +277,7 @@ class StageConfig:
       schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
       mesh: what it trains on; may change when training goes on.
       crop: pixels per side of the random crops that it is trained on; 0 for whole images.
+      align_corners: see diffusion.augment.upsample_low_res; False in all stages of our own.
     """
 
     resolution: int
@@ -288,6 +289,7 @@ class StageConfig:
     sample: SampleConfig
     mesh: MeshConfig = MeshConfig(data=-1)
     crop: int = 0
+    align_corners: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +301,7 @@ class Stage:
       resolution: pixels per side of what the stage makes.
       low_res: pixels per side of the image that it starts from; None for the base stage.
       crop: pixels per side of the random crops that it is trained on; None for whole images.
+      align_corners: see diffusion.augment.upsample_low_res.
       network: see models.base.
       schedule: noise schedule of training.
       parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
@@ -308,6 +311,7 @@ class Stage:
     resolution: int
     low_res: int | None
     crop: int | None
+    align_corners: bool
     text: TextConfig
     network: BaseNetwork
     schedule: NoiseSchedule
@@ -372,7 +376,8 @@ class Stage:
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Prediction [b, h, w, 3] of the network for x [b, h, w, 3] at logsnr [b].
+        """Output of the network for x [b, h, w, 3] at logsnr [b]: its prediction [b, h, w, 3], or
+        [b, h, w, 6] with BaseNetwork.predicts_variance.
 
         Raises:
           UserError: the network returns another shape or dtype.
@@ -388,10 +393,12 @@ class Stage:
         if conditioning.text_cache is not None:
             variables[TEXT_CACHE] = conditioning.text_cache
         output: Any = self.network.apply(variables, x, logsnr, conditioning, train, rngs=rngs)
-        if output.shape != x.shape or output.dtype != jnp.float32:
+        channels = x.shape[-1] * (2 if self.network.predicts_variance else 1)
+        wanted = (*x.shape[:-1], channels)
+        if output.shape != wanted or output.dtype != jnp.float32:
             raise UserError(
                 f"network {type(self.network).__name__} returns {output.dtype}{output.shape} for "
-                f"images of shape {x.shape}; it must return float32 of the same shape"
+                f"images of shape {x.shape}; it must return float32{wanted}"
             )
         return output
 
@@ -463,6 +470,7 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
         resolution=section.resolution,
         low_res=low_res,
         crop=section.crop or None,
+        align_corners=section.align_corners,
         text=build(TextConfig, config.text, "text"),
         network=build(network_type, network, f"{where}.network"),
         schedule=build(SCHEDULES[schedule_kind], schedule, f"{where}.schedule"),

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -111,6 +110,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.data.scenes.levels import LEVELS as levels
     from imagen_jax.diffusion.grids import TIME_GRIDS
     from imagen_jax.diffusion.guidance import THRESHOLDS
+    from imagen_jax.diffusion.respacing import RESPACINGS
     from imagen_jax.diffusion.samplers import SAMPLERS
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
     from imagen_jax.eval.images import FITS
@@ -134,27 +134,10 @@ def test_choices_are_those_of_the_library() -> None:
     named = re.findall(r"\w+", str(by_name["sampler"].help).partition("(")[0])
     assert set(named) - {"or"} == set(SAMPLERS)
     named = re.findall(r"\w+", str(by_name["time_grid"].help).partition(":")[0])
-    assert set(named) - {"or"} == set(TIME_GRIDS)
+    assert set(named) - {"or"} == set(TIME_GRIDS) - set(RESPACINGS)
 
 
 # errors
-
-
-def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def warned(args: argparse.Namespace) -> None:
-        del args
-        warnings.warn("aug_level of sr is 1", stacklevel=2)
-        warnings.warn("a defect", RuntimeWarning, stacklevel=2)
-
-    with warnings.catch_warnings(), mock.patch.object(sample_command, "run", side_effect=warned):
-        warnings.resetwarnings()
-        warnings.showwarning = lambda *args, **_: sys.stderr.write(
-            warnings.formatwarning(*args[:4])
-        )
-        assert main_lib.main(["sample", "a cat"]) == 0
-    first, *rest = capsys.readouterr().err.splitlines()
-    assert first == "imagen: warning: aug_level of sr is 1"
-    assert "RuntimeWarning: a defect" in rest[0]
 
 
 def run_with(error: BaseException, *flags: str) -> int:

@@ -21,7 +21,6 @@ FLOORS = {
         "sharding",
         "config",
         "files",
-        "progress",
         "extras",
         "native",
         "grid",

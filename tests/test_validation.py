@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +52,7 @@ def shrunk(config_name: str, stage_name: str) -> Stage:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("validation") / "embeddings"
-    options: dict[str, Any] = {"image_size": SIZE, "num_shards": 1}
-    embed(Images(), directory, encoder=tiny.encoder(), split="validation", **options)
+    embed(Images(), tiny.encoder(), directory, split="validation", image_size=SIZE, num_shards=1)
     return directory
 
 

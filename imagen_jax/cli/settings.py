@@ -43,7 +43,8 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "steps": (positive, "N", "steps of the sampler; time grows with them"),
     "time_grid": (
         str, "NAME",
-        "uniform_t, uniform_logsnr, karras, trailing or leading: where the steps lie; heun needs "
+        "uniform_t, uniform_logsnr, karras, trailing or leading: where the steps lie, or a "
+        "respacing by DeepFloyd IF's name for it, such as smart50; heun needs "
         "karras",
     ),
     "end_logsnr": (

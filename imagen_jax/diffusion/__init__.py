@@ -11,7 +11,8 @@ Process (schedule.py, parametrization.py, augment.py)
   A schedule is a decreasing lam(t), t = 0 clean, t = 1 noise:
     (3a) cosine          lam = -2 log tan(pi t / 2)
     (3b) shifted cosine  lam = -2 log tan(pi t / 2) + 2 log(reference_size / image_size)
-    (3c) linear beta     lam = -log(exp(B(t)) - 1),  B(t) = integral of N beta from 0 to t.
+    (3c) linear beta     lam = -log(exp(B(t)) - 1),  B(t) = integral of N beta from 0 to t
+    (3d) discrete cosine lam at t = i / N is that of prod_j (1 - beta_j), and linear between.
 
 Prediction (parametrization.py)
   Any of eps, x0 and the velocity v gives the others:

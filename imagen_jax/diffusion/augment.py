@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.noise import AUGMENTATION_NOISE, example_noise, per_example_keys
@@ -27,7 +28,7 @@ def sample_aug_level(key: PRNGKey, batch_size: int) -> Float[Array, "b"]:
     return jax.random.uniform(key, (batch_size,))
 
 
-def upsample_low_res(low_res: Image, size: tuple[int, int]) -> Image:
+def upsample_low_res(low_res: Image, size: tuple[int, int], align_corners: bool = False) -> Image:
     """Bilinear upsampling of low-resolution images to the size of the network's.
 
     Training and sampling both go through here.
@@ -35,6 +36,8 @@ def upsample_low_res(low_res: Image, size: tuple[int, int]) -> Image:
     Args:
       low_res: [b, h, w, c] images.
       size: height and width of the result.
+      align_corners: the centres of the corner pixels stay where they are, in place of the image's
+        edges.
 
     Raises:
       UserError: the size is not the same whole multiple of height and width.
@@ -45,7 +48,16 @@ def upsample_low_res(low_res: Image, size: tuple[int, int]) -> Image:
             f"a low-resolution image of {h} x {w} cannot condition one of {size[0]} x {size[1]} "
             "pixels"
         )
-    return jax.image.resize(low_res, (b, *size, c), "bilinear")
+    if not align_corners:
+        return jax.image.resize(low_res, (b, *size, c), "bilinear")
+    rows, columns = _between_corners(h, size[0]), _between_corners(w, size[1])
+    return jnp.einsum("bhwc,Hh,Ww->bHWc", low_res, rows, columns, precision="highest")
+
+
+def _between_corners(size: int, larger: int) -> Float[Array, "larger size"]:
+    """Weights of linear interpolation that keep the first and the last sample."""
+    at = np.arange(larger) * (size - 1) / max(larger - 1, 1)
+    return jnp.asarray(np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(size))), jnp.float32)
 
 
 def augment_low_res(key: PRNGKey, low_res_upsampled: Image, aug_level: Float[Array, "b"]) -> Image:

@@ -8,13 +8,13 @@ image as well as a super-resolved one.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from imagen_jax.diffusion.guidance import VarianceDenoiser
 from imagen_jax.errors import UserError
-from imagen_jax.typing import Denoiser, Image, LogSNR
+from imagen_jax.typing import Denoiser, Image
 
 
 def resampling_path(steps: int, resamples: int, jump: int) -> np.ndarray:
@@ -78,7 +78,9 @@ def keep_outside(denoise: Denoiser, image: Image, mask: Bool[Array, "b h w 1"]) 
 
     new = jnp.asarray(mask, image.dtype)
 
-    def denoise_inside(x_t: Image, logsnr: LogSNR) -> jax.Array:
-        return (1.0 - new) * image + new * denoise(x_t, logsnr)
+    def inside(x0: Image) -> Image:
+        return (1.0 - new) * image + new * x0
 
-    return denoise_inside
+    if isinstance(denoise, VarianceDenoiser):
+        return denoise.then(inside)
+    return lambda x_t, logsnr: inside(denoise(x_t, logsnr))

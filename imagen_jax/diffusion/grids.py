@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.diffusion.respacing import PROCESS, RESPACINGS, respaced
 from imagen_jax.diffusion.schedule import NoiseSchedule
 from imagen_jax.errors import UserError
 
@@ -55,7 +58,7 @@ def _karras(
 def _discrete(end: float | None) -> None:
     if end is not None:
         raise UserError(
-            f"end_logsnr is {end}; trailing and leading grids, which are those of others, have "
+            f"end_logsnr is {end}; grids of discrete processes, which are those of others, have "
             "their own end: choose uniform_t, uniform_logsnr or karras"
         )
 
@@ -66,7 +69,7 @@ def _trailing(
     _discrete(end)
     total = t_start * train_steps
     indices = jnp.round(total - jnp.arange(steps) * (total / steps)) - 1
-    return schedule.logsnr((indices + 1) / train_steps)
+    return schedule.logsnr(jnp.asarray((indices + 1) / train_steps))
 
 
 def _leading(
@@ -74,8 +77,18 @@ def _leading(
 ) -> jax.Array:
     _discrete(end)
     stride = int(t_start * train_steps) // steps
-    indices = stride * jnp.arange(steps - 1, -1, -1)
-    return schedule.logsnr((indices + 1) / train_steps)
+    indices = stride * np.arange(steps - 1, -1, -1)
+    return schedule.logsnr(jnp.asarray((indices + 1) / train_steps))
+
+
+def _respaced(
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, *, name: str
+) -> jax.Array:
+    _discrete(end)
+    taken = respaced(RESPACINGS[name])
+    if steps != len(taken):
+        raise UserError(f"the time grid {name!r} has {len(taken)} steps; {steps} were asked for")
+    return schedule.logsnr(jnp.asarray(t_start * (np.asarray(taken) + 1) / PROCESS))
 
 
 TIME_GRIDS: dict[str, Callable[..., jax.Array]] = {
@@ -84,6 +97,7 @@ TIME_GRIDS: dict[str, Callable[..., jax.Array]] = {
     "karras": _karras,
     "trailing": _trailing,
     "leading": _leading,
+    **{name: functools.partial(_respaced, name=name) for name in RESPACINGS},
 }
 
 
@@ -108,6 +122,8 @@ def time_grid(
       trailing, leading: as uniform_t but on the times k / train_steps of a discrete process (option
         train_steps = 1000): Lin et al. 2024, table 2. leading does not start at t_start: it is here
         to reproduce others' results.
+      fast27, smart50, super100, ...: the steps of a discrete process that a respacing takes, see
+        diffusion.respacing; `steps` must be their number.
 
     Args:
       schedule: noise schedule.

@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.parametrization import check_parametrization, expand_to, to_x0
+from imagen_jax.diffusion.parametrization import (
+    check_parametrization,
+    expand_to,
+    split_variance,
+    to_x0,
+)
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Conditioning, Denoiser, Image, LogSNR, Network, TextEmbedding
 
@@ -256,6 +261,30 @@ def guided_denoiser(
     return stacked_denoiser(network, conditioning, guidance, parametrization, threshold)
 
 
+@dataclasses.dataclass(frozen=True)
+class VarianceDenoiser:
+    """A denoiser that also knows the variance of a reverse step, where its network predicts it.
+
+    Attributes:
+      with_variance: (x_t, logsnr) -> (x0, v), with v in [-1, 1] as in
+        models.base.BaseNetwork.predicts_variance; None where the network predicts none.
+    """
+
+    with_variance: Callable[[Image, LogSNR], tuple[Image, Image | None]]
+
+    def __call__(self, x_t: Image, logsnr: LogSNR) -> Image:
+        return self.with_variance(x_t, logsnr)[0]
+
+    def then(self, change: Callable[[Image], Image]) -> VarianceDenoiser:
+        """The denoiser whose estimates of x0 are changed."""
+
+        def changed(x_t: Image, logsnr: LogSNR) -> tuple[Image, Image | None]:
+            x0, variance = self.with_variance(x_t, logsnr)
+            return change(x0), variance
+
+        return VarianceDenoiser(changed)
+
+
 def is_off(guidance: Guidance) -> bool:
     """Whether guidance is the Python number 1, for which there is no unconditional half."""
     return isinstance(guidance, (int, float)) and guidance == 1
@@ -283,10 +312,11 @@ def stacked_denoiser(
     limit = threshold
     unguided = is_off(guidance)
 
-    def denoise(x_t: Image, logsnr: LogSNR) -> Image:
+    def denoise(x_t: Image, logsnr: LogSNR) -> tuple[Image, Image | None]:
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, x_t.dtype), x_t.shape[:1])
         if unguided:
-            prediction = network(x_t, logsnr, conditioning).astype(x_t.dtype)
+            output = network(x_t, logsnr, conditioning).astype(x_t.dtype)
+            prediction, variance = split_variance(output, x_t.shape[-1])
         else:
             both = network(
                 jnp.concatenate([x_t, x_t]), jnp.concatenate([logsnr, logsnr]), conditioning
@@ -294,7 +324,10 @@ def stacked_denoiser(
             with_text, without_text = jnp.split(both, 2)
             weight = guidance(logsnr) if callable(guidance) else guidance
             weight = expand_to(jnp.asarray(weight, x_t.dtype), x_t)
+            # The variance is that of the conditional half.
+            with_text, variance = split_variance(with_text, x_t.shape[-1])
+            without_text, _ = split_variance(without_text, x_t.shape[-1])
             prediction = weight * with_text + (1.0 - weight) * without_text
-        return limit(to_x0(parametrization, prediction, x_t, logsnr))
+        return limit(to_x0(parametrization, prediction, x_t, logsnr)), variance
 
-    return denoise
+    return VarianceDenoiser(denoise)

@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.parametrization import check_parametrization, diffuse, target
+from imagen_jax.diffusion.parametrization import (
+    check_parametrization,
+    diffuse,
+    split_variance,
+    target,
+)
 from imagen_jax.diffusion.schedule import NoiseSchedule
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Conditioning, Image, LogSNR, Network, PRNGKey
@@ -166,7 +171,7 @@ def diffusion_loss(
     """Weighted denoising error of a batch: equations (1), (4) and (9).
 
     Args:
-      network: (x_t, logsnr [b], conditioning) -> prediction.
+      network: (x_t, logsnr [b], conditioning) -> prediction; a variance behind it is not trained.
       x0: [b, h, w, c] clean images in [-1, 1].
       conditioning: given to the network as it is; dropping of text happens before.
       key: a single key for times and noise of the global batch.
@@ -193,7 +198,8 @@ def diffusion_loss(
     logsnr = schedule.logsnr(t)
     eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
     x_t = diffuse(x0, eps, logsnr)
-    prediction = network(x_t, logsnr, conditioning).astype(x0.dtype)
+    output = network(x_t, logsnr, conditioning).astype(x0.dtype)
+    prediction, _ = split_variance(output, x0.shape[-1])
     error = target(parametrization, x0, eps, logsnr) - prediction
     mse = jnp.mean(jnp.square(error), axis=tuple(range(1, x0.ndim)))
     weight = loss_weight(weighting, logsnr, parametrization, **(weighting_options or {}))

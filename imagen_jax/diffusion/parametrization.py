@@ -47,6 +47,19 @@ def amplitudes(logsnr: LogSNR, like: Image) -> tuple[jax.Array, jax.Array]:
     return alpha_sigma(expand_to(logsnr, like))
 
 
+def split_variance(output: jax.Array, channels: int) -> tuple[Image, Image | None]:
+    """(prediction, v) of a network's output: v is None where it predicts no variance.
+
+    Args:
+      output: [b, h, w, c], or [b, h, w, 2c] with v as models.base.BaseNetwork.predicts_variance has
+        it.
+      channels: c.
+    """
+    if output.shape[-1] == channels:
+        return output, None
+    return output[..., :channels], output[..., channels:]
+
+
 def diffuse(x0: Image, eps: Image, logsnr: LogSNR) -> Image:
     """x_t = alpha x0 + sigma eps: equation (1).
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax.config import build
+from imagen_jax.diffusion.guidance import VarianceDenoiser
 from imagen_jax.diffusion.noise import per_example_keys
 from imagen_jax.diffusion.transitions import (
     Draw,
@@ -64,13 +65,16 @@ class DDPM:
     Attributes:
       variance: of the reverse step: "small" is the posterior's sigma_{t|s}^2 sigma_s^2 / sigma_t^2,
         "large" is sigma_{t|s}^2, which Ho et al. call beta; a number gamma in [0, 1] is
-        small^(1 - gamma) large^gamma, as in Imagen (Saharia et al. 2022, appendix A).
+        small^(1 - gamma) large^gamma, as in Imagen (Saharia et al. 2022, appendix A); "learned" is
+        that with the gamma of every pixel that the network predicts (Nichol & Dhariwal 2021,
+        equation (15)).
     """
 
     variance: str | float = "small"
 
     def __post_init__(self) -> None:
-        _ = self._gamma
+        if self.variance != "learned":
+            _ = self._gamma
 
     @property
     def _gamma(self) -> float:
@@ -79,19 +83,35 @@ class DDPM:
             return known[self.variance]
         if isinstance(self.variance, str) or not 0.0 <= self.variance <= 1.0:
             raise UserError(
-                f"variance is {self.variance!r}; choose small, large, or a number in [0, 1] between"
+                f"variance is {self.variance!r}; choose small, large, learned, or a number in "
+                "[0, 1] between small and large"
             )
         return self.variance
 
     def step(self, denoise: Denoiser, state: State, tr: Transition, draw: Draw) -> State:
         """See transitions.Sampler."""
-        x0 = denoise(state.x, tr.t)
+        learned = self.variance == "learned"
+        gamma: jax.Array | float
+        if learned:
+            x0, gamma = self._learned(denoise, state.x, tr.t)
+        else:
+            x0, gamma = denoise(state.x, tr.t), self._gamma
         noise = draw()
-        if self._gamma > 0.0:
+        if learned or self._gamma > 0.0:
             # sigma_{t|s} in place of sigma_{t|s} sigma_s / sigma_t, to the power of gamma.
             log_ratio = 0.5 * (jax.nn.log_sigmoid(-tr.t) - jax.nn.log_sigmoid(-tr.s))
-            noise = jnp.exp(self._gamma * log_ratio) * noise
+            noise = jnp.exp(gamma * log_ratio) * noise
         return State(transfer(state.x, x0, tr.t, tr.s, 1.0, noise), x0, 0.5 * (tr.s - tr.t))
+
+    def _learned(self, denoise: Denoiser, x: Image, t: jax.Array) -> tuple[Image, Image]:
+        """Return the estimate of x0, and gamma of every pixel."""
+        if isinstance(denoise, VarianceDenoiser):
+            x0, variance = denoise.with_variance(x, t)
+            if variance is not None:
+                return x0, 0.5 * (variance + 1.0)
+        raise UserError(
+            "variance is learned, but this network predicts none; choose small, large, or a number"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.typing import LogSNR
@@ -221,8 +222,67 @@ class LinearBetaSchedule(NoiseSchedule):
         return (untruncated - first) / (last - first)
 
 
+@dataclasses.dataclass(frozen=True)
+class DiscreteCosineSchedule(NoiseSchedule):
+    """The discrete cosine process of Nichol and Dhariwal 2021, equation (17), as a table of logsnr.
+
+    alpha_i^2 = prod_j (1 - beta_j), beta_j = min(1 - f(j + 1) / f(j), max_beta), with
+    f(j) = cos^2(pi / 2 (j / steps + offset) / (1 + offset)). Step i of 0 ... steps - 1 is at
+    t = (i + 1) / steps; between steps logsnr is linear in t, and at t = 0 it is logsnr_max, a level
+    that the process itself does not have. This is `squaredcos_cap_v2` of diffusers.
+
+    Attributes:
+      steps: of the process.
+      offset: which keeps the first steps from being too small.
+      max_beta: highest beta; it holds for the last step alone.
+    """
+
+    logsnr_max: float = 12.0
+    steps: int = 1000
+    offset: float = 0.008
+    max_beta: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.steps >= 2 and self.offset >= 0.0 and 0.0 < self.max_beta < 1.0):
+            raise UserError(
+                "steps must be at least 2, offset at least 0 and max_beta in (0, 1), got "
+                f"steps={self.steps}, offset={self.offset}, max_beta={self.max_beta}"
+            )
+        first, last = self._table()[[1, -1]]
+        if not (self.logsnr_min <= last and first < self.logsnr_max):
+            raise UserError(
+                f"the steps of this process have logsnr from {last:g} to {first:g}: logsnr_min "
+                f"must not be above the former, and logsnr_max above the latter, got "
+                f"{self.logsnr_min:g} and {self.logsnr_max:g}"
+            )
+
+    def _table(self) -> np.ndarray:
+        """logsnr at times 0, 1 / steps, ..., 1, in float64."""
+        angles = (np.arange(self.steps + 1) / self.steps + self.offset) / (1 + self.offset)
+        f = np.cos(0.5 * math.pi * angles) ** 2
+        beta = np.minimum(1.0 - f[1:] / f[:-1], self.max_beta)
+        log_alpha2 = np.cumsum(np.log1p(-beta))
+        logsnr = log_alpha2 - np.log(-np.expm1(log_alpha2))
+        return np.concatenate([[self.logsnr_max], logsnr])
+
+    def _knots(self, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Times, rounded as i / steps is, and their logsnr."""
+        times = np.arange(self.steps + 1, dtype=like.dtype) / like.dtype.type(self.steps)
+        return jnp.asarray(times), jnp.asarray(self._table(), like.dtype)
+
+    def _logsnr_of(self, t: jax.Array) -> jax.Array:
+        times, logsnr = self._knots(t)
+        return jnp.interp(t, times, logsnr)
+
+    def _t_of(self, logsnr: jax.Array) -> jax.Array:
+        times, table = self._knots(logsnr)
+        return jnp.interp(-logsnr, -table, times)
+
+
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
     "cosine": CosineSchedule,
+    "discrete_cosine": DiscreteCosineSchedule,
     "linear": LinearBetaSchedule,
     "shifted_cosine": ShiftedCosineSchedule,
 }

@@ -42,12 +42,16 @@ class BaseNetwork(nn.Module):
         `dtype: Literal["float32", "bfloat16"]`. Parameters and the output are float32.
       remat: what is recomputed in the backward pass, a key of stack.REMAT. A subclass that can
         recompute declares the field `remat: Remat`.
+      predicts_variance: True if the output has twice the channels of x: the prediction, then v,
+        from -1 to 1 between the least and the largest log variance of a reverse step (Nichol &
+        Dhariwal 2021, equation (15)).
       outer_layers: names of the top-level submodules that read or make pixels; Muon leaves their
         kernels to Adam.
     """
 
     dtype = "float32"
     remat = "none"
+    predicts_variance: ClassVar[bool] = False
     outer_layers: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -76,7 +80,7 @@ class BaseNetwork(nn.Module):
           train: dropout is on.
 
         Returns:
-          Float32, in the shape of x.
+          Float32, in the shape of x; with predicts_variance, of twice its channels.
         """
         raise NotImplementedError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -27,30 +29,38 @@ class ResBlock(nn.Module):
     Attributes:
       channels: output channels.
       resample: "down" halves and "up" doubles the resolution inside the block.
+      activation: in place of swish.
+      groups: see GroupNorm.
+      out_scale: what the sum with the shortcut is divided by.
     """
 
     channels: int
     dtype: jnp.dtype
     dropout: float = 0.0
     resample: Resample = "none"
+    activation: Callable[[Array], Array] = nn.silu
+    groups: int | None = None
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], vector: Float[Array, "b f"], train: bool
     ) -> Float[Array, "b h2 w2 d"]:
-        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_in")(x))
+        norm = functools.partial(layers.GroupNorm, self.dtype, groups=self.groups)
+        y = self.activation(norm(name="norm_in")(x))
         if self.resample == "down":
             x, y = layers.downsample(x), layers.downsample(y)
         elif self.resample == "up":
             x, y = layers.upsample(x), layers.upsample(y)
         y = layers.Conv(self.channels, self.dtype, name="conv_in")(y)
         film = layers.film(vector, self.channels, self.dtype)
-        y = nn.silu(layers.GroupNorm(self.dtype, name="norm_out")(y, *film))
+        y = self.activation(norm(name="norm_out")(y, *film))
         y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
         y = layers.Conv(self.channels, self.dtype, kernel_init=layers.ZEROS, name="conv_out")(y)
         if x.shape[-1] != self.channels:
             x = layers.Conv(self.channels, self.dtype, kernel_size=1, name="shortcut")(x)
-        return layers.residual_sum(x, y)
+        y = layers.residual_sum(x, y)
+        return y if self.out_scale == 1 else y / self.out_scale
 
 
 class UNetBlock(nn.Module):

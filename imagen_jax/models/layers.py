@@ -113,10 +113,14 @@ class GroupNorm(nn.Module):
     The statistics are one pass in float32 (mean and mean square), and normalisation, learned affine
     and FiLM are folded into a single multiply-add per pixel: about twice as fast as the two-pass
     form on CPUs and one read of the activation less on TPUs.
+
+    Attributes:
+      groups: None for those of num_groups.
     """
 
     dtype: jnp.dtype
     epsilon: float = 1e-5
+    groups: int | None = None
 
     @nn.compact
     def __call__(
@@ -126,7 +130,7 @@ class GroupNorm(nn.Module):
         shift: Float[Array, "b c"] | None = None,
     ) -> Float[Array, "b h w c"]:
         b, _, _, c = x.shape
-        groups = num_groups(c)
+        groups = self.groups or num_groups(c)
         gamma = self.param("scale", partitioned(nn.initializers.ones_init(), "vector"), (c,))
         beta = self.param("bias", partitioned(ZEROS, "vector"), (c,))
         x32 = x.astype(jnp.float32)

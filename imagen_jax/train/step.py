@@ -51,7 +51,7 @@ def batch_conditioning(
     if stage.low_res is None:
         return Conditioning(text)
     level_key, noise_key = jax.random.split(key)
-    low_res = upsample_low_res(batch["low_res"], (stage.train_resolution,) * 2)
+    low_res = upsample_low_res(batch["low_res"], (stage.train_resolution,) * 2, stage.align_corners)
     aug_level = stage.train.max_aug_level * sample_aug_level(level_key, low_res.shape[0])
     noised = augment_low_res(noise_key, low_res, aug_level)
     return Conditioning(text, noised, aug_level)

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from imagen_jax.diffusion import alpha_sigma, make_schedule
 from imagen_jax.diffusion.schedule import SCHEDULES
+from imagen_jax.errors import UserError
 
 ROUNDOFF = 2.0**-24
 ALL = [
@@ -20,7 +21,13 @@ ALL = [
     make_schedule("linear"),
     make_schedule("shifted_cosine", image_size=256, reference_size=64),
     make_schedule("shifted_cosine", image_size=1024, reference_size=32),
+    make_schedule("discrete_cosine"),
 ]
+BETA = 1.0 - np.divide(*(np.cos(0.5 * np.pi * ((np.arange(1000) + i) / 1000 + 0.008) / 1.008) ** 2
+                         for i in (1, 0)))  # fmt: skip
+BAR = np.cumprod(1.0 - np.minimum(BETA, 0.999))
+DISCRETE = np.log(BAR) - np.log1p(-BAR)
+"""logsnr of the 1000 steps of Nichol and Dhariwal 2021."""
 times = st.floats(0.0, 1.0, width=32)
 schedules = st.sampled_from(ALL)
 
@@ -32,7 +39,8 @@ def test_every_schedule_is_covered():
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_endpoints_are_the_documented_ones(schedule):
     assert schedule.logsnr(0.0) == pytest.approx(schedule.logsnr_max, abs=2e-6)
-    end = -np.log(np.expm1(10.05)) if type(schedule) is SCHEDULES["linear"] else schedule.logsnr_min
+    ends = {"linear": -np.log(np.expm1(10.05)), "discrete_cosine": DISCRETE[-1]}
+    end = {SCHEDULES[name]: x for name, x in ends.items()}.get(type(schedule), schedule.logsnr_min)
     assert schedule.logsnr(1.0) == pytest.approx(end, abs=2e-6)
     assert schedule.logsnr(-0.5) == schedule.logsnr(0.0)
     assert schedule.logsnr(1.5) == schedule.logsnr(1.0)
@@ -45,7 +53,10 @@ def test_float32_follows_float64(schedule):
     single = np.asarray(schedule.logsnr(t), np.float64)
     with jax.enable_x64(True):
         double = np.asarray(schedule.logsnr(np.asarray(t, np.float64)))
-    assert np.all(np.abs(single - double) <= 16 * ROUNDOFF * (1 + np.abs(double)))
+    bound = 16 * ROUNDOFF * (1 + np.abs(double))
+    if type(schedule) is SCHEDULES["discrete_cosine"]:  # its table is of rounded times
+        bound += 2 * ROUNDOFF * schedule.rate(t)
+    assert np.all(np.abs(single - double) <= bound)
     assert np.all(np.diff(single) < 0)
 
 
@@ -111,6 +122,19 @@ def test_linear_follows_the_discrete_process_of_1000_steps():
     assert np.abs(continuous - discrete).max() < 0.1
 
 
+def test_discrete_cosine_is_the_discrete_process() -> None:
+    schedule = make_schedule("discrete_cosine")
+    steps = np.arange(1, 1001, dtype=np.float32) / 1000
+    np.testing.assert_allclose(schedule.logsnr(steps), DISCRETE, rtol=1e-7, atol=3e-7)
+    known = [10.10, 1.70, -12.93, -19.84]
+    np.testing.assert_allclose(DISCRETE[[0, 250, 998, 999]], known, atol=0.01)
+    for logsnr_min, logsnr_max in ((-19.0, 12.0), (-20.0, 10.0)):
+        with pytest.raises(UserError, match=r"from -19\.8\d+ to 10\.1"):
+            make_schedule("discrete_cosine", logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    with pytest.raises(UserError, match="max_beta in"):
+        make_schedule("discrete_cosine", max_beta=1.0)
+
+
 def test_shift_is_the_log_ratio_of_the_sizes():
     """Averaging k x k pixels divides the noise's variance by k^2. Both are truncated at -20."""
     t = jnp.linspace(0.05, 0.95, 19)
@@ -122,7 +146,7 @@ def test_shift_is_the_log_ratio_of_the_sizes():
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_rate_is_the_slope(schedule):
     with jax.enable_x64(True):
-        t = jnp.linspace(0.001, 0.999, 101)
+        t = jnp.linspace(0.00137, 0.9989, 101)  # between the kinks of a table
         width = 1e-7
         slope = (schedule.logsnr(t + width) - schedule.logsnr(t - width)) / (2 * width)
         np.testing.assert_allclose(schedule.rate(t), -slope, rtol=1e-5)
@@ -132,7 +156,8 @@ def test_rate_is_the_slope(schedule):
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_gradients(schedule):
     with jax.enable_x64(True):
-        check_grads(schedule.logsnr, (jnp.array([0.05, 0.3, 0.49, 0.51, 0.9]),), order=1)
+        t = jnp.array([0.0504, 0.3004, 0.4904, 0.5104, 0.9004])  # between the kinks of a table
+        check_grads(schedule.logsnr, (t,), order=1)
         check_grads(schedule.t, (jnp.array([-9.0, -0.5, 0.5, 9.0]),), order=1)
         check_grads(alpha_sigma, (jnp.array([-9.0, 0.0, 9.0]),), order=1)
     assert np.all(np.isfinite(jax.vmap(jax.grad(schedule.logsnr))(jnp.array([0.0, 0.5, 1.0]))))
