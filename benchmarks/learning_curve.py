@@ -281,8 +281,8 @@ def main() -> None:
         action="append",
         required=True,
         metavar=("NAME", "KEY=VALUE"),
-        help="a name and changes to the config; also config=FILE and data=DIR, for this variant in "
-        "place of --config and --data; may be given several times",
+        help="a name and changes to the config; also config=FILE, data=DIR and stage=NAME, for "
+        "this variant in place of --config, --data and --stage; may be given several times",
     )
     parser.add_argument(
         "--output", type=Path, help="folder for curves.csv, curves.png and the variants' states"
@@ -291,11 +291,11 @@ def main() -> None:
     variants = []
     for name, *changes in args.variant:
         folder = None if args.output is None else args.output / re.sub(r"\W+", "-", name)
-        own = {"config": args.config, "data": args.data}
+        own = {"config": args.config, "data": args.data, "stage": args.stage}
         own |= dict(c.split("=", 1) for c in changes if c.partition("=")[0] in own)
         changes = [c for c in changes if c.partition("=")[0] not in own]
         config = load_config(own["config"], changes)
-        variants.append(Variant(name, config, args.stage, own["data"], folder))
+        variants.append(Variant(name, config, own["stage"], own["data"], folder))
     levels = np.asarray(variants[0].stage.schedule.logsnr(jnp.asarray(TIMES)))
     for end in range(args.round, args.steps + 1, args.round):
         waiting = [variant for variant in variants if variant.steps < end]

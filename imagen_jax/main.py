@@ -12,7 +12,9 @@ import gc
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import one_line, unindent
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     _collect_garbage_rarely()
+    warnings.formatwarning = _warn_in_one_line
     try:
         return args.run(args) or 0
     except (UserError, OSError) as error:
@@ -95,6 +98,18 @@ def _set_environment(debug: bool) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory("compiled")))
     # Also the many that compile within a second, which is the default bound.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+_FORMATTED = warnings.formatwarning
+
+
+def _warn_in_one_line(
+    message: Warning | str, category: type[Warning], *where: Any, **line: Any
+) -> str:
+    """Return a warning for the user without a file and a line of code, others as ever."""
+    if category is UserWarning:
+        return f"imagen: warning: {message}\n"
+    return _FORMATTED(message, category, *where, **line)
 
 
 def _collect_garbage_rarely() -> None:

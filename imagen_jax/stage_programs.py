@@ -21,7 +21,6 @@ from imagen_jax.diffusion.augment import augment_low_res, upsample_low_res
 from imagen_jax.diffusion.editing import keep_outside
 from imagen_jax.diffusion.guidance import (
     DynamicThreshold,
-    Guidance,
     IntervalGuidance,
     guided_denoiser,
     stack_conditioning,
@@ -243,24 +242,22 @@ def stage_denoiser(
     keys: PRNGKey,
     low_res: Image | None,
     settings: SampleConfig,
-    guidance: Guidance | None = None,
 ) -> Denoiser:
     """Return the guided and thresholded denoiser of a stage, for any sampler inside one program.
 
     Args:
       stage, params, settings: as for sample_steps.
       text, keys, low_res: as in StageInputs; low_res is augmented with noise of settings.aug_level.
-      guidance: guidance in place of that of the settings, may be traced.
 
     Returns:
       (x_t [b, resolution, resolution, 3], logsnr []) -> x0.
     """
     size = (stage.resolution, stage.resolution)
-    asked = guidance_of(settings)
+    guidance = guidance_of(settings)
     return guided_denoiser(
         functools.partial(stage.apply, params),
         stage_conditioning(stage, text, keys, low_res, settings.aug_level, size),
-        guidance if guidance is not None else 1.0 if asked is None else asked,
+        1.0 if guidance is None else guidance,
         stage.parametrization,
         threshold_of(settings),
         prepare=functools.partial(stage.cache_text, params),

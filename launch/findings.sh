@@ -24,6 +24,8 @@ docs/findings.md shows. Interrupted, the same command goes on where it stopped.
   unet           Efficient U-Net against U-Net (section 4.4, appendix B): learning curves over steps,
                  seconds and FLOPs
   prediction     eps, v and x0, and loss weightings: learning curves
+  jit            the U-Net against a transformer over patches of pixels (not in the paper): learning
+                 curves over steps, seconds and FLOPs
   all            all of them
 
   --t5 NAME=CHECKPOINT  with encoders: also this T5 encoder, T5X or Hugging Face, with its
@@ -37,7 +39,7 @@ case "${1:-}" in
   -h | --help) usage; exit 0 ;;
   "") usage >&2; exit 2 ;;
 esac
-known=(thresholding augmentation text encoders pooling unet prediction)
+known=(thresholding augmentation text encoders pooling unet prediction jit)
 t5=()
 while [[ "${1:-}" == --t5 ]]; do
   [[ "${2:-}" == ?*=* && -d "${2#*=}" ]] ||
@@ -54,7 +56,7 @@ findings=("$@")
 [[ "$*" != all ]] || findings=("${known[@]}")
 for finding in "${findings[@]}"; do
   case "$finding" in
-    thresholding | encoders | pooling | unet | prediction) ;;
+    thresholding | encoders | pooling | unet | prediction | jit) ;;
     augmentation | text)
       [[ -d runs/quickstart/sr ]] ||
         fail "$finding needs runs/quickstart; make it with: bash launch/quickstart.sh" ;;
@@ -150,6 +152,12 @@ prediction() {
       "stages.base.diffusion.weighting=${pair#*-}")
   done
   curves prediction "${variants[@]}"
+}
+
+jit() {
+  embeddings minilm
+  curves jit --config findings_jit --steps 400 --variant "U-Net, v" --variant "JiT, x0" stage=jit \
+    --variant "JiT, v" stage=jit stages.jit.diffusion.parametrization=v
 }
 
 mkdir -p docs/findings

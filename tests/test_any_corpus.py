@@ -155,3 +155,35 @@ def test_names_with_brackets_and_spaces_are_taken_as_they_are(tmp_path: Path) ->
     assert len(open_corpus(folder / "t.csv")) == 3
     assert len(open_corpus(f"{folder}/*.csv")) == 3
     assert len(open_corpus([TESTDATA / "csv_bom" / "t.csv", folder / "t.csv"])) == 6
+
+
+def test_a_look_at_a_corpus_before_it_is_embedded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "look.html"
+    assert main(["data", "inspect", str(TESTDATA / "folder_txt"), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "folder_txt: 3 images, captions in files beside them" in said
+    assert "3 examples looked at (all there are): 3 would be kept, 0 left out" in said
+    assert "images: 2 JPEG, 1 PNG" in said
+    assert "captions: 3 images with 1" in said
+    page = output.read_text()
+    assert all(caption in page for caption in CAPTIONS)
+    assert page.count("<img") == 3
+    records = TESTDATA / "tfrecords" / "five_captions.tfrecord"
+    assert main(["data", "inspect", str(records), "--count", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "12 examples looked at (there are more)" in said
+    assert "captions: 1 image with 2, 2 images with 5" in said
+    shutil.copytree(TESTDATA / "images", tmp_path / "images")
+    (tmp_path / "images" / "expected.json").unlink()
+    for path in list((tmp_path / "images").iterdir()):
+        path.with_suffix(".txt").write_text("four colours")
+    assert main(["data", "inspect", str(tmp_path / "images"), "--image-size", "64"]) == 0
+    said = capsys.readouterr().out
+    for expected in (
+        "changed: 2 converted from Test P3", "changed: 1 converted from Test A98",
+        "left out: 1 damaged image (first png_no_iend.png: PNG: cut off before its end (IEND))",
+        "larger than 64 x 64 pixels", "; --fit crop reduces and crops them",
+    ):  # fmt: skip
+        assert expected in said, said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,15 @@ PROMPTS = [
     "a", "\0", "a\0b\x1b[31m", "\u202eright to left\u202c", "שלום עולם", "👩‍👩‍👧‍👦 🇨🇭 ✈️",
     "e" + "\u0301" * 20, "'; -- <script>", "\ufeff\u200b", "ﷺ",
 ]  # fmt: skip
+
+
+def test_a_prompt_without_a_known_word_is_warned_of(cascade: Cascade) -> None:
+    for prompt in ("🦄🐙", "ꙮ ꙮ", "ﷺ"):
+        with pytest.warns(UserWarning, match="has no word that the text encoder knows"):
+            cascade.request(["a cat", prompt])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cascade.request(["a cat", "🦄 cat", "שלום"], negative_prompts="")
 
 
 def test_odd_prompts_become_images_and_files(cascade: Cascade, tmp_path: Path) -> None:

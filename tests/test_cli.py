@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -138,6 +139,23 @@ def test_choices_are_those_of_the_library() -> None:
 
 
 # errors
+
+
+def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def warned(args: argparse.Namespace) -> None:
+        del args
+        warnings.warn("aug_level of sr is 1", stacklevel=2)
+        warnings.warn("a defect", RuntimeWarning, stacklevel=2)
+
+    with warnings.catch_warnings(), mock.patch.object(sample_command, "run", side_effect=warned):
+        warnings.resetwarnings()
+        warnings.showwarning = lambda *args, **_: sys.stderr.write(
+            warnings.formatwarning(*args[:4])
+        )
+        assert main_lib.main(["sample", "a cat"]) == 0
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == "imagen: warning: aug_level of sr is 1"
+    assert "RuntimeWarning: a defect" in rest[0]
 
 
 def run_with(error: BaseException, *flags: str) -> int:

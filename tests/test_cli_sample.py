@@ -51,6 +51,42 @@ def test_a_photo_is_cropped_and_a_part_painted_anew(directory: Path, tmp_path: P
     np.testing.assert_array_equal(read_image(again / "0000.png"), made)
 
 
+def test_settings_reach_the_record_and_are_repeated(directory: Path, tmp_path: Path) -> None:
+    asked = [
+        "--sampler", "base=ddim(eta=0.5),sr=heun(churn=2)", "--time-grid", "sr=karras",
+        "--end-logsnr", "-2", "--pad", "2", "--threshold-cap", "sr=1.5", "--guidance", "base=2",
+        "--guidance-max-logsnr", "base=-1", "--threshold", "dynamic",
+    ]  # fmt: skip
+    imagen_sample(directory, tmp_path / "made", PROMPT, *asked)
+    stages = read_record(tmp_path / "made" / "0000.png")["stages"]
+    base, sr = (stages[name]["settings"] for name in ("base", "sr"))
+    assert (base["sampler"], sr["sampler"]) == ("ddim(eta=0.5)", "heun(churn=2)")
+    assert (base["end_logsnr"], sr["end_logsnr"], sr["pad"]) == (-2, -2, 2)
+    assert (base["guidance_max_logsnr"], sr["guidance_max_logsnr"]) == (-1, None)
+    assert (base["threshold_cap"], sr["threshold_cap"]) == (None, 1.5)
+    again = tmp_path / "again"
+    imagen_sample(directory, again, "--from", str(tmp_path / "made" / "0000.png"))
+    np.testing.assert_array_equal(
+        read_image(again / "0000.png"), read_image(tmp_path / "made" / "0000.png")
+    )
+
+
+def test_a_sweep_over_samplers_with_options(directory: Path, tmp_path: Path) -> None:
+    sweep = ["--sweep", "base.sampler=ddim,ddim(eta=0.5),heun(churn=1, churn_max=2)"]
+    files = imagen_sample(directory, tmp_path / "out", PROMPT, *sweep, "--time-grid", "karras")
+    assert files == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    record = read_record(tmp_path / "out" / "0002.png")
+    assert record["stages"]["base"]["settings"]["sampler"] == "heun(churn=1, churn_max=2)"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(directory: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes(b"\xef\xbb\xbfa red image\r\ngreen\r\n")
+    imagen_sample(directory, tmp_path / "out", "--prompts", str(prompts))
+    said = [read_record(tmp_path / "out" / f"000{i}.png")["prompt"] for i in range(2)]
+    assert said == ["a red image", "green"]
+
+
 def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
     blend = [PROMPT, "--blend-with", "a green image", "--blends", "3", "--seed", "4"]
     files = imagen_sample(directory, tmp_path / "blend", *blend)

@@ -110,6 +110,14 @@ def test_weights_go_out_and_come_back(directory: Path, tmp_path: Path, dtype: st
             )
 
 
+def test_an_exported_program_is_not_replaced(directory: Path, tmp_path: Path) -> None:
+    cascade = open_cascade(directory)
+    (tmp_path / "base.json").write_text("another one's")
+    with pytest.raises(ValueError, match=r"base\.json"):
+        export_stage(cascade, cascade.stages[0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.json"]
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
     argv = ["export", "--workdir", str(directory), "--output", str(tmp_path / "o")]
     assert main_lib.main([*argv, "--steps", "3"]) == 2

@@ -34,7 +34,7 @@ RUN = (
 
 
 def train(workdir: Path) -> TrainState:
-    return loop.train(tiny.config(*RUN), "base", str(tiny.embeddings()), str(workdir))
+    return loop.train(tiny.config(*RUN), "base", tiny.embeddings(), workdir).state
 
 
 @pytest.fixture(scope="module")

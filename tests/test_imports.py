@@ -21,6 +21,7 @@ FLOORS = {
         "sharding",
         "config",
         "files",
+        "progress",
         "extras",
         "native",
         "grid",

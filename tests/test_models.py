@@ -63,8 +63,10 @@ class Network:
         return self(self.conditioning._replace(text=TextEmbedding(states, mask)))
 
 
-@pytest.fixture(scope="module", params=["base", "sr"])
+@pytest.fixture(scope="module", params=["base", "sr", "jit"])
 def network(request: pytest.FixtureRequest) -> Network:
+    if request.param == "jit":
+        return Network(tiny.stage("sr").with_network(tiny.JIT))
     return Network(tiny.stage(request.param))
 
 
@@ -165,7 +167,7 @@ def test_sinusoidal_embedding_tells_values_apart(scale: float, low: float, high:
     assert distances.min() > 0.5
 
 
-# both networks
+# all networks
 
 
 def test_output_is_zero_at_initialisation(network: Network) -> None:
@@ -247,7 +249,9 @@ def test_attention_is_told_where_it_is(positions: bool) -> None:
 def test_rotated_products_depend_on_distance_alone() -> None:
     """RoFormer, equation 16; and a rotation keeps lengths."""
     q, k = jax.random.normal(jax.random.key(1), (2, 6))
-    positions = rotate_by_position(jnp.broadcast_to(jnp.stack([q, k]), (1, 9, 2, 6)))[0]
+    positions = rotate_by_position(
+        jnp.broadcast_to(jnp.stack([q, k]), (1, 9, 2, 6)), jnp.arange(9)
+    )[0]
     products = positions[:, 0] @ positions[:, 1].T
     for distance in range(-8, 9):
         diagonal = jnp.diagonal(products, distance)
@@ -255,14 +259,14 @@ def test_rotated_products_depend_on_distance_alone() -> None:
     assert float(jnp.abs(products[0] - products[0, 0]).max()) > 1e-2
     assert_close(jnp.linalg.norm(positions[:, 0], axis=-1), jnp.full(9, jnp.linalg.norm(q)))
     # The slowest pair of six channels turns by 100^(-2/3) radian a token.
-    pair = rotate_by_position(jnp.ones((1, 2, 1, 6)))[0, 1, 0, jnp.asarray([2, 5])]
+    pair = rotate_by_position(jnp.ones((1, 2, 1, 6)), jnp.arange(2))[0, 1, 0, jnp.asarray([2, 5])]
     angle = 100.0 ** (-2 / 3)
     assert_close(pair, jnp.asarray([np.cos(angle) - np.sin(angle), np.sin(angle) + np.cos(angle)]))
 
 
 def test_odd_heads_cannot_be_rotated() -> None:
     with pytest.raises(ValueError, match=r"heads of 3 channels .* head_channels must be even"):
-        rotate_by_position(jnp.zeros((1, 2, 1, 3)))
+        rotate_by_position(jnp.zeros((1, 2, 1, 3)), jnp.arange(2))
 
 
 @pytest.mark.parametrize("name", ["base", "sr"])

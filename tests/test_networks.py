@@ -122,7 +122,12 @@ def test_a_foreign_network_from_training_to_export(tmp_path: Path) -> None:
     )
     data = tiny.embed_colours(tmp_path / "data")
     embed(
-        tiny.Colours(), tiny.encoder(), data, split="validation", image_size=tiny.SR, num_shards=1
+        tiny.Colours(),
+        data,
+        encoder=tiny.encoder(),
+        split="validation",
+        image_size=tiny.SR,
+        num_shards=1,
     )
     workdir = tmp_path / "workdir"
     for name in ("base", "sr"):

@@ -63,6 +63,7 @@ IMAGE = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
         ({"seed": 0.5}, "the seed must be a whole number, got 0.5"),
         ({"settings": {"steps": {"base": 251}}}, "number of steps of base is 251"),
         ({"settings": {"guidance": {"base": None}}}, "guidance of base is empty"),
+        ({"settings": {"pad": {"sr": 0.5}}}, "the padding of sr must be a whole number, got 0.5"),
         ({"settings": {"guidance": {"base": -1.0}}}, "guidance is -1.0"),
         ({"mode": "change"}, "choose an image"),
         ({"mode": "paint", "image": IMAGE}, "brush over"),

@@ -150,6 +150,10 @@ def gradients_do_not_depend_on_the_mesh() -> None:
         tiny.stage("sr", *tiny.ONE_LEVEL, "stages.sr.network.self_attention=(False,)"),
         [{"data": 2, "spatial": 4}, {"fsdp": 4, "tensor": 2}],
     )
+    gradients_of(
+        tiny.stage("sr").with_network(tiny.JIT),
+        [{"data": 4, "spatial": 2}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    )
 
 
 def training_goes_on_with_another_mesh() -> None:
@@ -163,10 +167,12 @@ def training_goes_on_with_another_mesh() -> None:
             ValueError, match=r"batch_size is 4; it must be a multiple of the 8 dev"
         ):
             train(config, "base", data, directory)
-        trained = train(config, "base", data, directory, {"data": 2, "fsdp": 2, "tensor": 2})
+        trained = train(
+            config, "base", data, directory, mesh_axes={"data": 2, "fsdp": 2, "tensor": 2}
+        ).state
         kernel = trained.params["middle_0"]["conv_in"]["conv"]["kernel"]
         assert kernel.sharding.spec == PartitionSpec(None, None, "fsdp", "tensor")
-        restored = train(config, "base", data, directory, {"data": 4, "tensor": 2})
+        restored = train(config, "base", data, directory, mesh_axes={"data": 4, "tensor": 2}).state
         kernel = restored.params["middle_0"]["conv_in"]["conv"]["kernel"]
         assert kernel.sharding.mesh.shape == sharding.mesh_sizes({"data": 4, "tensor": 2}, 8)
         jax.tree.map(np.testing.assert_array_equal, *jax.device_get((trained, restored)))

@@ -30,6 +30,8 @@ DEEP = (
 
 def deep(name: str) -> Stage:
     """A stage of one resolution with rows of blocks that are worth a loop."""
+    if name == "jit":
+        return tiny.stage("sr").with_network(tiny.JIT)
     stage = tiny.stage(name, *DEEP)
     if name == "base":
         return stage
@@ -75,7 +77,7 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree_util.tree_map_with_path(check, a, b)
 
 
-@pytest.mark.parametrize("name", ["base", "sr"])
+@pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_a_loop_of_blocks_is_the_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = deep(name)
     params = tiny.random_params(stage)
@@ -88,14 +90,14 @@ def test_a_loop_of_blocks_is_the_blocks(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("remat", [name for name in stack.REMAT if name != "none"])
-@pytest.mark.parametrize("name", ["base", "sr"])
+@pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_rematerialisation_changes_no_gradient(name: str, remat: str) -> None:
     stage = deep(name)
     again = stage.with_network(stage.network.with_remat(remat))
     assert_same(gradients(again, tiny.random_params(stage)), expected(name))
 
 
-@pytest.mark.parametrize("name", ["base", "sr"])
+@pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_rematerialisation_saves_less(name: str) -> None:
     """What the forward pass hands to the backward pass, by policy."""
     sizes = {}

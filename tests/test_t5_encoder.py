@@ -62,6 +62,13 @@ def test_long_captions_are_named(vocabulary: Path) -> None:
             tokenizer("a red circle")
 
 
+def test_captions_without_a_known_word(vocabulary: Path) -> None:
+    tokenizer = SentencePiece(vocabulary, 128)
+    unknown, known = tokenizer(["ꙮ ꙮ", "a ꙮ circle"])
+    assert set(unknown.tolist()) <= tokenizer.wordless
+    assert not set(known.tolist()) <= tokenizer.wordless
+
+
 def test_files_that_are_no_vocabulary(vocabulary: Path, tmp_path: Path) -> None:
     broken = tmp_path / "sentencepiece.model"
     broken.write_bytes(vocabulary.read_bytes()[:100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from clu import metric_writers
 from ml_collections import ConfigDict
 from PIL import Image
 
 from imagen_jax import sharding
+from imagen_jax.checkpoints.cascades import export_cascade
 from imagen_jax.errors import UserError
 from imagen_jax.train import loop
+from imagen_jax.train.log import History
 from imagen_jax.train.optimizer import learning_rate_schedule
 from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.start import open_batches
@@ -39,13 +43,15 @@ class Run:
 
     def __init__(self, directory: Path):
         self.directory = directory / "base"
-        self.state = self.train(directory)
+        self.history = self.start(directory)
+        self.state = self.history.state
 
-    def train(self, workdir: Path, *overrides: str, init_from: Path | None = None) -> TrainState:
-        return loop.train(
-            tiny.config(*RUN, *overrides), "base", str(tiny.embeddings()), str(workdir),
-            init_from=None if init_from is None else str(init_from),
-        )  # fmt: skip
+    def start(self, workdir: Path, *overrides: str, **options: Any) -> History:
+        config = tiny.config(*RUN, *overrides)
+        return loop.train(config, "base", tiny.embeddings(), workdir, **options)
+
+    def train(self, workdir: Path, *overrides: str, **options: Any) -> TrainState:
+        return self.start(workdir, *overrides, **options).state
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def checkpoints(stage_directory: Path) -> list[int]:
 
 def test_what_training_writes(run: Run) -> None:
     assert sorted(path.name for path in run.directory.iterdir()) == [
-        "checkpoints", "logs", "samples", "stage.json"
+        ".lock", "checkpoints", "logs", "samples", "stage.json"
     ]  # fmt: skip
     assert checkpoints(run.directory) == [40, 60]
     assert int(run.state.step) == 60
@@ -81,6 +87,37 @@ def test_what_training_writes(run: Run) -> None:
     assert record["encoder"]["name"] == "tiny"
     assert record["source"] == {"train": {"name": "colours"}}
     assert record["config"]["stages"].keys() == {"base"}
+
+
+def test_history_is_what_was_logged(run: Run) -> None:
+    assert run.history.directory == run.directory
+    logged = tiny.metrics_of(run.directory)
+    assert [row["step"] for row in run.history.rows] == sorted(logged)
+    for row in run.history.rows:
+        for name, value in logged[row["step"]].items():
+            assert value == pytest.approx(row[name], rel=1e-6), name
+    steps, losses = run.history["loss"]
+    assert steps.tolist() == [10, 20, 30, 40, 50, 60]
+    assert losses[-1] == pytest.approx(logged[60]["loss"])
+    with pytest.raises(KeyError, match=r"no metric 'lose'; there are .*loss"):
+        run.history["lose"]
+
+
+def test_a_hook_sees_what_is_measured_and_ends_training(run: Run, tmp_path: Path) -> None:
+    seen: list[Measured] = []
+
+    def enough(measured: Measured) -> bool:
+        seen.append(measured)
+        assert int(measured.state.step) == measured.step
+        return measured.step == 30
+
+    history = run.start(tmp_path, hooks=[enough])
+    assert [measured.step for measured in seen] == [10, 20, 30]
+    for measured, row in zip(seen, run.history.rows, strict=False):
+        assert measured.metrics["loss"] == row["loss"]
+    assert int(history.state.step) == 30
+    assert checkpoints(tmp_path / "base") == [20, 30]
+    tiny.assert_identical(run.train(tmp_path), run.state)
 
 
 def test_loss_falls(run: Run) -> None:
@@ -105,10 +142,15 @@ def test_resumed_equals_uninterrupted(
         with pytest.raises(KeyboardInterrupt, match="30"):
             run.train(tmp_path)
     assert checkpoints(tmp_path / "base") == [20]
+    # As if it had been killed later: what was logged after the checkpoint is measured again.
+    writer = metric_writers.create_default_writer(str(tmp_path / "base" / "logs"))
+    writer.write_scalars(25, {"loss": 0.5})
+    writer.close()
     resumed = run.train(tmp_path)
     tiny.assert_identical(resumed, run.state)
     there, here = (tiny.metrics_of(path) for path in (run.directory, tmp_path / "base"))
-    for step in (30, 40, 50, 60):
+    assert here.keys() == there.keys()
+    for step in there:
         assert here[step]["loss"] == there[step]["loss"]
     for path in (run.directory / "samples").iterdir():
         assert (tmp_path / "base" / "samples" / path.name).read_bytes() == path.read_bytes()
@@ -116,17 +158,64 @@ def test_resumed_equals_uninterrupted(
 
 def test_a_finished_run_has_nothing_to_do(run: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*") if path.is_file()
-              and path.parent.name != "logs"}  # fmt: skip
+              and path.parent.name != "logs" and path.name != ".lock"}  # fmt: skip
     tiny.assert_identical(run.train(run.directory.parent), run.state)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_new_sampling_settings_are_recorded(run: Run, tmp_path: Path) -> None:
+def test_what_decides_no_weight_may_change_on_resume(run: Run, tmp_path: Path) -> None:
     workdir = tmp_path / "workdir"
     shutil.copytree(run.directory.parent, workdir)
-    tiny.assert_identical(run.train(workdir, "stages.base.sample.guidance=7.5"), run.state)
+    changes = {"sample.guidance": 7.5, "train.log_every": 3, "train.sample_every": 0,
+               "train.checkpoint_every": 7, "train.keep_checkpoints": 9,
+               "train.evaluate_every": 0, "train.max_bad_steps": 1}  # fmt: skip
+    said = [f"stages.base.{name}={value}" for name, value in changes.items()]
+    tiny.assert_identical(run.train(workdir, *said), run.state)
     section = tiny.record(workdir, "base")["config"]["stages"]["base"]
-    assert section["sample"]["guidance"] == 7.5
+    for name, value in changes.items():
+        kind, field = name.split(".")
+        assert section[kind][field] == value
+    for change in ("train.steps=70", "train.batch_size=8", "train.accumulation=2"):
+        with pytest.raises(
+            UserError, match=rf"(?s){change.split('=')[0]}: .*--init-from {workdir}"
+        ):
+            run.train(workdir, f"stages.base.{change}")
+
+
+def test_nothing_is_claimed_before_the_first_checkpoint(run: Run, tmp_path: Path) -> None:
+    def fail(measured: Measured) -> None:
+        raise RuntimeError("before the first checkpoint")
+
+    with pytest.raises(RuntimeError, match="before the first"):
+        run.train(tmp_path, "stages.base.train.learning_rate=0.1", hooks=[fail])
+    assert checkpoints(tmp_path / "base") == []
+    tiny.assert_identical(run.train(tmp_path), run.state)
+
+
+def test_a_second_training_in_one_place_is_refused(run: Run, tmp_path: Path) -> None:
+    message = rf"{tmp_path}/base is being written by imagen train \(process {os.getpid()} on "
+
+    def start_another(measured: Measured) -> None:
+        with pytest.raises(UserError, match=message):
+            run.train(tmp_path)
+
+    tiny.assert_identical(run.train(tmp_path, hooks=[start_another]), run.state)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_out_of_memory_says_what_to_change(
+    error: Exception, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "jit_train_step", lambda *_: fail)
+        with pytest.raises(UserError, match=r"batch_size 4 does not fit.*accumulation.*remat"):
+            run.train(tmp_path)
+    tiny.assert_identical(run.train(tmp_path), run.state)
 
 
 def test_another_seed_is_another_run() -> None:
@@ -150,6 +239,9 @@ def test_fine_tuning_starts_from_the_average(run: Run, tmp_path: Path) -> None:
     tiny.assert_identical(state.params, run.state.ema)
     tiny.assert_identical(state.ema, run.state.ema)
     assert tiny.record(tmp_path, "base")["init_from"]["train"]["steps"] == 60
+    export_cascade(run.directory.parent, tmp_path / "exported", dtype="float32")
+    from_exported = run.train(tmp_path / "other", *still, init_from=tmp_path / "exported")
+    tiny.assert_identical(from_exported, state)
     # Once it has a checkpoint of its own, it goes on without where it came from.
     for init_from in (None, tmp_path / "gone"):
         tiny.assert_identical(run.train(tmp_path, *still, init_from=init_from), state)
@@ -198,7 +290,7 @@ def test_a_stage_trains_on_crops_of_sound_records(
     config = ConfigDict(tiny.config(*tiny.ONE_LEVEL, "stages.sr.train.sample_every=0"))
     config.stages.sr.crop = 4
     config.stages.sr.train.max_damaged = 0.1
-    state = loop.train(config, "sr", str(data), str(tmp_path / "workdir"))
+    state = loop.train(config, "sr", str(data), str(tmp_path / "workdir")).state
     assert int(state.step) == 2
     assert f"{shard}: record 0 is damaged or unsuitable" in capsys.readouterr().err
 
@@ -210,14 +302,15 @@ def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
     config = tiny.config(
         *tiny.ONE_LEVEL, "stages.base.train.steps=1", "stages.base.train.sample_every=0"
     )
-    state = loop.train(config, "base", str(data), str(tmp_path / "workdir"))
+    state = loop.train(config, "base", str(data), str(tmp_path / "workdir")).state
     assert sorted(path.name for path in (tmp_path / "workdir" / "base").iterdir()) == [
-        "checkpoints", "logs", "stage.json"
+        ".lock", "checkpoints", "logs", "stage.json"
     ]  # fmt: skip
     embed(
         tiny.Colours(), data, encoder=tiny.encoder(), split="test", image_size=tiny.SR, num_shards=1
     )
-    tiny.assert_identical(loop.train(config, "base", str(data), str(tmp_path / "workdir")), state)
+    again = loop.train(config, "base", str(data), str(tmp_path / "workdir")).state
+    tiny.assert_identical(again, state)
 
 
 @pytest.mark.parametrize("metric", ["validation_loss", "frechet_mobilenet_v2"])
@@ -240,7 +333,7 @@ def test_measuring_changes_nothing_and_keeps_the_best(
         tiny.Colours(), data, encoder=tiny.encoder(), split="validation", image_size=tiny.SR,
         num_shards=1,
     )  # fmt: skip
-    state = loop.train(config, "base", str(data), str(tmp_path / "workdir"))
+    state = loop.train(config, "base", str(data), str(tmp_path / "workdir")).state
     tiny.assert_identical(state, run.state)
     directory = tmp_path / "workdir" / "base"
     measured = {

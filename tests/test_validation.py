@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def shrunk(config_name: str, stage_name: str) -> Stage:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("validation") / "embeddings"
-    embed(Images(), tiny.encoder(), directory, split="validation", image_size=SIZE, num_shards=1)
+    options: dict[str, Any] = {"image_size": SIZE, "num_shards": 1}
+    embed(Images(), directory, encoder=tiny.encoder(), split="validation", **options)
     return directory
 
 

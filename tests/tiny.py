@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 from imagen_jax.config import load_config, to_plain
 from imagen_jax.data.sources import SceneSource
 from imagen_jax.embed import embed
+from imagen_jax.models.jit import JiT
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import encoder as encoder_lib
 from imagen_jax.text.encoder import TextEncoder
@@ -38,6 +39,8 @@ ONE_LEVEL = tuple(
     for change in changes
 )  # fmt: skip
 """Still smaller, for tests that compile much: networks of one resolution."""
+
+JIT = JiT(patch=2, width=16, depth=3, head_channels=8, bottleneck=8, text_layers=0, dtype="float32")
 
 WITHOUT_SAMPLES = (*ONE_LEVEL, *(f"stages.{name}.train.sample_every=0" for name in ("base", "sr")))
 """What `workdir` is trained with."""

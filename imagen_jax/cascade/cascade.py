@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.folder import CHUNK
-from imagen_jax.cascade.prompts import Prompt, check_prompts, encode, no_text, tokenize
+from imagen_jax.cascade.prompts import Prompt, check_prompts, check_words, encode, no_text
 from imagen_jax.cascade.request import PerStage, Request, lists_choices, make_request
 from imagen_jax.cascade.run import Finished, Step, run_stage
 from imagen_jax.cascade.samples import Samples
@@ -169,7 +169,7 @@ class Cascade:
           UserError: none were given, or one is empty, too long or no text.
         """
         checked = check_prompts(prompts)
-        tokenize(self.encoder, checked, self.stages[0].text.max_length)
+        check_words(self.encoder, checked, self.stages[0].text.max_length)
         return checked
 
     def encode(self, prompts: Sequence[Prompt]) -> TextEmbedding:
@@ -264,7 +264,7 @@ class Cascade:
         if text is None:
             texts += request.prompts
         if any(texts):
-            tokenize(self.encoder, texts, self.stages[0].text.max_length)
+            check_words(self.encoder, texts, self.stages[0].text.max_length)
         return request
 
     @lists_choices

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from imagen_jax.cascade import run_exported
-from imagen_jax.checkpoints.cascades import Pretrained, abstract_params, flat_weights
+from imagen_jax.checkpoints.cascades import Pretrained, abstract_params, flat_weights, new_files
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import image_keys, whole_sampler
 from imagen_jax.sharding import no_platform
@@ -41,25 +41,27 @@ def export_stage(
     settings: SampleConfig | None = None,
     platforms: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes a stage as a compiled artefact.
+    """Write a stage as a compiled artefact.
 
     Args:
-      cascade: that the stage belongs to.
+      cascade: the cascade that the stage belongs to.
       stage: one of cascade.stages.
-      output: directory that the files go to; several stages may share it.
-      settings: how it samples; None is as its config says. Steps, sampler, time grid, threshold and
-        whether there is guidance are fixed in the program; its weight and aug_level are arguments.
-      platforms: some of PLATFORMS that the program is lowered for; () is the one of this machine.
+      output: directory of the files; several stages may share it.
+      settings: how it samples; None is as its config says. Steps, sampler, time grid, threshold,
+        padding and whether and where there is guidance are fixed in the program; the guidance
+        scale and aug_level are arguments.
+      platforms: some of PLATFORMS, for which the program is lowered; () is that of this machine.
 
     Returns:
       Paths of the written files.
 
     Raises:
-      UserError: an unknown platform.
+      UserError: an unknown platform, or the files are there already.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
+    paths = new_files(output, [f"{stage.name}.{kind}" for kind in ("jax", "safetensors", "json")])
     settings = stage.sample if settings is None else settings
     shapes = flax.traverse_util.flatten_dict(abstract_params(stage), sep="/")
     inputs = _inputs(stage, settings)
@@ -70,9 +72,7 @@ def export_stage(
         )(shapes, inputs)
     weights = flat_weights(cascade.weights(stage))
 
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    paths = [output / f"{stage.name}.{kind}" for kind in ("jax", "safetensors", "json")]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     paths[0].write_bytes(program.serialize())
     safetensors.numpy.save_file(weights, paths[1])
     record = {
@@ -96,7 +96,7 @@ def export_stage(
     }  # fmt: skip
     paths[2].write_text(json.dumps(record, indent=2) + "\n")
     source = Path(run_exported.__file__)
-    return [*paths, Path(shutil.copy(source, output / source.name))]
+    return [*paths, Path(shutil.copy(source, paths[0].with_name(source.name)))]
 
 
 MEANINGS = {

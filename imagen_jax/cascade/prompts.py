@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,6 +120,21 @@ def tokenize(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> di
                 f"most {length}. Shorten the prompt."
             )
     return tokens
+
+
+def check_words(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> None:
+    """Raise UserError for prompts that are too long, see tokenize.
+
+    Warns:
+      UserWarning: a prompt without any word that the encoder knows.
+    """
+    for text, tokens in tokenize(encoder, prompts, length).items():
+        if not encoder.knows_a_word(tokens):
+            warnings.warn(
+                f"prompt {_shown(text)} has no word that the text encoder knows: what it makes has "
+                "nothing to do with it",
+                stacklevel=3,
+            )
 
 
 def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Any:

@@ -91,6 +91,15 @@ class Checkpointer:
             ),
         )
 
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Close, but where another host may be gone: what is being saved would wait for it."""
+        lost = kind is not None and issubclass(kind, jax.errors.JaxRuntimeError)
+        if not (lost and jax.process_count() > 1):
+            self.close()
+
     def save(
         self,
         step: int,

@@ -19,6 +19,8 @@ from imagen_jax.data.choices import (
 if TYPE_CHECKING:
     from imagen_jax.data.corpora import Corpus
 
+DEFAULT_SIZE = 64
+"""As in embed.job."""
 ENCODER_DTYPES = ("float32", "bfloat16")
 """As in text.encoder, which takes seconds to load; the first is the default."""
 WHERE = (
@@ -83,8 +85,8 @@ def add_opening(group: Arguments) -> None:
     )
 
 
-def add_embedding(group: Arguments) -> None:
-    """Adds the arguments of EMBEDDING, --image-size and those of the text encoder's files."""
+def add_size(group: Arguments) -> None:
+    """Adds --image-size and --fit."""
     group.add_argument(
         "--image-size",
         type=positive,
@@ -98,6 +100,11 @@ def add_embedding(group: Arguments) -> None:
         help="images of another size: leave them out, or reduce larger ones and crop them to the "
         "middle (default: crop without --image-size, else exact)",
     )
+
+
+def add_embedding(group: Arguments) -> None:
+    """Adds the arguments of EMBEDDING, --image-size and those of the text encoder's files."""
+    add_size(group)
     group.add_argument(
         "--long-captions",
         choices=LONG_CAPTIONS,
@@ -135,20 +142,24 @@ def is_corpus(where: Sequence[str]) -> bool:
     return looks_like_corpus(first)
 
 
-def open_given(args: argparse.Namespace, where: list[str], default_split: str) -> Corpus:
+def open_given(
+    args: argparse.Namespace, where: list[str], default_split: str, tell: bool = True
+) -> Corpus:
     """The corpus that arguments name.
 
     Args:
       args: with the arguments of OPENING.
       where: places, or NAME:SPLIT of kind tfds.
       default_split: of a corpus that has several.
+      tell: say what it was taken for.
     """
     from imagen_jax.data.corpora import open_corpus
 
     options = {name: getattr(args, name) for name in OPENING if getattr(args, name) is not None}
     options["split"] = options.pop("source_split", default_split)
     corpus = open_corpus(where, **options)
-    print(f"reading {corpus.summary}")
+    if tell:
+        print(f"reading {corpus.summary}")
     return corpus
 
 
@@ -162,7 +173,7 @@ def embedding_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def print_outcome(manifest: dict[str, Any], split: str, output: str) -> None:
     """Says what was embedded, left out and changed."""
-    from imagen_jax.embed import advice_on
+    from imagen_jax.data.advice import advice_on
 
     entry = manifest["splits"][split]
     print(f"{entry['examples']} examples in {output}")

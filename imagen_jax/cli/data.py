@@ -5,6 +5,15 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, add_scenes, add_seed, command, positive
+from imagen_jax.cli.corpus import (
+    DEFAULT_SIZE,
+    WHERE,
+    add_opening,
+    add_size,
+    is_corpus,
+    open_given,
+)
+from imagen_jax.data.choices import FITS
 from imagen_jax.errors import UserError
 
 
@@ -71,15 +80,32 @@ def add_command(commands: Commands) -> None:
     inspect = command(
         actions,
         "inspect",
-        "a report on an embedding directory",
+        "a look at a corpus, or a report on an embedding directory",
         """
-        Writes a report on what `imagen embed` wrote: counts, sizes, what was left out and why,
-        lengths of captions, sizes of images, and examples. One HTML file, for any browser.""",
+        Says what a corpus is taken for, and what embedding it would give: counts, sizes, formats,
+        captions of an image, colour profiles, what would be left out and why; with --output also
+        examples as training would see them. Of what `imagen embed` wrote it writes a report:
+        counts, sizes, what was left out and why, lengths of captions, and examples. One HTML file,
+        for any browser.""",
         """
+        imagen data inspect photos/
+        imagen data inspect captions.csv --image-size 128 --output look.html
         imagen data inspect runs/quickstart/embeddings --output report.html""",
     )
-    inspect.add_argument("directory", metavar="DIR", help="what `imagen embed` wrote")
-    inspect.add_argument("--output", metavar="HTML", required=True, help="the file to write")
+    inspect.add_argument(
+        "where", metavar="WHERE", nargs="+", help=f"what `imagen embed` wrote, or a corpus: {WHERE}"
+    )
+    inspect.add_argument(
+        "--output", metavar="HTML", help="the file to write; of embeddings it must be given"
+    )
+    inspect.add_argument(
+        "--count",
+        type=positive,
+        default=1000,
+        help="of a corpus: most examples to look at (default: %(default)s)",
+    )
+    add_size(inspect)
+    add_opening(inspect.add_argument_group("how a corpus is read"))
     inspect.set_defaults(run=_inspect)
 
 
@@ -108,7 +134,20 @@ def _inspect(args: argparse.Namespace) -> None:
     from imagen_jax.extras import require
 
     require("train", "imagen data inspect")
+    if is_corpus(args.where) or args.kind is not None:
+        from imagen_jax.data.preview import lines_of, preview, write_preview
+
+        fit = args.fit or (FITS[1] if args.image_size is None else FITS[0])
+        corpus = open_given(args, args.where, "train", tell=False)
+        found = preview(corpus, args.image_size or DEFAULT_SIZE, fit, args.count)
+        print("\n".join(lines_of(found)))
+        if args.output:
+            write_preview(found, args.output)
+            print(f"examples in {args.output}")
+        return
     from imagen_jax.data.report import write_report
 
-    read = write_report(args.directory, args.output)
+    if args.output is None:
+        raise UserError("--output is missing: the HTML file with the report on these embeddings")
+    read = write_report(args.where[0], args.output)
     print(f"{args.output}: from {read} examples")

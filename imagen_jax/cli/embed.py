@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import LEVELS, Commands, add_process, command, positive
 from imagen_jax.cli.corpus import (
+    DEFAULT_SIZE,
     OPENING,
     WHERE,
     add_embedding,
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 ENCODERS = ("minilm", "minilm-random", "minilm-words", "t5")
 """As in text.encoder, which takes seconds to load; the first is the default."""
-DEFAULT_SIZE = 64
-"""As in embed.job."""
 
 
 def add_command(commands: Commands) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import UnusableError, open_image
+from imagen_jax.data.images import OpenedImage, UnusableError, open_image
 
 JPEG_QUALITY = 95
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL")
@@ -55,8 +55,22 @@ def record_image(image: np.ndarray | bytes | None, size: int, fit: str) -> Recor
                 f"{image.dtype} {list(image.shape)}",
             )
         return RecordImage(_encode(Image.fromarray(image), "PNG"), [], size)
-    opened = open_image(image)
-    kind, decoded, changed = opened.kind, opened.image, opened.changed
+    return fit_image(open_image(image), image, size, fit)
+
+
+def fit_image(opened: OpenedImage, content: bytes, size: int, fit: str) -> RecordImage:
+    """Fit an opened image to a record; see `record_image`.
+
+    Args:
+      opened: the image.
+      content: it as it came.
+      size: side of the recorded image in pixels.
+      fit: one of choices.FITS.
+
+    Raises:
+      UnusableError: it is smaller, or larger with fit "exact".
+    """
+    kind, decoded, changed = opened.kind, opened.image, list(opened.changed)
     if min(decoded.size) < size:
         raise UnusableError(
             f"image is smaller than {size} x {size} pixels", f"{decoded.width} x {decoded.height}"
@@ -73,13 +87,13 @@ def record_image(image: np.ndarray | bytes | None, size: int, fit: str) -> Recor
         changed.append(f"converted from {kind}")
     side = min(decoded.size)
     if not changed:
-        return RecordImage(image, [], side)
+        return RecordImage(content, [], side)
     if decoded.size != (size, size):
         left, top = (decoded.width - side) // 2, (decoded.height - side) // 2
         box = (left, top, left + side, top + side)
         decoded = decoded.resize((size, size), Image.Resampling.BOX, box=box)
     # VP8L is the part of a WebP that holds pixels without loss.
-    lossy = kind in _LOSSY and not (kind == "WEBP" and b"VP8L" in image)
+    lossy = kind in _LOSSY and not (kind == "WEBP" and b"VP8L" in content)
     return RecordImage(_encode(decoded, "JPEG" if lossy else "PNG"), changed, side)
 
 

@@ -239,6 +239,8 @@ def train_batches(
     table, examples = embeddings.table(split), embeddings.examples(split)
     if len(examples) > 1 and not repeat:
         raise UserError(f"{embeddings.name!r} mixes sources, which have no common epoch: repeat")
+    if max_damaged == 0:
+        embeddings.check_lengths(split, view.text_length)
     converter = ImagenFeatureConverter(view, embeddings.manifest, seed)
     damage = Damage(table, converter.check, max_damaged, hosts)
     share = batch_size // hosts

@@ -44,7 +44,8 @@ _FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksu
 Manifest = dict[str, Any]
 """{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
 "states", "image_size", "splits": {split: {"shards", "examples", "bytes", "captions", "tokens",
-"dropped", "changed", "sides", "shard_examples", "shard_bytes", "shard_sha256"}}, "fingerprint"}"""
+"longest", "dropped", "changed", "sides", "shard_examples", "shard_bytes", "shard_sha256"}},
+"fingerprint"}"""
 
 
 @dataclass(frozen=True)

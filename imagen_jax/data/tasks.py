@@ -165,6 +165,18 @@ class EmbeddingData:
         """Return the number of records of each source."""
         return [source.manifest["splits"][split]["examples"] for source in self.sources]
 
+    def check_lengths(self, split: str, most: int) -> None:
+        """Raise a UserError if a caption has more tokens than `most`, text.max_length."""
+        for source in self.sources:
+            longest = source.manifest["splits"][split].get("longest", 0)
+            if longest > most:
+                raise UserError(
+                    f"{source.directory} has captions of up to {longest} tokens, and the config "
+                    f"takes {most}: --set text.max_length={longest}, or embed the corpus again by "
+                    "imagen train --data CORPUS, which leaves out longer ones, or cuts them with "
+                    "--long-captions truncate"
+                )
+
     def identity(self, split: str) -> list[Any]:
         """Return [fingerprint, rate] of each source: what fixes its records, wherever they lie."""
         # Not the whole manifest's fingerprint: adding another split leaves this one as it is.

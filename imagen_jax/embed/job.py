@@ -16,7 +16,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.corpora import open_corpus
 from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
+from imagen_jax.embed.outcome import nothing_kept
 from imagen_jax.embed.prepare import Handling
 from imagen_jax.embed.shard import Counts, write_shards
 from imagen_jax.errors import UserError
@@ -271,7 +272,7 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         for key in ("dropped", "changed", "sides")
     )
     if not examples:
-        message = _nothing_kept(directory, job, dropped)
+        message = nothing_kept(directory, split, num_shards, dropped)
         _forget(directory, job)
         raise UserError(message)
     path = directory / records.MANIFEST
@@ -299,34 +300,6 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     return manifest
 
 
-def _nothing_kept(directory: Path, job: Job, dropped: dict[str, int]) -> str:
-    """Why no example could be used, by the commonest reason, and what mends it."""
-    split = job["split"]
-    if not dropped:
-        return f"no example of split {split!r} could be used: the corpus is empty"
-    reasons = sorted(dropped.items(), key=lambda item: -item[1])
-    reason, number = reasons[0]
-    total = sum(dropped.values())
-    first = next(line for line in _dropped_lines(directory, job) if line["reason"] == reason)
-    message = f"no example of split {split!r} could be used: "
-    message += f"all {number}: {reason}" if number == total else f"{number} of {total}: {reason}"
-    message += f" (first {first['id']}{': ' + first['detail'] if 'detail' in first else ''})"
-    if advice := advice_on(reason):
-        message += f"; {advice}"
-    if others := reasons[1:6]:
-        message += "; also " + ", ".join(f"{n} {other}" for other, n in others)
-    return message
-
-
-def _dropped_lines(directory: Path, job: Job) -> Iterator[dict[str, str]]:
-    for shard in range(job["num_shards"]):
-        name = records.shard_name(job["split"], shard, job["num_shards"])
-        listing = (directory / name).with_suffix(".dropped")
-        if listing.exists():
-            with listing.open() as file:
-                yield from map(json.loads, file)
-
-
 def _forget(directory: Path, job: Job) -> None:
     """Removes a job that kept nothing, but for the lists of what it dropped."""
     for shard in range(job["num_shards"]):
@@ -335,28 +308,6 @@ def _forget(directory: Path, job: Job) -> None:
                      directory / "progress" / f"{name}.json"):  # fmt: skip
             path.unlink(missing_ok=True)
     (directory / "progress" / f"{job['split']}.job.json").unlink(missing_ok=True)
-
-
-_ADVICE = (
-    ("image is larger than", "--fit crop reduces and crops them"),
-    ("image is smaller than", "a smaller --image-size takes them"),
-    ("no image file", "--image-folder says what their paths are relative to"),
-    ("image is a URL", "download them first, as img2dataset does"),
-    ("caption is not in", "--encoding names another encoding, such as cp1252 or utf-16"),
-    ("caption of more than", "--long-captions truncate cuts them"),
-    ("caption of several lines", "each is taken as one caption"),
-    ("no image", "--image-key names where images are"),
-    ("no caption", "--caption-key names where captions are"),
-    ("row of more cells", "captions with commas must be quoted, or the table written as TSV"),
-    ("neither image nor caption", "--image-key and --caption-key name the suffixes"),
-    ("image is HEIC", "pip install pillow-heif"),
-    ("image is JPEG XL", "pip install pillow-jxl-plugin"),
-)
-
-
-def advice_on(reason: str) -> str:
-    """What mends a reason for leaving examples out, or explains a change; "" for others."""
-    return next((advice for start, advice in _ADVICE if reason.startswith(start)), "")
 
 
 def _sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ base.py            the contract of a network; a config may name any class that k
 networks.py        the classes that a config names by a short key
 unet.py            the base U-Net of improved DDPM / ADM with text
 efficient_unet.py  the Efficient U-Net of the super-resolution stages
+jit.py             a plain transformer over large patches of pixels
 deepfloyd_unet.py  the U-Nets of DeepFloyd IF, for its public weights
 conditioning.py    (logsnr, text, aug_level) to a vector and text tokens
 blocks.py          residual blocks of both U-Nets

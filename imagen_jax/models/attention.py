@@ -163,7 +163,9 @@ class ImageAttention(nn.Module):
         return layers.residual_sum(x, out.reshape(b, h, w, c))
 
 
-def rotate_by_position(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
+def rotate_by_position(
+    x: Float[Array, "b l n k"], positions: Float[Array, " l"]
+) -> Float[Array, "b l n k"]:
     """Rotary position embedding (Su et al. 2021, RoFormer, arXiv:2104.09864, section 3.2.2).
 
     Turns pairs of channels by angles proportional to the token's position, so that the product of a
@@ -172,18 +174,19 @@ def rotate_by_position(x: Float[Array, "b l n k"]) -> Float[Array, "b l n k"]:
 
     Args:
       x: queries or keys; an even number of channels a head.
+      positions: of the tokens.
 
     Raises:
       UserError: an odd number of channels.
     """
-    length, channels = x.shape[1], x.shape[3]
+    channels = x.shape[3]
     if channels % 2:
         raise UserError(
-            f"heads of {channels} channels cannot be rotated by position; with text layers, "
-            "head_channels must be even"
+            f"heads of {channels} channels cannot be rotated by position; head_channels must "
+            "be even"
         )
     half = channels // 2
-    angles = jnp.arange(length)[:, None] * 100.0 ** (-jnp.arange(half) / half)
+    angles = positions[:, None] * 100.0 ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, first * sin + second * cos]
@@ -208,7 +211,8 @@ class TextBlock(nn.Module):
         # Dropped text has no visible token at all; let such rows see everything so that softmax
         # stays finite. Nothing downstream reads them, since their mask stays False.
         visible = mask | ~mask.any(axis=1, keepdims=True)
-        q, k = rotate_by_position(q), rotate_by_position(k)
+        positions = jnp.arange(length)
+        q, k = rotate_by_position(q, positions), rotate_by_position(k, positions)
         y = attend(q, k, v, visible)
         x = x + layers.Dense(d, self.dtype, use_bias=False, name="out")(y.reshape(b, length, d))
         y = layers.LayerNorm(self.dtype, name="mlp_norm")(x)

@@ -9,11 +9,13 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.base import BaseNetwork
 from imagen_jax.models.deepfloyd_unet import DeepFloydUNet
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.jit import JiT
 from imagen_jax.models.unet import UNet
 
 NETWORKS: dict[str, type[BaseNetwork]] = {
     "unet": UNet,
     "efficient_unet": EfficientUNet,
+    "jit": JiT,
     "deepfloyd_unet": DeepFloydUNet,
 }
 """Networks that a config names by a short key; any other is named as "module:Class"."""

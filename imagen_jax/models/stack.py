@@ -49,11 +49,11 @@ def repeat(
     block: type[nn.Module],
     fields: Mapping[str, Any],
     names: Sequence[str],
-    y: Float[Array, "b h w c"],
-    skips: Sequence[Float[Array, "b h w d"]] | None,
-    context: Context,
+    y: Float[Array, "b *dims"],
+    skips: Sequence[Float[Array, "b *dims2"]] | None,
+    context: Any,
     remat: Remat,
-) -> tuple[Float[Array, "b h w c"], list[Float[Array, "b h w c"]]]:
+) -> tuple[Float[Array, "b *dims"], list[Float[Array, "b *dims"]]]:
     """Applies blocks of one shape one after another, each with its own parameters.
 
     SCAN_FROM blocks or more become one loop, whose compile time does not grow with their number;

@@ -24,6 +24,7 @@ MORE = {
     "threshold": "Threshold",
     "percentile": "Percentile",
     "aug_level": "Noise on the small image",
+    "pad": "Padding",
 }
 STRENGTH = 0.3
 """Of a change, to begin with: what it changes shows, and the image is still there."""
@@ -32,6 +33,7 @@ HELP = {
     "time_grid": "where the sampler's steps lie; heun needs karras",
     "percentile": "of dynamic thresholding",
     "aug_level": "noise conditioning augmentation, 0 to 1: more invents more detail",
+    "pad": "pixels of the small image by which its edges are continued: mends borders",
     "threshold": "how each step's estimate is kept in the range of an image",
 }
 
@@ -185,7 +187,7 @@ class Controls:
                         ui.tooltip(HELP[field])
                 self._settings[field] = {}
                 for stage in stages:
-                    if field == "aug_level" and stage.low_res is None:
+                    if field in ("aug_level", "pad") and stage.low_res is None:
                         ui.label("")
                         continue
                     element = self._setting(field, getattr(stage.sample, field))
@@ -202,9 +204,12 @@ class Controls:
             return ui.select(list(THRESHOLDS), value=value)
         if field == "steps":
             return _bounded(1, MAX_STEPS, 1, value)
-        high, step = {"guidance": (1000, 0.5), "percentile": (100, 0.5), "aug_level": (1, 0.05)}[
-            field
-        ]
+        high, step = {
+            "guidance": (1000, 0.5),
+            "percentile": (100, 0.5),
+            "aug_level": (1, 0.05),
+            "pad": (64, 1),
+        }[field]
         return _bounded(0, high, step, value)
 
 

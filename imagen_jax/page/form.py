@@ -76,6 +76,8 @@ def request(form: Form, cascade: Cascade) -> Request:
     settings = {field: dict(values) for field, values in form.settings.items()}
     for name, steps in settings.get("steps", {}).items():
         settings["steps"][name] = _whole(f"number of steps of {name}", steps, 1, MAX_STEPS)
+    for name, pad in settings.get("pad", {}).items():
+        settings["pad"][name] = _whole(f"padding of {name}", pad, 0, 64)
     for field, values in settings.items():
         for name, value in values.items():
             if value is None:

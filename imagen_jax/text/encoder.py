@@ -61,6 +61,11 @@ class TextEncoder:
     params: Any = field(repr=False)
     dtype: str = "float32"
 
+    def knows_a_word(self, tokens: np.ndarray) -> bool:
+        """Return False if the tokenizer knows no word of a caption with these tokens."""
+        wordless: frozenset[int] = getattr(self.tokenize, "wordless", frozenset())
+        return not set(tokens.tolist()) <= wordless
+
     def encode(self, captions: Sequence[str]) -> TextEmbedding:
         """Encodes captions for immediate use.
 

@@ -15,6 +15,9 @@ class WordPiece:
 
     Normalisation and pre-tokenisation (lower case, accents stripped, punctuation split) are those
     that the file states. Its truncation and padding are switched off.
+
+    Attributes:
+      wordless: tokens that stand for no word: unknown and special ones.
     """
 
     def __init__(self, path: str | Path, max_length: int) -> None:
@@ -30,6 +33,8 @@ class WordPiece:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        special = (self._tokenizer.token_to_id(token) for token in ("[UNK]", "[CLS]", "[SEP]"))
+        self.wordless = frozenset(token for token in special if token is not None)
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Tokenises captions.
@@ -77,6 +82,8 @@ class SentencePiece:
         self._end = self._processor.eos_id()
         if self._end < 0:
             raise UserError(f"{path} has no end-of-sentence token; it is not a vocabulary of T5")
+        space = self._processor.piece_to_id("\u2581")
+        self.wordless = frozenset({self._processor.unk_id(), self._end, space})
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Tokenises captions: n int32 arrays [l_i], 1 <= l_i <= max_length; see WordPiece."""

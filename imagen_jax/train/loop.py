@@ -1,35 +1,37 @@
-"""The training loop of one stage."""
+"""The training loop of one stage, from top to bottom."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.checkpoints.claim import open_origin
 from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
 from imagen_jax.checkpoints.writing import Checkpointer
-from imagen_jax.data.iterator import BatchIterator
+from imagen_jax.config import load_config
+from imagen_jax.errors import UserError
+from imagen_jax.files import local_path, only_writer
+from imagen_jax.progress import progress
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import Preempted, Preemption, Watchdog
-from imagen_jax.train.metrics import Clock, memory, summarise
+from imagen_jax.train.log import History, Hook, Log
+from imagen_jax.train.metrics import Clock, StepResults, memory
 from imagen_jax.train.profiling import Profiler
 from imagen_jax.train.samples import SampleGrid
-from imagen_jax.train.start import claim, first_state, open_batches
-from imagen_jax.train.state import TrainState, abstract_state, count_parameters
+from imagen_jax.train.start import claim, first_state, open_batches, stage_record
+from imagen_jax.train.state import abstract_state, count_parameters
 from imagen_jax.train.step import jit_train_step
 from imagen_jax.train.validation import Validation
 
@@ -40,239 +42,193 @@ and what is wrong is seen at once."""
 
 
 def train(
-    config: ConfigDict,
-    stage_name: str | None,
-    data_dir: str,
-    workdir: str,
-    mesh_axes: dict[str, int] | None = None,
-    init_from: str | None = None,
+    config: ConfigDict | FrozenConfigDict | str | Path,
+    stage: str | None,
+    data: str | Path,
+    workdir: str | Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    init_from: str | Path | None = None,
     fall_back: bool = False,
-) -> TrainState:
-    """Trains one stage, from its newest checkpoint if there is one.
+    mesh_axes: Mapping[str, int] | None = None,
+) -> History:
+    """Train one stage, from its newest checkpoint if there is one.
 
     Stages are independent: they may be trained in any order, or at once on different machines.
 
     Args:
-      config: as load_config returns it.
-      stage_name: key in config.stages; None for the only one.
-      data_dir: embeddings written by `imagen embed`.
-      workdir: everything is written to <workdir>/<stage_name>/.
+      config: as load_config returns it, or what load_config takes.
+      stage: key in config.stages; None for the only one.
+      data: embeddings written by `imagen embed`, or what tasks.open_data takes.
+      workdir: everything is written to <workdir>/<stage>/.
+      hooks: functions that see what is measured, see log.Hook; one that returns True ends training
+        after a checkpoint.
+      init_from: cascade whose averaged weights of the same stage are where a new stage starts, with
+        step 0 and a fresh optimiser: a work directory, an exported cascade, or "demo" for the one
+        in the package. None starts from random weights.
+      fall_back: where the newest checkpoint is damaged, resume from the newest that is whole.
       mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None takes the config's.
-      init_from: work directory whose averaged weights of the same stage are where a new stage
-        starts, with step 0 and a fresh optimiser: fine-tuning. None starts from random weights.
-      fall_back: where the newest checkpoint is damaged, go on from the newest that is whole.
 
     Returns:
-      The final state.
+      What was measured, and the final state.
 
     Raises:
-      UserError: a config that does not hold together, embeddings of another encoder or width, or
-        without the validation split that the config asks for, a work directory that was started
-        with another config, weights to start from that were trained with another network or text
-        encoder, a damaged checkpoint, or too many steps in a row that were not finite.
-      UserError: missing embeddings, or no weights to start from or to evaluate with.
+      UserError: a config that does not hold together, embeddings that are missing, of another
+        encoder or width, or without the validation split that the config asks for, a work directory
+        that was started with another config or that another process trains in, weights to start
+        from that are missing or of another network or text encoder, a damaged checkpoint, a batch
+        that does not fit into memory, or too many steps in a row that were not finite.
       OSError: a checkpoint cannot be written; those before it are as they were.
       Preempted: told to stop by SIGTERM, after saving a checkpoint.
     """
-    stage = make_stage(config, stage_name)
-    stage_name = stage.name
-    mesh = sharding.make_mesh(stage.mesh.axes() if mesh_axes is None else mesh_axes)
-    batches = open_batches(stage, data_dir, mesh)
-    abstract, shardings = abstract_state(stage, mesh)
-    validation = None
-    if stage.train.validation_batches:
-        validation = Validation(stage, data_dir, mesh, shardings.ema)
-    evaluation = Evaluation(stage, data_dir, mesh) if stage.train.evaluate_every else None
-    # Claimed after all that can be wrong with a config, which may then still be corrected.
-    directory = stage_directory(workdir, stage_name)
-    origin = None
-    if init_from is not None and not checkpoint_steps(directory):
-        origin = open_origin(init_from, stage_name)
-    claim(config, stage, batches.manifest, workdir, origin)
-    report = tqdm.write if jax.process_index() == 0 else _silent
-    checkpointer = Checkpointer(
-        directory,
-        keep=stage.train.keep_checkpoints,
-        keep_every_hours=stage.train.keep_every_hours,
-        keep_best=stage.train.keep_best,
-        best_metric=stage.train.best_metric,
-        report=report,
-    )
-    saved = checkpointer.restore(abstract.items(), fall_back)
-    if saved is None:
-        state = first_state(stage, mesh, abstract, origin)
-    else:
-        state = abstract.with_items(saved.items)
-        batches.restore(saved.position)
-    report(
-        f"{stage_name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
-        f"{stage.resolution} px, batch {stage.train.batch_size}, "
-        f"steps {int(state.step)} -> {stage.train.steps} on {mesh.size} "
-        f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"
-    )
-    batch_shardings = sharding.batch_shardings(mesh, stage.batch_names)
-    train_step = jit_train_step(stage, mesh)
-    grid = None
-    if stage.train.sample_every:
-        grid = SampleGrid(
-            stage,
-            stage_directory(workdir, stage_name) / "samples",
-            batches.first_records(GRID_EXAMPLES),
-            mesh,
-        )
-    loop = _Loop(
-        stage,
-        stage_directory(workdir, stage_name),
-        batches,
-        checkpointer,
-        grid,
-        validation,
-        evaluation,
-        mesh,
-        report,
-    )
-    with contextlib.closing(loop.writer):
-        try:
-            state = loop.run(
-                state,
-                lambda s, batch: train_step(s, sharding.global_arrays(batch, batch_shardings)),
-            )
-        except jax.errors.JaxRuntimeError:
-            raise  # another host may be gone, and what is being saved would wait for it
-        except BaseException:
-            checkpointer.close()
+    config = load_config(config) if isinstance(config, str | Path) else config
+    of = make_stage(config, stage)
+    try:
+        return _train(config, of, str(data), local_path(workdir), hooks,
+                      init_from, fall_back, mesh_axes)  # fmt: skip
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        checkpointer.close()
-    return state
+        raise UserError(
+            f"out of memory: stages.{of.name}.train.batch_size {of.train.batch_size} does not fit "
+            "in steps of this size; raise train.accumulation (the batch in parts, one after "
+            "another), set network.remat (activations are computed again), or lower "
+            f"train.batch_size. {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
 
 
-class _Taken(NamedTuple):
-    """A step that was handed to the devices."""
+def _train(
+    config: ConfigDict | FrozenConfigDict,
+    stage: Stage,
+    data: str,
+    workdir: Path,
+    hooks: Sequence[Hook],
+    init_from: str | Path | None,
+    fall_back: bool,
+    mesh_axes: Mapping[str, int] | None,
+) -> History:
+    settings = stage.train
+    directory = stage_directory(workdir, stage.name)
+    first_host = jax.process_index() == 0
+    report = tqdm.write if first_host else _silent
 
-    step: int
-    metrics: Any
-    ids: list[str]
+    # Whatever can be wrong with config and data is found before anything is written.
+    mesh = sharding.make_mesh(stage.mesh.axes() if mesh_axes is None else mesh_axes)
+    batches = open_batches(stage, data, mesh)
+    abstract, shardings = abstract_state(stage, mesh)
+    validation = evaluation = origin = None
+    if settings.validation_batches:
+        validation = Validation(stage, data, mesh, shardings.ema)
+    if settings.evaluate_every:
+        evaluation = Evaluation(stage, data, mesh)
+    if init_from is not None and not checkpoint_steps(directory):
+        origin = open_origin(init_from, stage.name)
+    record = stage_record(config, stage, batches.manifest, workdir, origin)
 
-
-class _Loop:
-    """What goes on between the steps of one stage."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        directory: Path,
-        batches: BatchIterator,
-        checkpointer: Checkpointer,
-        grid: SampleGrid | None,
-        validation: Validation | None,
-        evaluation: Evaluation | None,
-        mesh: Mesh,
-        report: Callable[[str], None],
-    ):
-        self.stage = stage
-        self.batches = batches
-        self.checkpointer = checkpointer
-        self.grid = grid
-        self.validation = validation
-        self.evaluation = evaluation
-        self.report = report
-        self.writer = metric_writers.create_default_writer(
-            str(directory / "logs"), just_logging=jax.process_index() != 0, asynchronous=True
+    with contextlib.ExitStack() as exits:
+        # From here on, the work directory is this run's alone.
+        if first_host:
+            exits.enter_context(only_writer(directory, "imagen train"))
+        claim(workdir, stage, record)
+        checkpointer = exits.enter_context(
+            Checkpointer(
+                directory,
+                keep=settings.keep_checkpoints,
+                keep_every_hours=settings.keep_every_hours,
+                keep_best=settings.keep_best,
+                best_metric=settings.best_metric,
+                report=report,
+            )
         )
-        self.guard = StepGuard(
-            stage.name,
-            directory / "bad_steps",
-            stage.train.max_bad_steps,
-            _rows_of_this_host(stage.train.batch_size, mesh),
-            report,
-        )
-        self.preemption = Preemption()
-        self.watchdog = Watchdog()
-        self.profiler = Profiler(directory / "logs", report)
-        self.clock = Clock(stage, mesh.size)
-        self._taken: collections.deque[_Taken] = collections.deque()
-        self._seen: list[Any] = []  # metrics of the steps since the last log
-        self._spikes = 0
-
-    def run(self, state: TrainState, take_step: Callable[[TrainState, Any], Any]) -> TrainState:
-        """All steps from a state to the end."""
-        config = self.stage.train
-        progress = tqdm(
-            total=config.steps,
-            initial=int(state.step),
-            desc=self.stage.name,
-            unit="step",
-            disable=jax.process_index() != 0,
-        )
-        save_due = evaluate_due = False
-        with self.preemption, self.watchdog, self.profiler, progress:
-            for step in range(int(state.step) + 1, config.steps + 1):
-                with self.clock.waiting():
-                    batch = next(self.batches)
-                state, metrics = take_step(state, batch)
-                self._taken.append(_Taken(step, metrics, self.batches.ids))
-                self._look(STEPS_AHEAD)
-                self.profiler.after_step(metrics)
-                progress.update()
-                last = step == config.steps
-                stop = self.preemption.reached(step)
-                save_due |= step % config.checkpoint_every == 0 or last or stop
-                if config.evaluate_every:
-                    evaluate_due |= step % config.evaluate_every == 0 or last
-                if step % config.log_every == 0 or save_due:
-                    self._look(0)
-                    self._log(step, progress)
-                    self.checkpointer.check()
-                if self.grid and (last or (step % config.sample_every == 0 and not stop)):
-                    self._sample(step, state, self.grid)
-                # A state after which steps are skipped may be what is wrong with them.
-                if save_due and (last or not self.guard.in_a_row):
-                    metrics = None
-                    if not stop or last:
-                        metrics = self._measure(step, state, evaluate_due)
-                    # Before the next batch is taken.
-                    self.checkpointer.save(step, state.items(), self.batches.position(), metrics)
-                    save_due = evaluate_due = False
-                self.watchdog.beat(step)
-                if stop and not last:
-                    self.checkpointer.wait()
-                    raise Preempted(f"{self.stage.name}: told to stop, and stopped at step {step}")
-        return state
-
-    def _look(self, ahead: int) -> None:
-        """Waits for the steps but the last `ahead`, and looks at their results."""
-        while len(self._taken) > ahead:
-            taken = self._taken.popleft()
-            metrics = jax.device_get(taken.metrics)
-            self._seen.append(metrics)
-            self._spikes += self.guard.check(taken.step, metrics, taken.ids)
-
-    def _log(self, step: int, progress: tqdm) -> None:
-        scalars = summarise(self._seen) | {"loss_spikes": self._spikes} | memory()
-        scalars |= self.clock.rates(len(self._seen))
-        self._seen, self._spikes = [], 0
-        self.writer.write_scalars(step, scalars)
-        progress.set_postfix(
-            loss=f"{scalars['loss']:.4f}", img_s=f"{scalars['images_per_second']:.0f}"
+        saved = checkpointer.restore(abstract.items(), fall_back)
+        if saved is None:
+            state = first_state(stage, mesh, abstract, origin)
+        else:
+            state = abstract.with_items(saved.items)
+            batches.restore(saved.position)
+        first_step = int(state.step) + 1
+        report(
+            f"{stage.name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
+            f"{stage.resolution} px, batch {settings.batch_size}, "
+            f"steps {first_step - 1} -> {settings.steps} on {mesh.size} "
+            f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"
         )
 
-    def _measure(self, step: int, state: TrainState, evaluate: bool) -> dict[str, float]:
-        """What tells how good the averaged weights are, also logged."""
-        metrics: dict[str, float] = {}
-        with self.clock.paused():
-            if self.validation is not None:
-                metrics |= self.validation(state.ema)
-            if self.evaluation is not None and evaluate:
-                metrics |= self.evaluation(state.ema)
-        if metrics:
-            self.writer.write_scalars(step, metrics)
-        return metrics
+        # What goes on between the steps.
+        grid = None
+        if settings.sample_every:
+            records = batches.first_records(GRID_EXAMPLES)
+            grid = SampleGrid(stage, directory / "samples", records, mesh)
+        rows = _rows_of_this_host(settings.batch_size, mesh)
+        bad_steps = directory / "bad_steps"
+        guard = StepGuard(stage.name, bad_steps, settings.max_bad_steps, rows, report)
+        results = StepResults(guard)
+        clock = Clock(stage, mesh.size)
+        log = exits.enter_context(
+            contextlib.closing(Log(directory / "logs", hooks, first_step - 1))
+        )
+        preemption = exits.enter_context(Preemption())
+        watchdog = exits.enter_context(Watchdog())
+        profiler = exits.enter_context(Profiler(directory / "logs", report))
+        bar = exits.enter_context(
+            progress(settings.steps, stage.name, "steps", first_step - 1, disable=not first_host)
+        )
 
-    def _sample(self, step: int, state: TrainState, grid: SampleGrid) -> None:
-        with self.clock.paused():  # timed apart from training
-            image, drift = grid.write(step, state.ema)
-        self.writer.write_images(step, {"samples": image[None]})
-        self.writer.write_scalars(step, drift)
+        train_step = jit_train_step(stage, mesh)
+        batch_shardings = sharding.batch_shardings(mesh, stage.batch_names)
+        save_due = evaluate_due = enough = False
+        for step in range(first_step, settings.steps + 1):
+            with clock.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, sharding.global_arrays(batch, batch_shardings))
+            results.add(step, metrics, batches.ids)
+            results.look(STEPS_AHEAD)
+            profiler.after_step(metrics)
+            bar.update()
+
+            last = step == settings.steps
+            stop = preemption.reached(step)
+            save_due |= step % settings.checkpoint_every == 0 or last or stop
+            if settings.evaluate_every:
+                evaluate_due |= step % settings.evaluate_every == 0 or last
+            measured: dict[str, float] = {}
+            images: dict[str, Any] = {}
+
+            if step % settings.log_every == 0 or save_due:
+                measured, count = results.summary()
+                measured |= memory() | clock.rates(count)
+                bar.set_postfix(
+                    loss=f"{measured['loss']:.4f}",
+                    img_s=f"{measured['images_per_second']:.0f}",
+                    refresh=False,
+                )
+                checkpointer.check()
+            if grid and (last or (step % settings.sample_every == 0 and not stop)):
+                with clock.paused():  # timed apart from training
+                    images["samples"], drift = grid.write(step, state.ema)
+                measured |= drift
+            # A state after which steps are skipped may be what is wrong with them; the last one is
+            # saved all the same. Results are complete: whatever makes save_due also looks at all.
+            saving = save_due and (last or not guard.in_a_row)
+            if saving and (last or not stop):
+                with clock.paused():
+                    if validation is not None:
+                        measured |= validation(state.ema)
+                    if evaluation is not None and evaluate_due:
+                        measured |= evaluation(state.ema)
+            if measured:
+                enough = log.write(state, step, measured, images)
+            if saving or enough:
+                # Before the next batch is taken: the position saved is that of this state.
+                checkpointer.save(step, state.items(), batches.position(), measured)
+                save_due = evaluate_due = False
+            watchdog.beat(step)
+            if enough:
+                break
+            if stop and not last:
+                checkpointer.wait()
+                raise Preempted(f"{stage.name}: told to stop, and stopped at step {step}")
+    return History(stage.name, directory, log.rows, state)
 
 
 def _silent(line: str) -> None:
@@ -280,7 +236,7 @@ def _silent(line: str) -> None:
 
 
 def _rows_of_this_host(batch_size: int, mesh: Mesh) -> list[int]:
-    """Where in a global batch the examples of this host stand, in their order."""
+    """Return where in a global batch the examples of this host stand, in their order."""
     shardings = sharding.batch_shardings(mesh, ("own",))
     share = batch_size // jax.process_count()
     own = np.arange(share) + jax.process_index() * share

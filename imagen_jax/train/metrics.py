@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from imagen_jax.chips import local_chip
 from imagen_jax.diffusion.loss import loss_by_logsnr_bin
 from imagen_jax.stage import Stage
+from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.step import model_flops
 
 LOGSNR_EDGES = (-20.0, -6.0, -2.0, 2.0, 6.0, 20.0)
@@ -59,6 +61,38 @@ def memory() -> dict[str, float]:
     stats = jax.local_devices()[0].memory_stats() or {}
     names = {"peak_bytes_in_use": "device_memory_peak_gib", "bytes_limit": "device_memory_gib"}
     return scalars | {name: stats[key] / 2**30 for key, name in names.items() if key in stats}
+
+
+class StepResults:
+    """Results of the steps that were handed to the devices, looked at some steps later."""
+
+    def __init__(self, guard: StepGuard):
+        """Args:
+        guard: is shown every step.
+        """
+        self._guard = guard
+        self._pending: collections.deque[tuple[int, Any, Sequence[str]]] = collections.deque()
+        self._seen: list[Any] = []
+        self._spikes = 0
+
+    def add(self, step: int, metrics: Any, ids: Sequence[str]) -> None:
+        """Take a step's metrics, still on the devices, and the ids of this host's examples."""
+        self._pending.append((step, metrics, ids))
+
+    def look(self, ahead: int) -> None:
+        """Wait for the steps but the last `ahead`, and show their results to the guard."""
+        while len(self._pending) > ahead:
+            step, metrics, ids = self._pending.popleft()
+            self._seen.append(jax.device_get(metrics))
+            self._spikes += self._guard.check(step, self._seen[-1], ids)
+
+    def summary(self) -> tuple[dict[str, float], int]:
+        """Return means over all steps since the last summary, and the number of these steps."""
+        self.look(0)
+        scalars = summarise(self._seen) | {"loss_spikes": self._spikes}
+        count = len(self._seen)
+        self._seen, self._spikes = [], 0
+        return scalars, count
 
 
 class Clock:

@@ -60,17 +60,17 @@ def open_batches(stage: Stage, data: str, mesh: Mesh, split: str = "train") -> B
     return batches
 
 
-def claim(
+def stage_record(
     config: ConfigDict,
     stage: Stage,
     manifest: dict[str, Any],
-    workdir: str | Path,
+    workdir: Path,
     origin: Pretrained | None,
-) -> None:
-    """Make a work directory that of a stage, or check that it is that already.
+) -> dict[str, Any]:
+    """Return the record of a stage, with where the weights of a new one come from.
 
-    The record says where the weights of a new stage come from. Once the stage has a checkpoint of
-    its own, it no longer matters whether they are still there, nor whether they are named again.
+    Once the stage has a checkpoint of its own, it no longer matters whether those weights are still
+    there, nor whether they are named again.
 
     Args:
       config: of the cascade.
@@ -80,23 +80,33 @@ def claim(
       origin: cascade that a new stage takes its weights from; None for random ones.
 
     Raises:
-      UserError: weights of another network or for other text, the stage was started with another
-        config or on other data, or hosts that do not share the work directory.
+      UserError: weights of another network or for other text.
     """
     record = make_record(config, stage.name, manifest)
     directory = stage_directory(workdir, stage.name)
     if checkpoint_steps(directory):
         begun = json.loads((directory / RECORD).read_text())
-        record |= {key: begun[key] for key in ("init_from",) if key in begun}
-    elif origin is not None:
+        return record | {key: begun[key] for key in ("init_from",) if key in begun}
+    if origin is not None:
         record["init_from"] = check_origin(origin, stage.name, record)
+    return record
+
+
+def claim(workdir: Path, stage: Stage, record: dict[str, Any]) -> None:
+    """Make a work directory that of a stage, or check that it is that already; on all hosts.
+
+    Raises:
+      UserError: the stage was started with another config or on other data, or hosts do not share
+        the work directory.
+    """
     if jax.process_index() == 0:
         claim_stage(workdir, stage.name, record)
     multihost_utils.sync_global_devices("stage claimed")
-    if not (directory / RECORD).is_file():
+    path = stage_directory(workdir, stage.name) / RECORD
+    if not path.is_file():
         raise UserError(
-            f"host {jax.process_index()} does not see {directory / RECORD}, which the first host "
-            "wrote: --workdir must be a directory that all hosts share"
+            f"host {jax.process_index()} does not see {path}, which the first host wrote: the work "
+            "directory must be shared by all hosts"
         )
 
 

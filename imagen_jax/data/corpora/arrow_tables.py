@@ -126,17 +126,23 @@ def _rows(batch: Any, number: int, text: str | None) -> Iterator[Line]:
 
 
 def _untyped(column: Any, text_as_bytes: bool) -> Any:
-    """A column without a dictionary; what is no UTF-8 is found where captions are decoded."""
+    """A column without a dictionary; what is no UTF-8 is found where captions are decoded.
+
+    Arrow does not look at what it reads: a damaged offset would end the process.
+
+    Raises:
+      pyarrow.ArrowInvalid: it is damaged.
+    """
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
+        column.validate(full=True)
         column = column.dictionary_decode()
-    if not text_as_bytes:
-        return column
-    if pyarrow.types.is_string(column.type):
-        return column.cast(pyarrow.binary())
-    if pyarrow.types.is_large_string(column.type):
-        return column.cast(pyarrow.large_binary())
+    if text_as_bytes and pyarrow.types.is_string(column.type):
+        column = column.cast(pyarrow.binary())
+    elif text_as_bytes and pyarrow.types.is_large_string(column.type):
+        column = column.cast(pyarrow.large_binary())
+    column.validate(full=True)
     return column
 
 

@@ -18,7 +18,14 @@ from imagen_jax.data.corpora.captions import (
     find_key,
 )
 from imagen_jax.data.corpora.rows import Row, RowCorpus
-from imagen_jax.data.corpora.text_tables import Delimited, Fault, JsonLines, Line, open_text
+from imagen_jax.data.corpora.text_tables import (
+    Delimited,
+    Fault,
+    JsonLines,
+    Line,
+    damage_named,
+    open_text,
+)
 from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UserError
@@ -48,7 +55,7 @@ class JsonTable:
 
     def __init__(self, place: str, encoding: str = "utf-8"):
         self.place = place
-        with open_text(place) as file:
+        with open_text(place) as file, damage_named(place):
             content = file.read()
         if not content:
             raise UserError(f"{place} is empty")

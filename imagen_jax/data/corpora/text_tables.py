@@ -19,6 +19,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from imagen_jax.data.corpora import storage
@@ -287,9 +288,22 @@ def open_text(place: str) -> IO[bytes]:
     return file
 
 
+@contextmanager
+def damage_named(place: str) -> Iterator[None]:
+    """Turns what decompression and decoding raise into a UserError that names the file."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise UserError(f"{place} is not in the encoding that is asked for: {error}") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system
+            raise
+        raise UserError(f"{place} is damaged: {error}") from error
+
+
 def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
     """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
-    with open_text(place) as file:
+    with open_text(place) as file, damage_named(place):
         start = file.read(2**16)
         if not start:
             raise UserError(f"{place} is empty")
@@ -300,26 +314,18 @@ def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
                 f"{place} begins with the byte order mark of UTF-16: --encoding utf-16 reads it"
             )
         old_ends = utf8 and b"\r" in start and b"\n" not in start
-        if utf8 and not old_ends and isinstance(file, io.BufferedReader) and not (
-            storage.is_remote(place)):  # fmt: skip
+        stored_plain = isinstance(file, io.BufferedReader) and not storage.is_remote(place)
+        if utf8 and stored_plain and not old_ends:
             return None, place
         copy = tempfile.NamedTemporaryFile(prefix="imagen-jax-")  # noqa: SIM115, kept by the table
         file.seek(0)
-        try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        part = b"-"
+        while part:
+            part = file.read(_READ)
             if utf8:
-                while part := file.read(_READ):
-                    copy.write(part.replace(b"\r", b"\n") if old_ends else part)
+                copy.write(part.replace(b"\r", b"\n") if old_ends else part)
             else:
-                decoder = codecs.getincrementaldecoder(encoding)()
-                part = b"-"
-                while part:
-                    part = file.read(_READ)
-                    copy.write(decoder.decode(part, final=not part).encode())
-        except UnicodeError as error:
-            raise UserError(f"{place} is not in {encoding}: {error}") from error
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise UserError(f"{place} is damaged: {error}") from error
+                copy.write(decoder.decode(part, final=not part).encode())
         copy.flush()
         return copy, copy.name

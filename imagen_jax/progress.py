@@ -1,0 +1,60 @@
+"""Progress of long work: a bar on a terminal, and elsewhere a line every half minute."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS = 30.0
+"""Between two lines where the output is no terminal."""
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}{postfix}"
+
+
+class _Lines(tqdm):
+    """A bar of whole lines, for logs."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Any:
+        def show(line: str) -> None:
+            file.write(f"{line}\n")
+            file.flush()
+
+        return show
+
+    def clear(self, nolock: bool = False) -> None:
+        """A line that was written stays."""
+
+    def close(self) -> None:
+        if not getattr(self, "disable", True):
+            self.refresh()
+            self.disable = True
+            self._decr_instances(self)
+
+
+def progress(
+    total: float | None,
+    desc: str,
+    unit: str,
+    initial: int = 0,
+    disable: bool = False,
+    seconds: float = SECONDS,
+) -> tqdm:
+    """Return a tqdm to be updated, and closed by `with`.
+
+    Args:
+      total: number of units; None where it is not known.
+      desc: what is done.
+      unit: what is counted.
+      initial: units that are done already.
+      disable: shows nothing.
+      seconds: between two lines where the standard error stream is no terminal.
+    """
+    given: dict[str, Any] = {"total": total, "desc": desc, "initial": initial, "disable": disable}
+    if sys.stderr.isatty():
+        return tqdm(**given, unit=f" {unit}")
+    line = _LINE_WITHOUT_TOTAL if total is None else _LINE
+    rare = {"mininterval": seconds, "maxinterval": seconds}
+    return _Lines(**given, **rare, unit=f" {unit}", bar_format=line)
