@@ -1,4 +1,4 @@
-"""The one exception for users' mistakes."""
+"""Errors that are no defects: mistakes of users, and what the machine refuses."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     The message says what is wrong, which value was received, and which choices there are. Commands
     print it as one line; every other exception is a defect of the program and keeps its traceback.
+    """
+
+
+class MachineError(OSError):
+    """Something that the machine refuses: the disk is full, a device is not there.
+
+    The message says what was tried and what has become of it. Commands print it as one line.
     """

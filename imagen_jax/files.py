@@ -46,6 +46,35 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
+def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
+    """Yield the path of a file that a user gave, to be read in the block.
+
+    Args:
+      path: as it was given.
+      what: the file's content, "list of prompts", for the message.
+
+    Raises:
+      UserError: an address; or the block finds no such file, one that may not be read, or something
+        else than UTF-8 or JSON where it wants that.
+    """
+    local = local_path(path)
+    try:
+        yield local
+    except FileNotFoundError as error:
+        raise UserError(f"no {what} {path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a directory; a {what} is a file") from error
+    except NotADirectoryError as error:
+        raise UserError(f"no {what} {path}: a part of the path is no directory") from error
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 (at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, synced and renamed to `path` if the block succeeds."""
     path = Path(path)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
-from imagen_jax.cli.command import one_line, unindent
-from imagen_jax.errors import UserError
+from imagen_jax.cli.command import unindent
+from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, status_of
 from imagen_jax.files import cache_directory
 
 
@@ -29,10 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      The exit status: 0 done; 1 done, and the answer is no (`imagen plan`: it does not fit); 2 a
-      mistake in the arguments or the files that they name, told in one line; 75 training was told
-      to stop, and goes on with the same command; 130 interrupted. Any
-      other error is a defect and keeps its traceback.
+      The exit status: 0 done; 1 the machine refuses (a full disk), told in one line, or the answer
+      is no (`imagen plan`: it does not fit); 64 a mistake in the arguments or the files that they
+      name, told in one line; 75 training was told to stop, and the same command resumes it; 130
+      interrupted.
+
+    Raises:
+      Exception: a defect, which keeps its traceback and ends the process with status 1.
     """
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
@@ -41,19 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _warn_in_one_line
     try:
         return args.run(args) or 0
-    except (UserError, OSError) as error:
+    except KeyboardInterrupt as interrupt:
+        print(f"\nimagen: interrupted{str(interrupt) or args.when_interrupted}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        status, message = status_of(error, args), one_line(error)
+        if status is None and (missing := missing_device()):
+            status, message = MISTAKE, missing
+        if status is None:
+            raise
         if debug:
             traceback.print_exc()
-        print(f"imagen: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nimagen: interrupted{args.when_interrupted}", file=sys.stderr)
-        return 130
+        print(f"imagen: error: {message}", file=sys.stderr)
+        return status
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `run` of what it returns is the handler of the chosen one."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="imagen",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=unindent("""

@@ -12,7 +12,7 @@ host of a TPU slice. Every pod has the bucket as /bucket, installs, and runs ima
 --multi-host with the arguments behind --. The output of the first pod is followed here.
 
 Pods that are taken away, or that fail, are started again together, and training goes on from its
-last checkpoint; a mistake in the arguments (status 2) ends the JobSet at once. In the end, on an
+last checkpoint; a mistake in the arguments (status 64) ends the JobSet at once. In the end, on an
 error, or when interrupted (Ctrl-C), the JobSet is deleted: this one, and nothing else. Node pools
 are neither created nor deleted.
 
@@ -124,7 +124,7 @@ spec:
         podFailurePolicy:
           rules:
           - action: FailJob
-            onExitCodes: {containerName: train, operator: In, values: [2]}
+            onExitCodes: {containerName: train, operator: In, values: [64]}
         template:
           metadata:
             annotations:

@@ -91,13 +91,13 @@ def test_rows_of_more_cells_than_columns_are_named(tmp_path: Path) -> None:
 
 def test_paths_that_were_tried_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = TESTDATA / "csv_backslash"
-    assert embed(corpus / "t.csv", tmp_path / "out") == 2
+    assert embed(corpus / "t.csv", tmp_path / "out") == 64
     error = capsys.readouterr().err
     assert f"tried {corpus}/pics\\0.jpg" in error
     assert "it has backslashes" in error
     assert f"with / in their place '{corpus}/pics/0.jpg' exists" in error
     assert embed(TESTDATA / "csv_urls" / "t.csv", tmp_path / "urls",
-                 "--image-key", "URL", "--caption-key", "TEXT") == 2  # fmt: skip
+                 "--image-key", "URL", "--caption-key", "TEXT") == 64  # fmt: skip
     error = capsys.readouterr().err
     assert "all 3: image is a URL" in error
     assert "https://example.org/0.jpg" in error
@@ -125,7 +125,7 @@ def test_nothing_kept_says_why_and_blocks_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus, output = TESTDATA / "folder_txt", tmp_path / "out"
-    assert embed(corpus, output, "--image-size", "32") == 2
+    assert embed(corpus, output, "--image-size", "32") == 64
     error = capsys.readouterr().err
     assert "all 3: image is larger than 32 x 32 pixels" in error
     assert "--fit crop reduces" in error
@@ -134,7 +134,7 @@ def test_nothing_kept_says_why_and_blocks_nothing(
 
 
 def test_missing_columns_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert embed(TESTDATA / "tsv" / "t.tsv", tmp_path / "out", "--caption-key", "words") == 2
+    assert embed(TESTDATA / "tsv" / "t.tsv", tmp_path / "out", "--caption-key", "words") == 64
     error = capsys.readouterr().err
     assert "no column or key 'words' of captions; it has 'filepath', 'title'" in error
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 import imagen_jax.main as main_lib
+from imagen_jax.files import LOCK
 
 TINY = str(Path(__file__).with_name("tiny_config.py"))
 
@@ -17,7 +18,7 @@ TINY = str(Path(__file__).with_name("tiny_config.py"))
 def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The message of a command that must fail as a user's mistake does."""
     capsys.readouterr()
-    assert main_lib.main(argv) == 2
+    assert main_lib.main(argv) == 64
     error = capsys.readouterr().err
     (start,) = (i for i, line in enumerate(error.splitlines()) if "imagen: error: " in line)
     return "\n".join(error.splitlines()[start:])
@@ -34,7 +35,11 @@ def train(data: Path, workdir: Path, *changes: str, stage: str = "base") -> list
 def files(directory: Path) -> dict[str, int]:
     """Every file under a directory with the time of its last change."""
     found = directory.rglob("*")
-    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in found if p.is_file()}
+    return {
+        str(p.relative_to(directory)): p.stat().st_mtime_ns
+        for p in found
+        if p.is_file() and p.name != LOCK
+    }
 
 
 @pytest.fixture(scope="module")

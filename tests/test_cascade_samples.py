@@ -217,9 +217,9 @@ def test_an_output_that_cannot_be_written_is_told_before_sampling(
     monkeypatch.setattr(Cascade, "run", lambda *_, **__: pytest.fail("sampled"))
     (tmp_path / "file").write_text("")
     argv = ["sample", PROMPTS[0], "--workdir", str(directory)]
-    assert main_lib.main([*argv, "--output", str(tmp_path / "file")]) == 2
+    assert main_lib.main([*argv, "--output", str(tmp_path / "file")]) == 64
     assert f"{tmp_path / 'file'}" in capsys.readouterr().err
-    assert main_lib.main([*argv, "--output", "/proc/nothing"]) == 2
+    assert main_lib.main([*argv, "--output", "/proc/nothing"]) == 64
     assert "/proc/nothing" in capsys.readouterr().err
 
 
@@ -235,7 +235,7 @@ def test_the_default_folder_is_a_new_one(
     assert "1 images in samples-2" in capsys.readouterr().out
     assert names(Path("samples-2")) == ["0000.png", "grid.png"]
     assert content(Path("samples")) == first
-    assert main_lib.main([*argv, PROMPTS[1], "--output", "samples"]) == 2
+    assert main_lib.main([*argv, PROMPTS[1], "--output", "samples"]) == 64
     assert "nothing is overwritten; choose another folder" in capsys.readouterr().err
     assert main_lib.main([*argv, PROMPTS[0], "--per-prompt", "2"]) == 0
     assert "2 images in samples, 2 of which were there" in capsys.readouterr().out

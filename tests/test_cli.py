@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -30,7 +32,7 @@ from imagen_jax.cli import settings as settings_command
 from imagen_jax.cli.command import LEVELS
 from imagen_jax.cli.settings import SETTINGS
 from imagen_jax.data.sources import SceneSource
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 
 COMMANDS = [
     [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"],
@@ -164,29 +166,56 @@ def run_with(error: BaseException, *flags: str) -> int:
 
 
 def test_expected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_with(UserError("steps is 0;\n  it must be in [1, 1000]")) == 2
+    assert run_with(UserError("steps is 0;\n  it must be in [1, 1000]")) == 64
     captured = capsys.readouterr()
     assert captured.err == "imagen: error: steps is 0; it must be in [1, 1000]\n"
     assert captured.out == ""
-    assert run_with(FileNotFoundError("no work directory runs/x")) == 2
-    assert capsys.readouterr().err == "imagen: error: no work directory runs/x\n"
-    assert run_with(OSError(28, "No space left on device", "runs/x")) == 2
+    assert run_with(UserError("no caption \x1b]0;gone\x07 in \udcff.txt")) == 64
+    assert capsys.readouterr().err == (
+        "imagen: error: no caption \\x1b]0;gone\\x07 in \\udcff.txt\n"
+    )
+    assert run_with(OSError(errno.ENOSPC, "No space left on device", "runs/x")) == 1
     assert capsys.readouterr().err == "imagen: error: runs/x: No space left on device\n"
+    assert run_with(MachineError("cannot write a checkpoint")) == 1
+    assert capsys.readouterr().err == "imagen: error: cannot write a checkpoint\n"
+
+
+def test_a_path_that_the_user_gave_and_is_not_there_is_a_mistake(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/x/a.json")
+    assert run_with(missing, "--output", "runs/x") == 64
+    assert capsys.readouterr().err == "imagen: error: runs/x/a.json: No such file or directory\n"
+    with pytest.raises(FileNotFoundError):  # a file of our own
+        run_with(missing, "--output", "runs/y")
 
 
 def test_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_with(UserError("no"), "--debug") == 2
+    assert run_with(UserError("no"), "--debug") == 64
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("IMAGEN_DEBUG", "1")
-    assert run_with(UserError("no")) == 2
+    assert run_with(UserError("no")) == 64
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_defects_keep_their_traceback() -> None:
-    with pytest.raises(TypeError):
-        run_with(TypeError("a defect"))
+    for defect in (TypeError("a defect"), ValueError("a defect"), KeyError("a defect")):
+        with pytest.raises(type(defect)):
+            run_with(defect)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_device_that_is_not_there(platform: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "imagen_jax.main", "sample", "a red apple"],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 64
+    (line,) = done.stderr.splitlines()
+    assert f"JAX_PLATFORMS is {platform!r}, and JAX finds no such device here" in line
 
 
 def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +232,7 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["sample"], "no prompt: give one or more"),
         (["sample", "a cat", "  "], "prompt 2 is empty"),
-        (["sample", "--prompts", "absent.txt"], "absent.txt: No such file"),
+        (["sample", "--prompts", "absent.txt"], "no list of prompts absent.txt"),
         (["sample", "a cat", "--workdir", "absent"], "no work directory absent"),
         (
             ["train", "--config", "absent", "--stage", "base", "--data", "d", "--workdir", "w"],
@@ -238,7 +267,7 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main_lib.main(argv) == 2
+    assert main_lib.main(argv) == 64
     error = capsys.readouterr().err
     assert error.startswith("imagen: error: ")
     assert len(error.splitlines()) == 1
@@ -260,7 +289,7 @@ def test_malformed_arguments(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main_lib.main(argv)
-    assert stop.value.code == 2
+    assert stop.value.code == 64
     assert message in capsys.readouterr().err
 
 
@@ -332,8 +361,8 @@ def test_train_calls_train_with_the_overridden_config() -> None:
     assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (7, 1)
     assert config.stages.base.train.steps != 7
     assert arguments == {
-        "stage_name": "sr",
-        "data_dir": "d",
+        "stage": "sr",
+        "data": "d",
         "workdir": "w",
         "init_from": None,
         "fall_back": False,

@@ -112,7 +112,7 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
     [
         ([PROMPT, "--mask", "m.png"], "there is no --image"),
         ([PROMPT, "--crop"], "there is no --image"),
-        ([PROMPT, "--image", "absent.png"], "absent.png: No such file"),
+        ([PROMPT, "--image", "absent.png"], "no image absent.png: there is no such file"),
         ([PROMPT, "--image", "prompts.txt"], "prompts.txt is no image"),
         ([PROMPT, "--blends", "3"], "--blends needs --blend-with"),
         ([PROMPT, "--blend-with", "a", "--blends", "1"], "--blends must be at least 2"),
@@ -123,7 +123,7 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 everywhere"),
         (["--from", "prompts.txt"], "prompts.txt is no image"),
         (["--from", "a.png", PROMPT, "--steps", "2"], "leave out prompts, --steps"),
-        (["--prompts", "binary.txt"], "binary.txt is not UTF-8"),
+        (["--prompts", "binary.txt"], "binary.txt is no text in UTF-8"),
     ],
 )
 def test_mistakes(
@@ -133,7 +133,7 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a cat")
     Path("binary.txt").write_bytes(b"\xff\xfe")
-    assert main_lib.main(["sample", *argv, "--workdir", str(directory)]) == 2
+    assert main_lib.main(["sample", *argv, "--workdir", str(directory)]) == 64
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1]
     assert sum(line.startswith("imagen: error: ") for line in error) == 1
@@ -154,5 +154,5 @@ def test_malformed_arguments(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main_lib.main(["sample", PROMPT, *argv])
-    assert stop.value.code == 2
+    assert stop.value.code == 64
     assert message in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_an_estimate_is_what_embedding_gives(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["embed", *argv]) == 2
+    assert main(["embed", *argv]) == 64
     assert message in capsys.readouterr().err
 
 

@@ -376,7 +376,7 @@ def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "FID" not in printed
     assert main(["evaluate", "compare", *folders[:2], "--floor", folders[2]]) == 0
     assert capsys.readouterr().out == printed, "from the file as from the folder"
-    assert main(["evaluate", "compare", folders[0], file, "--size", "32", "--fit", "crop"]) == 2
+    assert main(["evaluate", "compare", folders[0], file, "--size", "32", "--fit", "crop"]) == 64
     assert "side: 32 != 64" in capsys.readouterr().err
 
 

@@ -120,9 +120,9 @@ def test_an_exported_program_is_not_replaced(directory: Path, tmp_path: Path) ->
 
 def test_mistakes(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
     argv = ["export", "--workdir", str(directory), "--output", str(tmp_path / "o")]
-    assert main_lib.main([*argv, "--steps", "3"]) == 2
-    assert main_lib.main([*argv, "--format", "compiled", "--dtype", "float32"]) == 2
-    assert main_lib.main([*argv, "--ema-decay", "0.9"]) == 2
+    assert main_lib.main([*argv, "--steps", "3"]) == 64
+    assert main_lib.main([*argv, "--format", "compiled", "--dtype", "float32"]) == 64
+    assert main_lib.main([*argv, "--ema-decay", "0.9"]) == 64
     said = capsys.readouterr().err
     for words in ("give --format compiled", "leave out --dtype", "with one average alone"):
         assert words in said

@@ -67,7 +67,7 @@ def test_commands_that_need_tensorflow_say_so_first(
         importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find(name)
     )
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert main(arguments) == 64
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"imagen: error: imagen {arguments[0]}")
     assert "not installed (tensorflow): " in line

@@ -132,7 +132,7 @@ def test_told_to_stop(
     argv = ["train", "--config", str(Path(__file__).with_name("tiny_config.py"))]
     argv += ["--stage", "base", "--data", str(tiny.embeddings()), "--workdir", str(tmp_path)]
     assert main([*argv, "--set", *RUN]) == PREEMPTED == 75
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "the same command resumes from there" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path / "base") == [8, 9]
     tampered.signals = {}
     tiny.assert_identical(train(tmp_path), undisturbed[0])

@@ -15,7 +15,7 @@ from imagen_jax.cascade.prompts import Blend
 from imagen_jax.cascade.request import VERSION, Request, hash_of
 from imagen_jax.config import build
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path
+from imagen_jax.files import atomic_path, given_file
 from imagen_jax.stage import SampleConfig
 
 if TYPE_CHECKING:
@@ -60,11 +60,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """What an image that was written here says of how it was made.
 
     Raises:
-      OSError: there is no such file.
-      UserError: it is no image, or says nothing that can be read.
+      UserError: there is no such file, it is no image, or says nothing that can be read.
     """
     try:
-        with Image.open(path) as opened:
+        with given_file(path, "image") as local, Image.open(local) as opened:
             said = opened.info.get(KEY) or opened.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no image of a kind that can be read") from error

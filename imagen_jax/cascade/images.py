@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import given_file
 
 MAX_PIXELS = 64 * 2**20
 """Of a file that is read: what says that it holds more is not decoded."""
@@ -67,7 +68,11 @@ def _name(file: str | Path | bytes) -> str:
 
 def _open(file: str | Path | bytes) -> Image.Image:
     name = _name(file)
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    if isinstance(file, bytes):
+        content = file
+    else:
+        with given_file(file, "image") as path:
+            content = path.read_bytes()
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size

@@ -28,6 +28,7 @@ from imagen_jax.checkpoints.reading import (
     quality,
     reason,
 )
+from imagen_jax.errors import MachineError
 
 DAMAGED = "damaged_checkpoints"
 
@@ -116,7 +117,7 @@ class Checkpointer:
           metrics: measurements of the state, if there are any; the one that ranks it is stored.
 
         Raises:
-          OSError: this checkpoint, or the one before it, could not be written.
+          MachineError: this checkpoint, or the one before it, could not be written.
         """
         ranking = {k: v for k, v in (metrics or {}).items() if k == self._best_metric}
         sums = {name: checksums(item) for name, item in items.items()}
@@ -132,7 +133,7 @@ class Checkpointer:
             )
 
     def check(self) -> None:
-        """Raise an OSError if a checkpoint could not be written in the background."""
+        """Raise a MachineError if a checkpoint could not be written in the background."""
         with self._writing():
             self._manager.check_for_errors()
 
@@ -168,7 +169,7 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Wait until everything is written; raise an OSError if it could not be."""
+        """Wait until everything is written; raise a MachineError if it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
 
@@ -187,7 +188,7 @@ class Checkpointer:
         except jax.errors.JaxRuntimeError:  # of the devices, or another host
             raise
         except Exception as error:
-            raise OSError(
+            raise MachineError(
                 f"cannot write a checkpoint to {self._directory}: {reason(error)}; those before it "
                 "are as they were"
             ) from error

@@ -52,13 +52,6 @@ def command(
     return parser
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
 def positive(text: str) -> int:
     """Type of an argument that must be a whole number from 1."""
     number = int(text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from imagen_jax.cli.command import Commands, add_workdir, command, positive
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.errors import UserError
+from imagen_jax.files import given_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,17 +298,14 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     """Prompts of the command line, then those of a file: one a line; blank lines do not count.
 
     Raises:
-      UserError: a prompt without a word, no prompt at all, or a file that is no text.
-      FileNotFoundError: there is no such file.
+      UserError: a prompt without a word, no prompt at all, or a file that is not there or no text.
     """
     prompts = [prompt.strip() for prompt in prompts]
     if "" in prompts:
         raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the image shows")
     if file is not None:
-        try:
-            text = Path(file).read_text(encoding="utf-8-sig")  # with or without a BOM
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error}") from error
+        with given_file(file, "list of prompts") as path:
+            text = path.read_text(encoding="utf-8-sig")  # with or without a BOM
         prompts += [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UserError('no prompt: give one or more, as in imagen sample "a red apple"')

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from imagen_jax.cli.command import Commands, add_config, command, one_line
+from imagen_jax.cli.command import Commands, add_config, command
 from imagen_jax.cli.corpus import (
     EMBEDDING,
     OPENING,
@@ -20,6 +20,7 @@ from imagen_jax.cli.corpus import (
     open_given,
     print_outcome,
 )
+from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
 
 EMBEDDINGS = "embeddings"
@@ -38,7 +39,7 @@ def add_command(commands: Commands) -> None:
         """
         Trains one stage of the cascade that a config describes. Checkpoints, sample grids and
         curves for TensorBoard go to WORKDIR/STAGE. Stages train independently and in any order.
-        Interrupted, the same command goes on from the last checkpoint. On SIGTERM it writes one and
+        Interrupted, the same command resumes from the last checkpoint. On SIGTERM it writes one and
         ends with status 75; on SIGUSR1 it writes a profiler trace of a few steps.""",
         """
         imagen train --config configs/quickstart.py --stage base \\
@@ -59,7 +60,6 @@ def add_command(commands: Commands) -> None:
             fine-tune on other images
         tensorboard --logdir runs/quickstart
             follow the loss and the images in a browser""",
-        when_interrupted="; the same command goes on from the last checkpoint",
     )
     add_config(parser)
     parser.add_argument(
@@ -77,8 +77,8 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--init-from",
         metavar="DIR",
-        help="fine-tune: start a new stage from the averaged weights that another work directory "
-        "has of it",
+        help="fine-tune: start a new stage from the averaged weights that another cascade has of "
+        "it: a work directory, an exported cascade, or demo, the cascade that comes along",
     )
     parser.add_argument(
         "--fall-back",
@@ -130,13 +130,27 @@ def run(args: argparse.Namespace) -> int:
             fall_back=args.fall_back,
         )
     except Preempted as stop:
-        print(f"imagen: {stop}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"imagen: {stop}; the same command resumes from there", file=sys.stderr)
         return PREEMPTED
     except Exception as error:
         if args.multi_host is None:
             raise
-        _leave(error)
+        _leave(error, args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_is_kept(args.workdir, args.stage, config)) from None
     return 0
+
+
+def _what_is_kept(workdir: str, stage: str | None, config: ConfigDict) -> str:
+    """What to tell after Ctrl-C."""
+    from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
+    from imagen_jax.files import local_path
+
+    name = stage or next(iter(config.stages))
+    steps = checkpoint_steps(stage_directory(local_path(workdir), name))
+    if not steps:
+        return " before the first checkpoint: nothing is kept"
+    return f"; the same command resumes from the checkpoint of step {steps[-1]}"
 
 
 def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
@@ -187,7 +201,7 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
     return output
 
 
-def _leave(error: Exception) -> None:
+def _leave(error: Exception, args: argparse.Namespace) -> None:
     """Ends one of several hosts at once, so that the others notice.
 
     An ordinary exit first waits minutes for the other hosts, which wait for this one's part.
@@ -198,11 +212,11 @@ def _leave(error: Exception) -> None:
     if isinstance(error, jax.errors.JaxRuntimeError):
         message = (
             f"{here} has lost another, or its device: {str(error).splitlines()[0]}; the same "
-            "command on all hosts goes on from the last checkpoint"
+            "command on all hosts resumes from the last checkpoint"
         )
         status = 1
-    elif isinstance(error, UserError | OSError):
-        message, status = f"{one_line(error)} ({here})", 2
+    elif (known := status_of(error, args)) is not None:
+        message, status = f"{one_line(error)} ({here})", known
     else:
         traceback.print_exception(error)
         message, status = f"{type(error).__name__} on {here}", 1

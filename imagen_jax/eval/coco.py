@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import given_file
 
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
@@ -51,7 +52,8 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
       UserError: the file or one of the images is missing; another form, or fewer images with
         captions.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    with given_file(path, "file of captions") as local:
+        content = json.loads(local.read_text(encoding="utf-8"))
     try:
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         first: dict[int, tuple[int, str]] = {}

@@ -20,7 +20,7 @@ from imagen_jax.eval.metrics.kernel import kernel_distance
 from imagen_jax.eval.metrics.manifold import manifold_scores
 from imagen_jax.eval.metrics.moments import Moments, merge_all
 from imagen_jax.eval.metrics.scores import inception_score
-from imagen_jax.files import atomic_path, differences
+from imagen_jax.files import atomic_path, differences, given_file
 
 INCEPTION = "inception-v3"
 RESAMPLES = 50
@@ -89,16 +89,15 @@ class FeatureSet:
         """Reads what `save` wrote.
 
         Raises:
-          FileNotFoundError: no such file.
-          UserError: another file, or a damaged one.
+          UserError: no such file, another file, or a damaged one.
         """
         try:
-            with np.load(path) as file:
+            with given_file(path, "file of features") as local, np.load(local) as file:
                 record = json.loads(str(file["record"]))
                 moments = Moments(int(file["count"]), file["mean"], file["scatter"])
                 logits = file.get("logits")
                 return cls(file["features"], record["identity"], record["data"], moments, logits)
-        except FileNotFoundError:
+        except UserError:
             raise
         except Exception as error:  # of whatever kind NumPy's and zip's parts raise on damage
             raise UserError(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
-from imagen_jax.files import fingerprint
+from imagen_jax.files import fingerprint, given_file
 
 DRAWBENCH_CATEGORIES = (
     "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.",
@@ -54,8 +54,8 @@ def read_drawbench(path: str | Path) -> Suite:
     """DrawBench (Saharia et al. 2022, section 4.1): CSV with the columns Prompts and Category.
 
     Raises:
-      FileNotFoundError: no such file.
-      UserError: other columns, a category that DrawBench does not have, or an empty prompt.
+      UserError: no such file, other columns, a category that DrawBench does not have, or an empty
+        prompt.
     """
     prompts = _read_table(path, ",", ("Prompts", "Prompt"))
     unknown = {prompt.category for prompt in prompts} - set(DRAWBENCH_CATEGORIES)
@@ -71,14 +71,16 @@ def read_parti(path: str | Path) -> Suite:
     """PartiPrompts (Yu et al. 2022, arXiv:2206.10789): TSV with the columns Prompt and Category.
 
     Raises:
-      FileNotFoundError: no such file.
-      UserError: other columns, or an empty prompt.
+      UserError: no such file, other columns, or an empty prompt.
     """
     return Suite("PartiPrompts", _read_table(path, "\t", ("Prompt",)))
 
 
 def _read_table(path: str | Path, delimiter: str, columns: Sequence[str]) -> list[Prompt]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with (
+        given_file(path, "table of prompts") as local,
+        open(local, encoding="utf-8-sig", newline="") as file,
+    ):
         if delimiter == "\t":  # where quotation marks quote nothing
             reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.intervals import clopper_pearson_interval, wilson_interval
+from imagen_jax.files import given_file
 
 QUESTIONS = {
     "alignment": "Which shows more exactly what the text says?",
@@ -33,11 +34,11 @@ def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, A
     Raises:
       UserError: votes of another page, or damaged ones.
     """
-    key = json.loads(Path(key_file).read_text())
+    key = _read(key_file, "key of a page")
     votes: dict[str, dict[str, Counter[str]]] = {question: {} for question in QUESTIONS}
     people = set()
     for path in vote_files:
-        content = json.loads(Path(path).read_text())
+        content = _read(path, "file of votes")
         if content.get("id") != key["id"]:
             raise UserError(
                 f"{path} holds votes on page {content.get('id')!r}, but {key_file} is of "
@@ -106,3 +107,11 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _percent(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _read(path: str | Path, what: str) -> dict[str, Any]:
+    with given_file(path, what) as local:
+        content = json.loads(local.read_text())
+    if not isinstance(content, dict) or "id" not in content:
+        raise UserError(f"{path} is no {what}")
+    return content

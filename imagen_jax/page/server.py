@@ -11,6 +11,7 @@ from nicegui import app as pages
 from nicegui import ui
 
 from imagen_jax.cascade import Cascade
+from imagen_jax.errors import UserError
 from imagen_jax.page.guard import Guard, is_loopback
 from imagen_jax.page.jobs import Worker
 from imagen_jax.page.layout import build
@@ -27,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
       port: 0 is any that is free.
 
     Raises:
-      OSError: there is no such address, or the port is taken; says which.
+      UserError: there is no such address, or the port is taken; says which.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -36,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen()
     except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
     return listening
 
 

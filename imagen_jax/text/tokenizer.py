@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import given_file
 
 
 class WordPiece:
@@ -75,7 +76,8 @@ class SentencePiece:
 
         self.max_length = max_length
         try:
-            self._processor = SentencePieceProcessor(model_proto=Path(path).read_bytes())
+            with given_file(path, "vocabulary") as local:
+                self._processor = SentencePieceProcessor(model_proto=local.read_bytes())
         except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model: {error}") from error
         self.vocab_size = self._processor.vocab_size()

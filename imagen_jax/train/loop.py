@@ -78,7 +78,7 @@ def train(
         that was started with another config or that another process trains in, weights to start
         from that are missing or of another network or text encoder, a damaged checkpoint, a batch
         that does not fit into memory, or too many steps in a row that were not finite.
-      OSError: a checkpoint cannot be written; those before it are as they were.
+      MachineError: a checkpoint cannot be written; those before it are as they were.
       Preempted: told to stop by SIGTERM, after saving a checkpoint.
     """
     config = load_config(config) if isinstance(config, str | Path) else config

@@ -11,6 +11,7 @@ import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.extras import require
+from imagen_jax.files import given_file
 
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
@@ -92,7 +93,8 @@ def read_graph_file(path: str | Path) -> dict[str, np.ndarray]:
 
     graph = graph_pb2.GraphDef()
     try:
-        graph.ParseFromString(Path(path).read_bytes())
+        with given_file(path, "frozen graph") as local:
+            graph.ParseFromString(local.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is no frozen graph of TensorFlow: {error}") from error
     constants = {node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"}

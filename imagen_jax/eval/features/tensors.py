@@ -10,6 +10,7 @@ import numpy as np
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.graph_file import read_graph_file
 from imagen_jax.eval.features.torch_file import read_torch_file
+from imagen_jax.files import given_file
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
@@ -19,11 +20,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
       path: .safetensors, a state_dict of torch.save, or TensorFlow's graph of Inception (.pb).
 
     Raises:
-      FileNotFoundError: no such file.
-      UserError: it cannot be read.
+      UserError: there is no such file, or it cannot be read.
     """
-    path = Path(path)
-    with open(path, "rb") as file:
+    with given_file(path, "file of weights") as path, open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".pb":
         return read_graph_file(path), digest

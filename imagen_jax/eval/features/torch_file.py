@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import given_file
 
 DTYPES: dict[str, Any] = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
@@ -126,10 +127,10 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
       Views of the file's content, which cannot be written.
 
     Raises:
-      OSError: no such file.
-      UserError: no file of torch.save, damaged, or it holds other things than tensors.
+      UserError: no such file, no file of torch.save, damaged, or it holds something else than
+        tensors.
     """
-    with open(path, "rb") as file:
+    with given_file(path, "file of weights") as local, open(local, "rb") as file:
         try:
             content = file.read()
             if zipfile.is_zipfile(io.BytesIO(content)):

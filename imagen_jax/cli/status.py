@@ -1,0 +1,79 @@
+"""How a command ends: its exit status, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from typing import NoReturn
+
+from imagen_jax.errors import MachineError, UserError
+
+MISTAKE = 64
+"""Exit status after a mistake of the user (EX_USAGE of sysexits.h)."""
+REFUSED = 1
+"""Exit status after what the machine refuses."""
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+             errno.EIO, errno.EMFILE, errno.ENFILE}  # fmt: skip
+
+
+def status_of(error: Exception, args: argparse.Namespace) -> int | None:
+    """Return the exit status after an error that one line explains; None for a defect.
+
+    Args:
+      error: what was raised.
+      args: of the command. A path among them that is not there, or is no directory, is the user's
+        mistake, too.
+    """
+    if isinstance(error, UserError):
+        return MISTAKE
+    if isinstance(error, MachineError):
+        return REFUSED
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return REFUSED
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        values = [v for given in vars(args).values()
+                  for v in (given if isinstance(given, list) else [given])]  # fmt: skip
+        path = os.path.abspath(error.filename)
+        for value in (v for v in values if isinstance(v, str) and v):
+            if os.path.commonpath([path, os.path.abspath(value)]) == os.path.abspath(value):
+                return MISTAKE
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, in one line that a terminal only shows.
+
+    Control characters, which would command the terminal, and what is no text are escaped: messages
+    hold names of files and captions that somebody else wrote.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def missing_device() -> str | None:
+    """Return what is wrong with JAX_PLATFORMS, if the devices that it asks for are not there."""
+    wanted, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")
+    if not wanted or jax is None:
+        return None
+    try:
+        jax.devices()
+    except Exception as error:  # an AssertionError for cuda, a RuntimeError for tpu
+        return (
+            f"JAX_PLATFORMS is {wanted!r}, and JAX finds no such device here "
+            f"({one_line(error) or type(error).__name__}); unset it, or set it to cpu"
+        )
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that ends the process with MISTAKE, not 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end the process."""
+        self.print_usage(sys.stderr)
+        self.exit(MISTAKE, f"{self.prog}: error: {message}\n")
