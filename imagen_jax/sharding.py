@@ -174,13 +174,13 @@ def constrain(x: jax.Array) -> jax.Array:
 
 
 def platform() -> str:
-    """What is compiled for: the devices of the mesh within `on_mesh`, else this machine's."""
+    """Platform that is compiled for: that of the mesh within `on_mesh`, else this machine's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def one_device() -> bool:
-    """Whether the mesh within `on_mesh` has no more than one device."""
+    """True unless the mesh within `on_mesh` has more than one device."""
     return jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
 
 

@@ -146,12 +146,12 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a stage is trained.
+    """Training of a stage.
 
     Attributes:
       batch_size: examples per step, over all hosts.
-      accumulation: parts that each step's batch is taken in, one after another, their gradients
-        averaged: less memory for activations, the same step.
+      accumulation: number of parts that the batch is divided into; their gradients are averaged,
+        so that the step is the same with less memory for activations.
       steps: optimiser steps.
       optimizer: key of train.optimizer.OPTIMIZERS.
       learning_rate: peak; linear warmup over `warmup_steps`, then cosine decay to zero at `steps`.
@@ -159,24 +159,24 @@ class TrainConfig:
       ema_decay: decay of the weights' moving average, which is what is sampled from.
       text_dropout: share of examples trained without text, for classifier-free guidance.
       max_aug_level: aug_level is uniform on [0, max_aug_level] in training; 1 in the paper.
-      max_damaged: share of the records that a host reads that may be damaged; they are reported and
-        read past.
-      seed: of initialisation, noise, dropout and data order.
+      max_damaged: largest share of damaged records that a host may read; they are reported and
+        skipped.
+      seed: seed of initialisation, noise, dropout and data order.
       log_every, checkpoint_every: steps between the respective events.
-      sample_every: steps between grids of samples, of which the last step has one, too; 0 is none.
-      keep_checkpoints: newest checkpoints that are kept.
-      keep_every_hours: of the older ones, one in so many hours is kept; 0 is none.
-      keep_best: so many of the best by `best_metric` are kept, too.
-      best_metric: key of BETTER, of those that are measured.
-      validation_batches: batches of the data's split "validation" whose loss is measured, with the
-        averaged weights, for every checkpoint; 0 is none.
-      evaluate_every: steps between evaluations of sampled images, each of a step with a
-        checkpoint; 0 is none. See train.evaluation.
-      evaluate_images: sampled for each evaluation; the split "validation" has twice as many.
-      extra_ema_decays: of further averages, to sample from in place of the first.
-      freeze: patterns of names of parameters that stay as they are, such as "conv_in/*".
-      max_bad_steps: so many steps in a row that are not finite, each of which is skipped, end
-        training.
+      sample_every: steps between grids of samples; the last step has one, too; 0 disables.
+      keep_checkpoints: number of newest checkpoints to keep.
+      keep_every_hours: keep one older checkpoint every N hours; 0 disables.
+      keep_best: number of best checkpoints by `best_metric` to keep as well.
+      best_metric: key of BETTER; it must be measured.
+      validation_batches: batches of the split "validation" on which the EMA weights' loss is
+        measured at every checkpoint; 0 disables.
+      evaluate_every: steps between evaluations of sampled images, a multiple of checkpoint_every;
+        0 disables. See train.evaluation.
+      evaluate_images: images to sample for each evaluation; the split "validation" needs twice this
+        number.
+      extra_ema_decays: decays of further averages, which can be sampled from in place of the first.
+      freeze: patterns of names of parameters that are not trained, such as "conv_in/*".
+      max_bad_steps: steps with NaN or infinity are skipped; this many in a row end training.
     """
 
     batch_size: int
@@ -193,7 +193,6 @@ class TrainConfig:
     sample_every: int
     checkpoint_every: int
     keep_checkpoints: int
-    # Records of stages that were trained before there were these have none of them.
     accumulation: int = 1
     keep_every_hours: float = 0.0
     keep_best: int = 0
@@ -261,7 +260,7 @@ class MeshConfig:
     tensor: int = 1
 
     def axes(self) -> dict[str, int]:
-        """As sharding.make_mesh takes them."""
+        """Sizes by axis, for sharding.make_mesh."""
         return dataclasses.asdict(self)
 
 
@@ -275,7 +274,7 @@ class StageConfig:
       network: "kind", a key of models.networks.NETWORKS or "module:Class", and the fields of that
         class.
       schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
-      mesh: what it trains on; may change when training goes on.
+      mesh: devices that it trains on; may change when training resumes.
       crop: pixels per side of the random crops that it is trained on; 0 for whole images.
       align_corners: see diffusion.augment.upsample_low_res; False in all stages of our own.
     """
@@ -404,7 +403,7 @@ class Stage:
 
     def cache_text(self, params: Any, conditioning: Conditioning) -> Conditioning:
         """Conditioning with all that the network computes from the text alone, such as keys and
-        values of attention to text: what it has wrapped in `cached`.
+        values of attention to text: all that it wraps in `cached`.
 
         To be called under jit, where what the network computes from the zero images given here is
         never run.

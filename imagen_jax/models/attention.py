@@ -70,7 +70,7 @@ class TextContext(nn.Module):
     def keys_values(
         self, text: Float[Array, "b l d"]
     ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"]]:
-        """Of the null token and all tokens; to be called within the compact method."""
+        """Keys and values of the null token and all tokens, within the compact method."""
         b = text.shape[0]
         width = self.heads * self.head_channels
         tokens = layers.LayerNorm(self.dtype, name="norm")(text)
@@ -88,7 +88,7 @@ class TextContext(nn.Module):
 
 
 def coordinates(height: int, width: int) -> Float[Array, "n 16"]:
-    """Sines and cosines of where each of n = height * width positions lies in the image.
+    """Sines and cosines of the places of n = height * width positions in the image.
 
     Along each side the angle grows to pi/2, pi, 2 pi and 4 pi, whatever the resolution.
     """
@@ -221,7 +221,7 @@ class TextBlock(nn.Module):
 
 
 TextPool = Literal["attention", "mean"]
-"""How text is pooled to the vector that the conditioning vector contains."""
+"""Ways to pool text to the vector that the conditioning vector contains."""
 
 
 class MeanPool(nn.Module):

@@ -52,7 +52,7 @@ class Dense(nn.Module):
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], *args: Any, **options: Any
 ) -> jax.Array:
-    """As jax.lax.conv_general_dilated, which it is but on CPUs where another way is faster."""
+    """jax.lax.conv_general_dilated, or what is faster on CPUs."""
     if sharding.platform() == "cpu" and all(stride == 1 for stride in strides):
         if kernel.shape[:2] == (1, 1):
             return jnp.matmul(x, kernel[0, 0])
@@ -195,9 +195,9 @@ class RMSNorm(nn.Module):
 def residual_sum(x: Float[Array, "*b c"], y: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     """x + y, where a block returns to its shortcut x.
 
-    Gradients add up along the blocks, and XLA's CPU backend fuses the sum so far into each of its
-    uses, where it is computed once more; barriers do not keep it from that. On one CPU, the sum
-    passes a condition that always holds, but not that XLA could know.
+    Gradients add up along the blocks, and XLA's CPU backend duplicates the running sum into each
+    fusion that uses it; barriers do not stop that. On one CPU device the gradient goes through a
+    `lax.cond` whose predicate is always true but opaque to XLA, which does.
     """
     kept = sharding.platform() == "cpu" and sharding.one_device()
     return constrain(_kept_sum(x, y) if kept else x + y)

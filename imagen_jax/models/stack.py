@@ -24,21 +24,23 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "products": jax.checkpoint_policies.save_only_these_names(layers.PRODUCT),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass finds saved of a block, and what it computes again: "none" saves all that
-it needs, "products" the results of convolutions and dense layers (norms, activations and attention
-weights are computed again), "blocks" each block's input alone."""
+"""Rematerialisation policies. "none" saves all that the backward pass needs; "products" saves the
+results of convolutions and dense layers, and recomputes norms, activations and attention weights;
+"blocks" saves each block's input alone."""
 
 Context = tuple[Float[Array, "b f"], Float[Array, "b l d"], Bool[Array, "b l"]]
-"""Conditioning vector, text tokens and their mask: what all blocks of a network share."""
+"""Conditioning vector, text tokens and their mask, which all blocks of a network share."""
 
 
 def rematerialised(
     block: type[nn.Module], remat: Remat, static_argnums: int | tuple[int, ...] = ()
 ) -> Any:
-    """The class of a block under the policy that REMAT has of this name.
+    """The class of a block under a rematerialisation policy.
 
     Args:
-      static_argnums: positions of arguments that are no arrays, counted with self.
+      block: class of the block.
+      remat: key of REMAT.
+      static_argnums: positions of arguments that are not arrays, counting self.
     """
     if remat == "none":
         return block
@@ -54,7 +56,7 @@ def repeat(
     context: Any,
     remat: Remat,
 ) -> tuple[Float[Array, "b *dims"], list[Float[Array, "b *dims"]]]:
-    """Applies blocks of one shape one after another, each with its own parameters.
+    """Apply blocks of one shape in sequence, each with its own parameters.
 
     SCAN_FROM blocks or more become one loop, whose compile time does not grow with their number;
     their parameters are stacked along a leading axis "stack", under the name of the first block
@@ -63,12 +65,12 @@ def repeat(
     compact module.
 
     Args:
-      block: maps (y, skip or None, context) to y, of the same shape.
-      fields: of the block.
-      names: one for each block.
-      y: input of the first.
-      skips: what each block is handed besides, in their order; None for nothing.
-      context: handed to all.
+      block: class of a block that maps (y, skip or None, context) to a y of the same shape.
+      fields: fields of the block.
+      names: one name for each block.
+      y: input of the first block.
+      skips: one more input for each block, in their order, or None.
+      context: input that all blocks share.
       remat: key of REMAT.
 
     Returns:

@@ -35,7 +35,7 @@ def hidden_kernels(params: Any, outer_layers: Collection[str]) -> Any:
     """The parameters that Muon orthogonalises, and as what matrix.
 
     Args:
-      params: of a network, boxed or not.
+      params: parameters of a network, boxed or not.
       outer_layers: names of its layers that read or make pixels, see BaseNetwork.
 
     Returns:
@@ -108,8 +108,8 @@ def frozen_parameters(params: Any, patterns: tuple[str, ...]) -> Any:
     """The same tree with "frozen" or "trained" for every parameter.
 
     Args:
-      params: of a network, boxed or not.
-      patterns: of names such as "conv_in/kernel"; * stands for any characters, slashes too.
+      params: parameters of a network, boxed or not.
+      patterns: patterns of names such as "conv_in/kernel"; * matches any characters, also slashes.
 
     Raises:
       UserError: a pattern that matches no name, or patterns that match all.

@@ -1,4 +1,4 @@
-"""How well the averaged weights do on examples that training does not see."""
+"""Validation loss: the EMA weights on examples that training does not see."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SPLIT = "validation"
 
 
 def open_validation(stage: Stage, data_dir: str, mesh: Mesh, key: str) -> BatchIterator:
-    """The split of the data that training does not see.
+    """Batches of the split that training does not see.
 
     Args:
-      stage, data_dir, mesh: as for open_batches.
-      key: of the stage's train section, that asks for it where it is not 0.
+      stage, data_dir, mesh: see open_batches.
+      key: key of the stage's train section that asked for validation, for the message.
 
     Raises:
       UserError: the data has no such split.
     """
     try:
         return open_batches(stage, data_dir, mesh, SPLIT)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"stages.{stage.name}.train.{key} is {getattr(stage.train, key)}: {error}. It needs a "
             f"split {SPLIT!r} in {data_dir}; embed one with imagen embed --split {SPLIT}, or do "
@@ -40,18 +40,16 @@ def open_validation(stage: Stage, data_dir: str, mesh: Mesh, key: str) -> BatchI
 
 
 class Validation:
-    """The diffusion loss of the same batches with the same noise, again and again.
-
-    What differs between two steps is the weights alone: text is not dropped, units neither.
-    """
+    """Diffusion loss on fixed batches with fixed noise, without dropout of text or units, so that
+    two steps differ in their weights alone."""
 
     def __init__(self, stage: Stage, data_dir: str, mesh: Mesh, params_shardings: Any):
         """Args:
-        stage: what is trained; its train.validation_batches are read of the data's split
-          "validation", whose examples come again where they are fewer.
-        data_dir: embeddings, as for training.
+        stage: the stage that is trained; reads train.validation_batches batches of the split
+          "validation", and repeats its examples if there are fewer.
+        data_dir: directory of embeddings, as for training.
         mesh: devices that the weights lie on.
-        params_shardings: how they lie there.
+        params_shardings: shardings of the weights.
 
         Raises:
           UserError: the data has no such split.
@@ -77,5 +75,5 @@ class Validation:
             self._loss(params, sharding.global_arrays(next(self._batches), self._shardings), index)
             for index in np.arange(self._count)
         ]
-        self._batches.close()  # reads nothing ahead while training goes on
+        self._batches.close()  # no reading ahead until the next checkpoint
         return {VALIDATION_LOSS: float(np.mean(jax.device_get(losses)))}
