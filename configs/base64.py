@@ -59,7 +59,6 @@ def get_config() -> ConfigDict:
                     },
                     "train": {
                         "batch_size": 2048,
-                        "accumulation": 1,
                         "steps": 2_500_000,
                         "optimizer": "adafactor",
                         "learning_rate": 1e-4,
@@ -74,15 +73,7 @@ def get_config() -> ConfigDict:
                         "checkpoint_every": 2_000,
                         "keep_checkpoints": 5,
                         "keep_every_hours": 24.0,
-                        "keep_best": 0,
-                        "best_metric": "validation_loss",
-                        "validation_batches": 0,
-                        "evaluate_every": 0,
                         "evaluate_images": 1024,
-                        "extra_ema_decays": (),
-                        "freeze": (),
-                        "max_bad_steps": 10,
-                        "max_damaged": 0.0,
                     },
                     "sample": {
                         "sampler": "dpmpp_2m",

@@ -36,7 +36,6 @@ def get_config() -> ConfigDict:
     diffusion = {"parametrization": "v", "weighting": "x0", "time_sampling": "stratified"}
     train = {
         "batch_size": 32,
-        "accumulation": 1,
         "steps": 1200,
         "optimizer": "muon",
         "learning_rate": 2e-3,
@@ -50,16 +49,6 @@ def get_config() -> ConfigDict:
         "sample_every": 600,
         "checkpoint_every": 600,
         "keep_checkpoints": 2,
-        "keep_every_hours": 0.0,
-        "keep_best": 0,
-        "best_metric": "validation_loss",
-        "validation_batches": 0,
-        "evaluate_every": 0,
-        "evaluate_images": 64,
-        "extra_ema_decays": (),
-        "freeze": (),
-        "max_bad_steps": 10,
-        "max_damaged": 0.0,
     }
     sample = {
         "sampler": "dpmpp_2m",

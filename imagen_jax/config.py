@@ -11,9 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import hashlib
 import importlib.util
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -111,19 +109,6 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
         raise UserError(f"{where}: {error}") from error
 
 
-def fingerprint(config: Any) -> str:
-    """16 hexadecimal digits that are equal for equal configs, however their keys are ordered.
-
-    Args:
-      config: a config, a section of one, or a dataclass made by `build`.
-
-    Raises:
-      TypeError: a value has no lasting text form, such as a function; it names the key.
-    """
-    text = json.dumps(to_plain(config, "config"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def to_plain(value: Any, where: str = "config") -> Any:
     """Turns a config into dicts, lists, strings and numbers, as JSON knows them.
 
@@ -171,6 +156,10 @@ def _override(config: ConfigDict, override: str) -> None:
         if not isinstance(section, ConfigDict):
             raise UserError(f"override {override!r}: {'.'.join(path[:depth])} is no section")
         if name not in section:
+            # A stage's section may leave out what has a default; make_stage checks all of them.
+            if path[0] == "stages" and 2 <= depth == len(path) - 1:
+                section[name] = _literal(text.strip())
+                return
             raise UserError(f"override {override!r}: " + _unknown_key(key.strip(), name, section))
         if depth < len(path) - 1:
             section = section[name]

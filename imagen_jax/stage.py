@@ -440,7 +440,9 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     if name not in config.stages:
         raise UserError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
     where = f"stages.{name}"
-    section = build(StageConfig, config.stages[name], where)
+    # All of them: a misspelt key is an error now, not when its stage's turn comes.
+    sections = {of: build(StageConfig, config.stages[of], f"stages.{of}") for of in config.stages}
+    section = sections[name]
     network = dict(section.network)
     network_type = network_class(network.pop("kind", None), f"{where}.network")
     schedule = dict(section.schedule)

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
-from imagen_jax.config import to_plain
+from imagen_jax.config import build, to_plain
 from imagen_jax.errors import UserError
 from imagen_jax.files import differences, write_json
-from imagen_jax.stage import CHANGEABLE
+from imagen_jax.stage import CHANGEABLE, TrainConfig
 
 SHIPPED_NAME = "demo"
 """What --init-from calls the cascade in the package."""
@@ -64,8 +64,8 @@ def _deciding(record: dict[str, Any], stage: str) -> dict[str, Any]:
     section = kept["config"]["stages"][stage]
     for name in ("sample", "mesh"):
         section.pop(name, None)
-    for name in CHANGEABLE:
-        section["train"].pop(name, None)
+    train = build(TrainConfig, section["train"], f"stages.{stage}.train")  # with its defaults
+    section["train"] = {k: v for k, v in to_plain(train).items() if k not in CHANGEABLE}
     section["network"].pop("remat", None)
     return kept
 
