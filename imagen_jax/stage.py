@@ -303,7 +303,6 @@ class Stage:
       align_corners: see diffusion.augment.upsample_low_res.
       network: see models.base.
       schedule: noise schedule of training.
-      parametrization: what the network predicts, one of diffusion.PARAMETRIZATIONS.
     """
 
     name: str
@@ -314,7 +313,6 @@ class Stage:
     text: TextConfig
     network: BaseNetwork
     schedule: NoiseSchedule
-    parametrization: str
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
@@ -328,6 +326,11 @@ class Stage:
                     f"stage {self.name!r} has images of {size} x {size} pixels; its network needs "
                     f"multiples of {multiple}"
                 )
+
+    @property
+    def parametrization(self) -> str:
+        """Prediction of the network, one of diffusion.PARAMETRIZATIONS."""
+        return self.diffusion.parametrization
 
     @property
     def train_resolution(self) -> int:
@@ -475,7 +478,6 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
         text=build(TextConfig, config.text, "text"),
         network=build(network_type, network, f"{where}.network"),
         schedule=build(SCHEDULES[schedule_kind], schedule, f"{where}.schedule"),
-        parametrization=section.diffusion.parametrization,
         diffusion=section.diffusion,
         train=section.train,
         sample=section.sample,
