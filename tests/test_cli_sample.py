@@ -113,7 +113,7 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--mask", "m.png"], "there is no --image"),
         ([PROMPT, "--crop"], "there is no --image"),
         ([PROMPT, "--image", "absent.png"], "no image absent.png: there is no such file"),
-        ([PROMPT, "--image", "prompts.txt"], "prompts.txt is no image"),
+        ([PROMPT, "--image", "prompts.txt"], "prompts.txt: image is text"),
         ([PROMPT, "--blends", "3"], "--blends needs --blend-with"),
         ([PROMPT, "--blend-with", "a", "--blends", "1"], "--blends must be at least 2"),
         ([PROMPT, "--sweep", "steps=1", "--per-prompt", "2"], "one image of each prompt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ from imagen_jax.cascade.stages import check_size
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, mask_of, preview
 from imagen_jax.page.form import Form, request, sizes
-from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback
-from imagen_jax.page.jobs import Job, Worker
-from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING
+from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback, own_names
+from imagen_jax.page.jobs import Job, Tab, Worker
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAITING_OF_TAB, MAX_WORK
 from imagen_jax.page.server import listen
+from imagen_jax.page.uploads import what_is_used
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,40 @@ def test_all_sizes_that_are_offered_can_be_made(cascade: Cascade) -> None:
         assert check_size(cascade.stages, size) == size
 
 
+@pytest.mark.parametrize("value", [None, "", "2", [], {}, [1], float("nan"), float("inf"), -1e308,
+                                   10**400, True, {"base": 1}])  # fmt: skip
+def test_anything_that_a_browser_may_send_is_told(cascade: Cascade, value: Any) -> None:
+    """Whatever stands in a field: a UserError, or what the field's own type may be."""
+    for field in ("mode", "prompt", "negative", "images", "seed", "size", "strength", "resamples"):
+        mask = np.ones((6, 6), bool)
+        mode = {"strength": "change", "resamples": "paint"}.get(field, "create")
+        asked = form(mode=mode, image=IMAGE, mask=mask)
+        try:
+            request(dataclasses.replace(asked, **{field: value}), cascade)
+        except UserError:
+            continue
+        assert field in ("prompt", "negative"), (field, value)
+        assert value in ("2", None, "")
+    for setting in ("steps", "guidance", "sampler", "threshold", "percentile", "aug_level"):
+        with pytest.raises(UserError):
+            request(form(settings={setting: {"base": value}}), cascade)
+
+
+@pytest.mark.parametrize(
+    ("changes", "work"),
+    [
+        ({"images": 16, "settings": {"steps": {"base": 250, "sr": 250}}}, "8,000"),
+        ({"images": 2, "mode": "paint", "image": IMAGE, "mask": np.ones((6, 6), bool),
+          "resamples": 10, "settings": {"steps": {"base": 250, "sr": 250}}}, "10,000"),
+    ],
+)  # fmt: skip
+def test_jobs_that_would_keep_all_others_waiting(
+    cascade: Cascade, changes: dict[str, Any], work: str
+) -> None:
+    with pytest.raises(UserError, match=rf"are {work} steps; a job may have {MAX_WORK:,}"):
+        request(form(**changes), cascade)
+
+
 # drawing
 
 
@@ -129,7 +165,43 @@ def test_previews_are_small_and_keep_the_mean() -> None:
     assert preview(image, 90) is image
 
 
+# uploads
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((6, 6), (6, 6)),
+        ((8, 8), (8, 8)),
+        ((16, 24), (16, 24)),
+        ((100, 100), (13, 13)),  # by 8: a crop of 100 x 66 is reduced to no less than 12 x 8
+        ((101, 3000), (13, 19)),
+        ((1, 2**24), (1, 2)),
+    ],
+)
+def test_of_an_upload_only_what_is_used_is_kept(
+    shape: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    offered = [(8, 8), (8, 12), (12, 8)]
+    found = what_is_used(np.zeros((*shape, 3), np.uint8), offered)
+    assert found.shape == (*kept, 3)
+    owner = found if found.base is None else found.base
+    assert memoryview(owner).nbytes == found.nbytes, "the rest is kept with it"
+
+
+def test_what_is_kept_is_the_mean_of_areas() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    found = what_is_used(image, [(8, 8)])
+    means = image.reshape(8, 12, 8, 12, 3).mean((1, 3))
+    np.testing.assert_allclose(found, means, atol=0.51)
+
+
 # jobs
+
+
+def submit(worker: Worker, asked: Form) -> Job:
+    """A job of a tab of its own."""
+    return worker.submit(asked, Tab())
 
 
 @pytest.fixture
@@ -138,7 +210,7 @@ def worker(cascade: Cascade) -> Worker:
 
 
 def ended(job: Job) -> Job:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while not job.ended and time.monotonic() < limit:
         time.sleep(0.01)
     assert job.ended
@@ -146,7 +218,7 @@ def ended(job: Job) -> Job:
 
 
 def test_a_job_makes_what_the_cascade_makes(worker: Worker) -> None:
-    job = ended(worker.submit(form()))
+    job = ended(submit(worker, form()))
     assert (job.state, job.error) == ("done", "")
     samples = worker.cascade.sample(["a red apple"], per_prompt=2, steps=2,
                                     guidance={"base": 2.0}, show_progress=False)  # fmt: skip
@@ -160,7 +232,7 @@ def test_a_job_makes_what_the_cascade_makes(worker: Worker) -> None:
 
 
 def test_frames_of_many_steps_are_thinned_out(worker: Worker) -> None:
-    job = ended(worker.submit(form(settings={"steps": {"base": 100, "sr": 1}})))
+    job = ended(submit(worker, form(settings={"steps": {"base": 100, "sr": 1}})))
     steps = [frame.step for frame in job.frames[0] if frame.stage == "base"]
     assert steps[0] == 1
     assert steps[-1] == 100
@@ -177,15 +249,21 @@ def gate(cascade: Cascade) -> Iterator[threading.Event]:
         opened.set()
 
 
+def running(worker: Worker, tab: Tab) -> Job:
+    """A job of a tab that has begun."""
+    job = worker.submit(form(), tab)
+    while job.state == "waiting":
+        time.sleep(0.01)
+    return job
+
+
 def test_the_queue_is_in_order_limited_and_can_be_left(
     worker: Worker, gate: threading.Event
 ) -> None:
-    first = worker.submit(form())
-    while first.state == "waiting":
-        time.sleep(0.01)
-    waiting = [worker.submit(form(seed=i)) for i in range(MAX_WAITING)]
-    with pytest.raises(ValueError, match="8 jobs are waiting"):
-        worker.submit(form())
+    running(worker, Tab())
+    waiting = [submit(worker, form(seed=i)) for i in range(MAX_WAITING)]
+    with pytest.raises(ValueError, match=f"{MAX_WAITING} jobs are waiting"):
+        submit(worker, form())
     assert [worker.ahead(job) for job in waiting] == list(range(MAX_WAITING))
     worker.stop(waiting[0])
     assert waiting[0].state == "stopped"
@@ -195,8 +273,50 @@ def test_the_queue_is_in_order_limited_and_can_be_left(
     assert {ended(job).state for job in waiting[1:]} == {"done"}
 
 
+def test_no_tab_fills_the_queue(worker: Worker, gate: threading.Event) -> None:
+    tab, other = Tab(), Tab()
+    running(worker, tab)
+    jobs = [worker.submit(form(seed=i), tab) for i in range(MAX_WAITING_OF_TAB)]
+    with pytest.raises(ValueError, match="2 of your jobs are waiting"):
+        worker.submit(form(), tab)
+    assert worker.submit(form(), other).state == "waiting"
+    worker.stop(jobs[0])
+    assert worker.submit(form(), tab).state == "waiting"
+
+
+def test_jobs_of_a_closed_tab_are_given_up(worker: Worker) -> None:
+    tab, other = Tab(pages=1), Tab(pages=1)
+    first = worker.submit(form(settings={"steps": {"base": 250, "sr": 250}}), tab)
+    while not first.frames[0]:
+        time.sleep(0.01)
+    second, third = worker.submit(form(), tab), worker.submit(form(), other)
+    worker.leave(tab)
+    assert second.state == "waiting", "a page of it is open"
+    tab.pages = 0
+    worker.leave(tab)
+    assert second.state == "stopped"
+    assert ended(first).state == "stopped"
+    assert ended(third).state == "done"
+
+
+def test_images_of_the_oldest_job_are_dropped_where_they_are_too_many(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ended(submit(worker, form()))
+    size = first.kept_bytes
+    assert size > 2 * 3 * (tiny.BASE**2 + tiny.SR**2)
+    monkeypatch.setattr("imagen_jax.page.jobs.MAX_KEPT_BYTES", 2.5 * size)
+    second, third = ended(submit(worker, form(seed=1))), ended(submit(worker, form(seed=2)))
+    while first.state == "done":
+        time.sleep(0.01)
+    assert [job.state for job in (first, second, third)] == ["dropped", "done", "done"]
+    assert first.kept_bytes == 0
+    assert first.image(0) is None
+    assert second.image(0) is not None
+
+
 def test_stopping_keeps_what_is_done(worker: Worker) -> None:
-    job = worker.submit(form(settings={"steps": {"base": 2, "sr": 250}}))
+    job = submit(worker, form(settings={"steps": {"base": 2, "sr": 250}}))
     while "base" not in job.stages:
         time.sleep(0.01)
     worker.stop(job)
@@ -207,27 +327,30 @@ def test_stopping_keeps_what_is_done(worker: Worker) -> None:
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(ValueError("no such thing"), "no such thing"), (KeyError("x"), "KeyError: 'x'")],
+    [(UserError("no such thing"), "no such thing"), (KeyError("x"), "KeyError: 'x'")],
 )
 def test_the_worker_outlives_errors(
     worker: Worker, error: Exception, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mock.patch.object(worker.cascade, "run", side_effect=error):
-        job = ended(worker.submit(form()))
+        job = ended(submit(worker, form()))
     assert (job.state, job.error) == ("failed", told)
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
-    assert ended(worker.submit(form())).state == "done"
+    assert ended(submit(worker, form())).state == "done"
 
 
 # what is answered
 
 
-def answer(only_loopback: bool = True, kind: str = "http", method: str = "GET", **headers: str):
-    """Status of the guard's answer; 200 where a request is handed on."""
+def answered(
+    names: set[str] | None = None, kind: str = "http", method: str = "GET", path: str = "/",
+    full: bool = False, **headers: str,
+) -> tuple[int, dict[bytes, bytes]]:  # fmt: skip
+    """Status and headers of the guard's answer; 200 where a request is handed on."""
     sent: list[dict[str, Any]] = []
 
     async def handed_on(scope: Any, receive: Any, send: Any) -> None:
-        sent.append({"status": 200})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def receive() -> dict[str, Any]:
         return {"type": f"{kind}.connect"}
@@ -236,9 +359,13 @@ def answer(only_loopback: bool = True, kind: str = "http", method: str = "GET", 
         sent.append(message)
 
     pairs = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
-    scope = {"type": kind, "method": method, "headers": pairs}
-    asyncio.run(Guard(handed_on, only_loopback=only_loopback)(scope, receive, send))
-    return sent[0].get("status", sent[0].get("code"))
+    scope = {"type": kind, "method": method, "path": path, "headers": pairs}
+    asyncio.run(Guard(handed_on, names=names, full=lambda: full)(scope, receive, send))
+    return sent[0].get("status", sent[0].get("code")), dict(sent[0].get("headers", ()))
+
+
+def answer(*args: Any, **options: Any) -> int:
+    return answered(*args, **options)[0]
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -248,11 +375,53 @@ def test_only_the_own_pages_requests_are_answered(kind: str) -> None:
     assert answer(kind=kind, host="localhost:7860", origin="http://localhost:7860") == 200
     assert answer(kind=kind, host="[::1]:7860") == 200
     assert answer(kind=kind, host="evil.example:7860") == refused[0]
+    assert answer(kind=kind, host="127.0.0.1.evil.example") == refused[0]
     assert answer(kind=kind) == refused[0]
     assert answer(kind=kind, host="localhost:7860", origin="http://evil.example") == refused[1]
     assert answer(kind=kind, host="localhost:7860", origin="http://localhost:1") == refused[1]
     assert answer(kind=kind, host="localhost:7860", origin="null") == refused[1]
-    assert answer(only_loopback=False, kind=kind, host="lab.example:7860") == 200
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_on_a_network_only_own_names_are_answered(kind: str) -> None:
+    names = own_names("10.0.0.7", ["Lab.example"])
+    for host in ("10.0.0.7:7860", "192.168.1.5", "[fe80::1]:7860", "lab.example:7860",
+                 "LAB.EXAMPLE", "localhost:80", f"{socket.gethostname()}:7860"):  # fmt: skip
+        assert answer(names, kind, host=host) == 200, host
+        assert answer(names, kind, host=host, origin=f"http://{host}") == 200
+    # A web site can point a name of its own here.
+    for host in ("evil.example:7860", "lab.example.evil.example", "2130706433", "0x7f.1", "", ":1",
+                 "[evil.example]", "lab.example:7860:1", "lab.example@evil.example"):  # fmt: skip
+        assert answer(names, kind, host=host) in (421, 1008), host
+        assert answer(names, kind, host=host, origin=f"http://{host}") in (421, 1008)
+
+
+@pytest.mark.parametrize("name", ["http://lab", "lab:7860", "", "a b", "lab/x", "*"])
+def test_allowed_hosts_are_names(name: str) -> None:
+    with pytest.raises(ValueError, match="--allow-host is"):
+        own_names("0.0.0.0", [name])
+
+
+def test_other_sites_cannot_load_or_frame_the_page() -> None:
+    host = "localhost:7860"
+    for site in ("cross-site", "same-site"):
+        for mode, dest in (("no-cors", "image"), ("cors", "empty"), ("navigate", "iframe"),
+                           ("navigate", "object"), ("websocket", "websocket")):  # fmt: skip
+            fetch = {"sec_fetch_site": site, "sec_fetch_mode": mode, "sec_fetch_dest": dest}
+            assert answer(host=host, **fetch) == 403, fetch
+            assert answer(host=host, path="/any", **fetch) == 403
+        link = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+        assert answer(host=host, **link) == 200, "a link to the page may be followed"
+    own = {"sec_fetch_site": "same-origin", "sec_fetch_mode": "no-cors", "sec_fetch_dest": "image"}
+    assert answer(host=host, **own) == 200
+    for status, headers in (answered(host=host), answered(host="evil.example")):
+        assert headers[b"x-frame-options"] == b"DENY", status
+        assert headers[b"content-security-policy"] == b"frame-ancestors 'none'"
+
+
+def test_no_new_tab_where_too_many_are_open() -> None:
+    assert answer(host="localhost", full=True) == 503
+    assert answer(host="localhost", path="/_nicegui/static/x.js", full=True) == 200
 
 
 def test_large_bodies_are_refused_unread() -> None:
@@ -261,6 +430,7 @@ def test_large_bodies_are_refused_unread() -> None:
     assert answer(method="POST", host=host, content_length=str(MAX_BODY + 1)) == 413
     assert answer(method="POST", host=host) == 411
     assert answer(method="PUT", host=host, content_length="-1") == 411
+    assert answer(method="POST", host=host, content_length="\u0669") == 411
 
 
 def test_loopback() -> None:

@@ -63,14 +63,19 @@ def read_record(path: str | Path) -> dict[str, Any]:
       UserError: there is no such file, it is no image, or says nothing that can be read.
     """
     try:
-        with given_file(path, "image") as local, Image.open(local) as opened:
+        kinds = [name.upper() for name in FORMATS]
+        with given_file(path, "image") as local, Image.open(local, formats=kinds) as opened:
             said = opened.info.get(KEY) or opened.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no image of a kind that can be read") from error
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # of whatever kind a decoder raises on damage
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     try:
         record = json.loads(said or "")
         version = record["version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} does not say how it was made; only PNG and WebP files written by imagen-jax do"
         ) from error

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from imagen_jax.data.images import UnusableError, open_image
 from imagen_jax.errors import UserError
 from imagen_jax.files import given_file
 
 MAX_PIXELS = 64 * 2**20
 """Of a file that is read: what says that it holds more is not decoded."""
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Of pixels, by Pillow's names: all with at most 8 bits a channel."""
 
 
-def read_image(file: str | Path | bytes) -> np.ndarray:
-    """An image file as RGB: turned upright, and put on white where it is transparent.
+def read_image(file: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return an image file as RGB: upright, in sRGB, and on white where it is transparent.
 
     Args:
       file: its path, or its content.
+      max_pixels: most pixels that are decoded.
 
     Returns:
       [h, w, 3] uint8.
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      UserError: it is no image, a damaged one, or has more than MAX_PIXELS pixels.
+      UserError: it is no image of data.images.FORMATS, damaged, or has too many pixels.
     """
-    image = _open(file).convert("RGBA")
-    paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(paper, image).convert("RGB"))
+    return np.asarray(_open(file, max_pixels))
 
 
 def read_mask(file: str | Path | bytes) -> np.ndarray:
@@ -49,7 +46,7 @@ def read_mask(file: str | Path | bytes) -> np.ndarray:
     Warns:
       UserWarning: some of it is neither black nor white, as in a JPEG.
     """
-    mask = _open(file).convert("RGBA")
+    mask = _open(file, MAX_PIXELS, alpha=True)
     black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
     grey = np.asarray(Image.alpha_composite(black, mask).convert("L"))
     between = ((grey > 0) & (grey < 255)).mean()
@@ -66,7 +63,7 @@ def _name(file: str | Path | bytes) -> str:
     return "the given image" if isinstance(file, bytes) else str(file)
 
 
-def _open(file: str | Path | bytes) -> Image.Image:
+def _open(file: str | Path | bytes, max_pixels: int, alpha: bool = False) -> Image.Image:
     name = _name(file)
     if isinstance(file, bytes):
         content = file
@@ -74,25 +71,9 @@ def _open(file: str | Path | bytes) -> Image.Image:
         with given_file(file, "image") as path:
             content = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(
-                    f"{name} has {width} x {height} pixels; at most {MAX_PIXELS} are read"
-                )
-            if image.mode not in MODES:
-                raise UserError(
-                    f"{name} has pixels of mode {image.mode!r}; readable are {', '.join(MODES)}"
-                )
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no image of a kind that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is too large: {error}") from error
-    except ValueError:
-        raise
-    except Exception as error:  # of whatever kind a decoder raises on damage
-        raise UserError(f"{name} is damaged: {type(error).__name__}: {error}") from error
+        return open_image(content, max_pixels, alpha).image
+    except UnusableError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def crop_to(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -20,13 +20,24 @@ def add_command(commands: Commands) -> None:
         imagen demo --open
         imagen demo --workdir runs/mine --port 8000
         imagen demo --host 0.0.0.0
-            for everyone who can reach this machine: there is no password""",
+            for everyone who can reach this machine: there is no password
+        imagen demo --host 0.0.0.0 --allow-host lab.example
+            the same, by a name that the machine does not know of itself""",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
         help="to listen on (default: %(default)s, which only this machine reaches)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --host: answer requests for this name of the machine, too; may be repeated. "
+        "Addresses and the machine's own names are always answered, others never: a web site could "
+        "point a name of its own here",
     )
     parser.add_argument(
         "--port", type=port, default=7860, help="0 is any that is free (default: %(default)s)"
@@ -54,4 +65,4 @@ def run(args: argparse.Namespace) -> None:
 
     listening = listen(args.host, args.port)
     cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
-    serve(cascade, listening, args.host, open_browser=args.open)
+    serve(cascade, listening, args.host, allowed=args.allow_host, open_browser=args.open)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from imagen_jax.data.images import UnusableError, open_image
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
@@ -135,31 +135,20 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def side_of(path: Path) -> int:
     """Shorter side of an image in pixels."""
-    with Image.open(path) as image:
-        return min(image.size)
+    return min(_open(path).size)
 
 
 def read_image(source: Path | bytes, side: int, fit: str) -> np.ndarray:
-    """One image as uint8 [side, side, 3], upright, on white where it is transparent.
+    """One image as uint8 [side, side, 3], upright, in sRGB, on white where it is transparent.
 
     Raises:
       UserError: it cannot be read, or is of another size and fit is "exact".
     """
-    name = source if isinstance(source, Path) else f"encoded image of {len(source)} bytes"
-    try:
-        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} cannot be read: {error}") from error
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+    image = _open(source)
     if image.size != (side, side):
         if fit == "exact":
             raise UserError(
-                f"{name} has {image.width} x {image.height} pixels, not {side} x {side}"
+                f"{_name(source)} has {image.width} x {image.height} pixels, not {side} x {side}"
             )
         square = min(image.size)
         left, top = (image.width - square) // 2, (image.height - square) // 2
@@ -167,3 +156,14 @@ def read_image(source: Path | bytes, side: int, fit: str) -> np.ndarray:
         image = image.crop((left, top, left + square, top + square))
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    try:
+        return open_image(source if isinstance(source, bytes) else source.read_bytes()).image
+    except (OSError, UnusableError) as error:
+        raise UserError(f"{_name(source)} cannot be read: {error}") from error
+
+
+def _name(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else f"encoded image of {len(source)} bytes"

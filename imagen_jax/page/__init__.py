@@ -3,6 +3,7 @@
     server.py    serves it
     guard.py     which requests are answered at all
     form.py      what the page asks for -> a Request, or an error
+    uploads.py   images that are uploaded, read one at a time
     jobs.py      one job at a time, its progress and its images
     drawing.py   images for the browser, and masks from strokes of a brush
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 from nicegui import events, run, ui
 
-from imagen_jax.cascade import crop_to, read_image
+from imagen_jax.cascade import crop_to
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, data_url, mask_of, preview, strokes_as_svg
-from imagen_jax.page.limits import MAX_UPLOAD
+from imagen_jax.page.limits import BRUSH, MAX_POINTS, MAX_UPLOAD, clamped
+from imagen_jax.page.uploads import OneUpload, Uploads
 
 SHOWN = 512
 """Longest side, in pixels, of the image in the browser."""
@@ -21,24 +22,27 @@ class Canvas:
     """An image and the strokes over it.
 
     Attributes:
-      image: uint8 [h, w, 3] as it was uploaded; None before.
+      image: uint8 [h, w, 3], the part of the upload that images are made of; None before.
       element: what holds it on the page.
     """
 
-    def __init__(self, size: tuple[int, int], on_error: Callable[[str], None]):
+    def __init__(self, uploads: Uploads, size: tuple[int, int], on_error: Callable[[str], None]):
         """Args:
+        uploads: reads what is uploaded.
         size: height and width of the images that are made; their shape is cut out.
         on_error: told what is wrong with an upload.
         """
         self.image: np.ndarray | None = None
+        self._uploads = uploads
         self._name = ""
+        self._own_size = (0, 0)
         self._size = size
         self._painting = self._pressed = False
         self._strokes: list[Stroke] = []
         self._on_error = on_error
         self._shown: np.ndarray | None = None
         with ui.column().classes("w-full gap-2") as self.element:
-            self._upload = ui.upload(
+            self._upload = OneUpload(
                 label="Choose an image, or drop it here",
                 auto_upload=True,
                 max_file_size=MAX_UPLOAD,
@@ -57,22 +61,32 @@ class Canvas:
             ).classes("canvas")
             with ui.row().classes("w-full items-center no-wrap gap-2") as self._tools:
                 ui.label("Brush").classes("note")
-                self._brush = ui.slider(min=2, max=40, value=14).props("aria-label=Brush dense")
+                self._brush = ui.slider(min=BRUSH[0], max=BRUSH[1], value=14).props(
+                    "aria-label=Brush dense"
+                )
                 ui.button("Undo", on_click=self._undo).props("flat dense no-caps")
                 ui.button("Clear", on_click=self.clear).props("flat dense no-caps")
         self._show()
 
-    @property
-    def mask(self) -> np.ndarray | None:
-        """bool [h, w] of what is painted over, of the size of the cropped image."""
+    async def mask(self) -> np.ndarray | None:
+        """Return bool [h, w] of what is painted over, of the size of the cropped image.
+
+        It is drawn in another thread: the page answers all tabs meanwhile.
+        """
         if self.image is None or self._shown is None or not self._strokes:
             return None
+        strokes = [Stroke([*stroke.points], stroke.width) for stroke in self._strokes]
         cropped = crop_to(self.image, self._size)
-        return mask_of(self._strokes, self._shown.shape[:2], cropped.shape[:2])
+        return await run.io_bound(mask_of, strokes, self._shown.shape[:2], cropped.shape[:2])
 
-    def load(self, image: np.ndarray, name: str) -> None:
-        """Takes an image [h, w, 3] uint8 in place of the one before."""
+    def load(self, image: np.ndarray, name: str, own_size: tuple[int, int] | None = None) -> None:
+        """Take an image [h, w, 3] uint8 in place of the one before.
+
+        Args:
+          own_size: height and width of the image that it is a part of.
+        """
         self.image, self._name = image, name
+        self._own_size = image.shape[:2] if own_size is None else own_size
         self.clear()
         self._show()
 
@@ -102,17 +116,13 @@ class Canvas:
         self._image.content = strokes_as_svg(self._strokes) if drawn else ""
 
     async def _uploaded(self, event: events.UploadEventArguments) -> None:
-        content = await event.file.read()
         self._upload.reset()
         try:
-            if len(content) > MAX_UPLOAD:
-                raise UserError(f"the file is larger than {MAX_UPLOAD // 2**20} MB")
-            image = await run.io_bound(read_image, content)
-        except (ValueError, OSError) as error:
-            self._on_error(f"{event.file.name}: {error}")
+            image, own_size = await self._uploads.read(event)
+        except UserError as error:
+            self._on_error(f"{event.file.name[:100]}: {error}")
             return
-        assert image is not None
-        self.load(image, event.file.name)
+        self.load(image, event.file.name[:100], own_size)
 
     def _show(self) -> None:
         self._tools.visible = self._painting and self.image is not None
@@ -123,10 +133,10 @@ class Canvas:
         self._shown = preview(cropped, SHOWN)
         self._image.set_source(data_url(self._shown))
         self._show_strokes()
-        height, width = self.image.shape[:2]
+        height, width = self._own_size
         said = f"{self._name}, {width} x {height}"
-        if cropped.shape != self.image.shape:
-            said += f"; its middle {cropped.shape[1]} x {cropped.shape[0]} are used"
+        if height * self._size[1] != width * self._size[0]:
+            said += f"; its middle is used, {self._size[1]} wide to {self._size[0]} high"
         if self._painting:
             said += ". Brush over what is to be painted anew."
         self._note.text = said
@@ -134,12 +144,21 @@ class Canvas:
     def _draw(self, event: events.MouseEventArguments) -> None:
         if not self._painting or self._shown is None:
             return
-        at = (event.image_x, event.image_y)
+        # A browser sends what it is told to: numbers outside the image, texts, none at all.
+        height, width = self._shown.shape[:2]
+        x, y = clamped(event.image_x, 0, width), clamped(event.image_y, 0, height)
+        brush = clamped(self._brush.value, *BRUSH)
+        if x is None or y is None or brush is None:
+            return
+        at = (x, y)
+        if sum(len(stroke.points) for stroke in self._strokes) >= MAX_POINTS:
+            self._pressed = False
+            self._on_error(f"strokes have more than {MAX_POINTS:,} points; undo some, or clear all")
+            return
         if event.type == "mousedown":
-            width = self._brush.value / 100 * self._shown.shape[1]
-            self._strokes.append(Stroke([at], width))
+            self._strokes.append(Stroke([at], brush / 100 * width))
             self._pressed = True
-        elif event.type == "mousemove" and event.buttons & 1 and self._pressed and self._strokes:
+        elif event.type == "mousemove" and event.buttons == 1 and self._pressed and self._strokes:
             stroke = self._strokes[-1]
             if math.dist(stroke.points[-1], at) < stroke.width / 6:
                 return

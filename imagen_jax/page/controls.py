@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
+from imagen_jax.page.uploads import Uploads
 
 FIRST = {"guidance": "Guidance", "steps": "Steps"}
 MORE = {
@@ -46,11 +47,16 @@ class Controls:
     """
 
     def __init__(
-        self, cascade: Cascade, on_make: Callable[[Form], None], on_error: Callable[[str], None]
+        self,
+        cascade: Cascade,
+        uploads: Uploads,
+        on_make: Callable[[], Awaitable[None]],
+        on_error: Callable[[str], None],
     ):
         """Args:
         cascade: whose stages and defaults are shown.
-        on_make: called with what is asked for when the button is pressed.
+        uploads: reads what is uploaded.
+        on_make: called when the button is pressed.
         on_error: told what is wrong with an upload.
         """
         self._cascade = cascade
@@ -60,7 +66,7 @@ class Controls:
         self._mode.props("no-caps unelevated spread aria-label=Mode").classes("w-full modes")
         self._explained = ui.label().classes("note")
         with ui.column().classes("w-full gap-3") as self._given:
-            self.canvas = Canvas((cascade.size, cascade.size), on_error)
+            self.canvas = Canvas(uploads, (cascade.size, cascade.size), on_error)
             with ui.column().classes("w-full gap-0") as self._of_change:
                 self._strength = self._slider("Strength", 0.01, 1.0, 0.01, STRENGTH)
                 ui.label("share of noise: 1 keeps nothing of the image").classes("note")
@@ -84,12 +90,12 @@ class Controls:
             self._table(FIRST, heads=True)
             with ui.expansion("More settings").props("dense").classes("w-full more"):
                 self._table(MORE, heads=False)
-        self.button = ui.button("Make images", on_click=lambda: on_make(self.form()))
+        self.button = ui.button("Make images", on_click=on_make)
         self.button.props("no-caps unelevated size=lg").classes("w-full")
         self._show_mode()
 
-    def form(self) -> Form:
-        """What the fields hold."""
+    async def form(self) -> Form:
+        """Return what the fields hold, whatever a browser has put there; see form.request."""
         return Form(
             mode=self._mode.value,
             prompt=self._prompt.value,
@@ -97,14 +103,14 @@ class Controls:
             images=self._images.value,
             seed=self._seed.value,
             size=self._size.value,
-            strength=float(self._strength.value),
+            strength=self._strength.value,
             resamples=self._resamples.value,
             settings={
                 field: {name: element.value for name, element in of_stages.items()}
                 for field, of_stages in self._settings.items()
             },
             image=self.canvas.image,
-            mask=self.canvas.mask if self._mode.value == "paint" else None,
+            mask=await self.canvas.mask() if self._mode.value == "paint" else None,
         )
 
     def fill(self, form: Form, seed: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.cascade import Cascade, Request, check_prompts, crop_to
 from imagen_jax.cascade.stages import size_step
 from imagen_jax.errors import UserError
-from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS, MAX_WORK, clamped
 
 MODES = {
     "create": "Create",
@@ -31,20 +31,20 @@ class Form:
       images: how many; image i has seed + i.
       seed: of the first.
       size: height and width of the images.
-      strength: how much "change" changes.
+      strength: how much "change" changes, in (0, 1].
       resamples: how often "paint" walks each step.
       settings: field of SampleConfig -> stage -> value.
       image: uint8 [h, w, 3] that was uploaded.
       mask: bool [h, w] of what is painted anew.
     """
 
-    mode: str
-    prompt: str
-    negative: str
+    mode: Any
+    prompt: Any
+    negative: Any
     images: Any
     seed: Any
-    size: tuple[int, int]
-    strength: float
+    size: Any
+    strength: Any
     resamples: Any
     settings: dict[str, dict[str, Any]]
     image: np.ndarray | None = None
@@ -65,7 +65,7 @@ def request(form: Form, cascade: Cascade) -> Request:
     Raises:
       UserError: something is missing, too much or out of range; says what.
     """
-    if form.mode not in MODES:
+    if not isinstance(form.mode, str) or form.mode not in MODES:
         raise UserError(f"unknown mode {form.mode!r}; choices: {', '.join(MODES)}")
     prompt = _text("prompt", form.prompt)
     if not prompt:
@@ -82,13 +82,22 @@ def request(form: Form, cascade: Cascade) -> Request:
         for name, value in values.items():
             if value is None:
                 raise UserError(f"{field} of {name} is empty")
-    options: dict[str, Any] = {"size": tuple(form.size), **settings}
+            if isinstance(value, int | float) and clamped(value, -1e6, 1e6) != value:
+                raise UserError(f"{field} of {name} is no number that it can be")
+    if not isinstance(form.size, tuple) or form.size not in sizes(cascade):
+        raise UserError(
+            f"unknown shape {form.size!r}; choices: {', '.join(sizes(cascade).values())}"
+        )
+    options: dict[str, Any] = {"size": form.size, **settings}
     if form.mode != "create":
         if form.image is None:
             raise UserError("choose an image to start from")
         options["image"] = crop_to(form.image, options["size"])
     if form.mode == "change":
-        options["strength"] = form.strength
+        strength = clamped(form.strength, 0.01, 1.0)
+        if strength is None or strength != form.strength:
+            raise UserError(f"the strength is {form.strength!r}; it must be from 0.01 to 1")
+        options["strength"] = strength
     if form.mode == "paint":
         if form.mask is None or not form.mask.any():
             raise UserError("brush over the part of the image that is to be painted anew")
@@ -97,13 +106,28 @@ def request(form: Form, cascade: Cascade) -> Request:
     ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]
     if not ran:
         raise UserError("this cascade has no stage that enlarges images")
-    return cascade.request(
+    asked = cascade.request(
         prompt, seed=seed, per_prompt=count, negative_prompts=negative or None, **options
     )
+    _check_work(asked, options.get("resamples", 1))
+    return asked
 
 
-def _text(what: str, text: str | None) -> str:
-    text = text or ""
+def _check_work(asked: Request, passes: int) -> None:
+    """Raises UserError if a job would keep all others waiting for too long."""
+    steps = [stage.settings.steps for stage in asked.stages]
+    work = len(asked) * passes * sum(steps)
+    if work > MAX_WORK:
+        raise UserError(
+            f"{len(asked)} images of {' + '.join(map(str, steps))} steps in {passes} passes are "
+            f"{work:,} steps; a job may have {MAX_WORK:,}: ask for fewer images, steps or passes"
+        )
+
+
+def _text(what: str, text: Any) -> str:
+    text = "" if text is None else text
+    if not isinstance(text, str):
+        raise UserError(f"the {what} must be text, got {text!r}")
     if len(text) > MAX_PROMPT:
         raise UserError(
             f"the {what} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken"
@@ -112,7 +136,8 @@ def _text(what: str, text: str | None) -> str:
 
 
 def _whole(what: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    number = clamped(value, -(2**53), 2**53)  # also of infinity, which is no whole number
+    if number is None or number != value or number != int(number):
         raise UserError(f"the {what} must be a whole number, got {value}")
     if not low <= value <= high:
         raise UserError(f"the {what} is {int(value):,}; it must be from {low:,} to {high:,}")

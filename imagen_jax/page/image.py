@@ -11,6 +11,7 @@ from nicegui import ui
 
 from imagen_jax.page.drawing import data_url, png_of, png_with_record, preview
 from imagen_jax.page.jobs import Job
+from imagen_jax.page.limits import clamped
 
 LARGE = 512
 """Longest side, in pixels, of a finished image in the browser; files have all pixels."""
@@ -114,7 +115,7 @@ class Detail:
         frames = [] if job is None else job.frames[self._row]
         if job is None or not frames:
             return
-        at = min(int(self._film.value), len(frames)) - 1
+        at = int(clamped(self._film.value, 1, len(frames)) or 1) - 1
         frame, made = frames[at], job.image(self._row)
         if made is not None and at == len(frames) - 1:
             self._large.show(data_url(preview(made, LARGE)))

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from typing import Literal, NamedTuple
 
@@ -16,9 +17,9 @@ from imagen_jax.cascade import Cascade, Finished, Request, Step
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import data_url, preview
 from imagen_jax.page.form import Form, request
-from imagen_jax.page.limits import MAX_FRAMES, MAX_WAITING
+from imagen_jax.page.limits import MAX_FRAMES, MAX_KEPT_BYTES, MAX_WAITING, MAX_WAITING_OF_TAB
 
-State = Literal["waiting", "running", "done", "stopped", "failed"]
+State = Literal["waiting", "running", "done", "stopped", "failed", "dropped"]
 
 
 class Frame(NamedTuple):
@@ -43,8 +44,9 @@ class Job:
     Attributes:
       form: what was asked for on the page.
       request: what it asks of the cascade.
-      state: waiting, running, done, stopped by the user or failed.
-      error: why it failed.
+      state: waiting, running, done, stopped by the user, failed, or dropped: its images are not
+        kept any more.
+      error: why it failed, or was dropped.
       frames: of each image, estimates at the steps of all stages so far, the newest last.
       stages: stage name -> number of the image -> [h, w, 3] uint8 that the stage made.
       last_stage: name of the last stage, once it is done.
@@ -80,11 +82,42 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether nothing more comes."""
-        return self.state in ("done", "stopped", "failed")
+        return self.state in ("done", "stopped", "failed", "dropped")
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of its images."""
+        frames = sum(len(frame.url) for row in self.frames for frame in row)
+        made = sum(image.nbytes for rows in self.stages.values() for image in rows.values())
+        given = (self.form.image, self.request.image, self.request.mask)
+        return frames + made + sum(array.nbytes for array in given if array is not None)
+
+    def drop(self) -> None:
+        """Forget its images."""
+        self.state = "dropped"
+        self.error = "its images were dropped to make room for newer ones"
+        self.last_stage = None
+        self.frames, self.stages = [[] for _ in self.frames], {}
+        self.form = dataclasses.replace(self.form, image=None, mask=None)
+        self.request = dataclasses.replace(self.request, image=None, mask=None)
+        self.version += 1
 
     def image(self, row: int) -> np.ndarray | None:
         """An image of the last stage, [h, w, 3] uint8, if it is done."""
         return self.stages.get(self.last_stage or "", {}).get(row)
+
+
+@dataclasses.dataclass(eq=False)
+class Tab:
+    """What a tab of a browser keeps when it is loaded again.
+
+    Attributes:
+      jobs: newest first.
+      pages: how many pages of it are open: none when it was closed.
+    """
+
+    jobs: list[Job] = dataclasses.field(default_factory=list)
+    pages: int = 0
 
 
 class _Stopped(Exception):
@@ -106,44 +139,67 @@ class Worker:
         cascade: what makes them.
         """
         self.cascade = cascade
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[tuple[Job, Tab]] = deque()
+        self._running: tuple[Job, Tab] | None = None
+        self._ended: deque[weakref.ref[Job]] = deque()  # a tab may have forgotten them
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="images").start()
 
-    def submit(self, form: Form) -> Job:
-        """Puts a job at the end of the queue.
+    def submit(self, form: Form, tab: Tab) -> Job:
+        """Put a job at the end of the queue.
+
+        Args:
+          form: what is asked for.
+          tab: who asks.
 
         Raises:
-          UserError: something is missing in the form, too much or out of range, or MAX_WAITING
-            jobs wait already.
+          UserError: something is missing in the form, too much or out of range, or enough jobs
+            wait already.
         """
         job = Job(form, request(form, self.cascade))
         with self._changed:
+            if sum(of is tab for _, of in self._waiting) >= MAX_WAITING_OF_TAB:
+                raise UserError(
+                    f"{MAX_WAITING_OF_TAB} of your jobs are waiting; try again when one has begun, "
+                    "or stop one"
+                )
             if len(self._waiting) >= MAX_WAITING:
                 raise UserError(f"{MAX_WAITING} jobs are waiting; try again when some are done")
-            self._waiting.append(job)
+            self._waiting.append((job, tab))
             self._changed.notify_all()
         return job
 
     def ahead(self, job: Job) -> int:
         """How many waiting jobs come before one that waits."""
         with self._changed:
-            return self._waiting.index(job) if job in self._waiting else 0
+            jobs = [waiting for waiting, _ in self._waiting]
+            return jobs.index(job) if job in jobs else 0
 
     def stop(self, job: Job) -> None:
-        """Ends a job after the step that is being made; what is done is kept."""
+        """End a job after the step that is being made; what is done is kept."""
         with self._changed:
             job.stop_asked = True
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if any(waiting is job for waiting, _ in self._waiting):
+                self._waiting = deque(pair for pair in self._waiting if pair[0] is not job)
                 job.state = "stopped"
                 job.version += 1
+
+    def leave(self, tab: Tab) -> None:
+        """Stop all jobs of a tab if it was closed: nobody else could."""
+        if tab.pages:
+            return
+        with self._changed:
+            pairs = [*self._waiting, *([self._running] if self._running else [])]
+        for job, of in pairs:
+            if of is tab:
+                self.stop(job)
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
-                job = self._waiting.popleft()
+                self._running = self._waiting.popleft()
+                job, _ = self._running
                 job.state = "running"
                 job.version += 1
             started = time.monotonic()
@@ -153,7 +209,7 @@ class Worker:
                 state = "done"
             except _Stopped:
                 state = "stopped"
-            except ValueError as error:
+            except UserError as error:
                 job.error = str(error)
             except Exception as error:  # a defect: told, and the next job runs
                 traceback.print_exc(file=sys.stderr)
@@ -161,6 +217,20 @@ class Worker:
             job.seconds = time.monotonic() - started
             job.state = state
             job.version += 1
+            with self._changed:
+                self._running = None
+            self._ended.append(weakref.ref(job))
+            del job
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Drop images of the jobs that ended first, until the others have MAX_KEPT_BYTES."""
+        kept = [(of, job) for of in self._ended if (job := of()) is not None]
+        total = sum(job.kept_bytes for _, job in kept)
+        while total > MAX_KEPT_BYTES and len(kept) > 1:
+            total -= kept[0][1].kept_bytes
+            kept.pop(0)[1].drop()
+        self._ended = deque(of for of, _ in kept)
 
     def _run(self, job: Job) -> None:
         def on_step(step: Step) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from nicegui import app, ui
 
+from imagen_jax.errors import UserError
 from imagen_jax.page.controls import Controls
-from imagen_jax.page.form import Form
 from imagen_jax.page.image import Detail
-from imagen_jax.page.jobs import Job, Worker
-from imagen_jax.page.results import Kept, Results
+from imagen_jax.page.jobs import Job, Tab, Worker
+from imagen_jax.page.results import Results
+from imagen_jax.page.uploads import Uploads
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -24,11 +26,18 @@ EXAMPLES = (
 """In the words of the built-in scenes."""
 
 
-async def build(worker: Worker) -> None:
-    """Puts the page of a tab together; jobs of the tab are still there when it is loaded again.
+CLOSED_SECONDS = 5.0
+"""How long a page that was left may take to come again, as it does when it is loaded again."""
+
+
+async def build(worker: Worker, uploads: Uploads) -> None:
+    """Put the page of a tab together; jobs of the tab are still there when it is loaded again.
+
+    Where it is closed, its jobs that are not done are given up.
 
     Args:
       worker: what makes the images, for all tabs.
+      uploads: reads uploads, for all tabs.
     """
     cascade = worker.cascade
     ui.colors(primary="#4338ca", negative="#b91c1c")
@@ -38,11 +47,12 @@ async def build(worker: Worker) -> None:
         error.text = message
         error.visible = True
 
-    def make(form: Form) -> None:
+    async def make() -> None:
         error.visible = False
+        form = await controls.form()
         try:
-            results.add(worker.submit(form))
-        except ValueError as reason:
+            results.add(worker.submit(form, results.tab))
+        except UserError as reason:
             fail(str(reason))
 
     def reuse(job: Job, row: int) -> None:
@@ -56,7 +66,7 @@ async def build(worker: Worker) -> None:
                 ui.label("imagen").classes("name")
                 stages = " to ".join(f"{stage.resolution}" for stage in cascade.stages)
                 ui.label(f"{stages} px, text by {cascade.encoder.name}").classes("note")
-            controls = Controls(cascade, make, fail)
+            controls = Controls(cascade, uploads, make, fail)
             error = ui.label().classes("error w-full").props("role=alert")
             error.visible = False
         with ui.column().classes("results gap-4"):
@@ -69,5 +79,14 @@ async def build(worker: Worker) -> None:
                         chip.props("flat no-caps dense").classes("example")
             results = Results(worker, lambda: Detail(reuse, controls.edit))
             welcome.bind_visibility_from(results, "is_empty")
-    await ui.context.client.connected()
-    results.restore(app.storage.tab.setdefault("kept", Kept()))
+    client = ui.context.client
+    await client.connected()
+    tab = app.storage.tab.setdefault("kept", Tab())
+    tab.pages += 1
+
+    def left() -> None:
+        tab.pages -= 1
+        asyncio.get_running_loop().call_later(CLOSED_SECONDS, worker.leave, tab)
+
+    client.on_delete(left)
+    results.restore(tab)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ from nicegui import ui
 
 from imagen_jax.page.drawing import data_url, preview
 from imagen_jax.page.image import LARGE, Detail, ShownImage
-from imagen_jax.page.jobs import Job, Worker
+from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_KEPT
 
 POLL = 0.12
@@ -19,19 +18,12 @@ EMPTY = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAA
 """A transparent pixel, where there is no image yet."""
 
 
-@dataclasses.dataclass(eq=False)
-class Kept:
-    """What a tab keeps when it is loaded again.
+class Results:
+    """Jobs of one tab and the one that is looked at.
 
     Attributes:
-      jobs: newest first.
+      tab: what is kept when the page is loaded again.
     """
-
-    jobs: list[Job] = dataclasses.field(default_factory=list)
-
-
-class Results:
-    """Jobs of one tab and the one that is looked at."""
 
     def __init__(self, worker: Worker, detail_of: Callable[[], Detail]):
         """Args:
@@ -39,7 +31,7 @@ class Results:
         detail_of: () -> the Detail of the chosen image, put where it is called.
         """
         self._worker = worker
-        self._kept = Kept()
+        self.tab = Tab()
         self._job: Job | None = None
         self._seen: Any = None
         self._tiles: list[ShownImage] = []
@@ -60,14 +52,14 @@ class Results:
 
     def add(self, job: Job) -> None:
         """Shows a new job."""
-        self._kept.jobs = [job, *self._kept.jobs][:MAX_KEPT]
+        self.tab.jobs = [job, *self.tab.jobs][:MAX_KEPT]
         self._show(job)
 
-    def restore(self, kept: Kept) -> None:
+    def restore(self, tab: Tab) -> None:
         """Shows the jobs that the tab had before it was loaded again, and keeps new ones there."""
-        self._kept = kept
-        if kept.jobs:
-            self._show(kept.jobs[0])
+        self.tab = tab
+        if tab.jobs:
+            self._show(tab.jobs[0])
 
     @property
     def is_empty(self) -> bool:
@@ -134,7 +126,7 @@ class Results:
 
     def _show_history(self) -> None:
         self._history.clear()
-        others = [job for job in self._kept.jobs if job is not self._job and job.frames[0]]
+        others = [job for job in self.tab.jobs if job is not self._job and job.frames[0]]
         with self._history:
             if others:
                 ui.label("Earlier").classes("head")
@@ -154,7 +146,7 @@ def said(job: Job, ahead: int) -> str:
     """How far a job is, in words."""
     if job.state == "waiting":
         return "next in line" if ahead == 0 else f"{ahead + 1} jobs come before it"
-    if job.state == "failed":
+    if job.state in ("failed", "dropped"):
         return job.error
     if job.state == "stopped":
         return "stopped"

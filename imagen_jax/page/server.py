@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import socket
 import webbrowser
+from collections.abc import Sequence
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from nicegui import Client, ui
 from nicegui import app as pages
-from nicegui import ui
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.errors import UserError
-from imagen_jax.page.guard import Guard, is_loopback
+from imagen_jax.page.form import sizes
+from imagen_jax.page.guard import Guard, is_loopback, own_names
 from imagen_jax.page.jobs import Worker
 from imagen_jax.page.layout import build
+from imagen_jax.page.limits import MAX_TABS
+from imagen_jax.page.uploads import Uploads
 
 KEPT_SECONDS = 3600.0
 """How long the images of a closed tab are kept."""
@@ -42,37 +47,50 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    cascade: Cascade, listening: socket.socket, host: str, *, open_browser: bool = False
+    cascade: Cascade,
+    listening: socket.socket,
+    host: str,
+    *,
+    allowed: Sequence[str] = (),
+    open_browser: bool = False,
 ) -> None:
     """Serves the page until the process is interrupted.
 
     Args:
       cascade: what makes the images.
       listening: what `listen` returned.
-      host: that was given to it; unless it is of loopback, requests by any name are answered.
+      host: that was given to it; unless it is of loopback, requests by any address of this machine
+        and by its own names are answered.
+      allowed: further names by which requests are answered then.
       open_browser: also open the page.
 
     Raises:
       KeyboardInterrupt: always, at the end.
+      UserError: an allowed name is none, or the page is on loopback, where none is answered.
     """
     only_loopback = is_loopback(host)
-    worker = Worker(cascade)
+    if allowed and only_loopback:
+        raise UserError("--allow-host is for a page that --host opens to a network")
+    names = None if only_loopback else own_names(host, allowed)
+    worker, uploads = Worker(cascade), Uploads(sizes(cascade))
+
+    @ui.page("/")
+    async def page() -> None:
+        await build(worker, uploads)
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    ui.run_with(
-        app,
-        root=lambda: build(worker),
-        title="imagen",
-        favicon=FAVICON,
-        show_welcome_message=False,
-    )
+    ui.run_with(app, title="imagen", favicon=FAVICON, show_welcome_message=False)
+    # Nothing is built for paths that do not exist.
+    pages.add_exception_handler(404, not_found)
     pages.storage.max_tab_storage_age = KEPT_SECONDS
-    app.add_middleware(Guard, only_loopback=only_loopback)
+    app.add_middleware(Guard, names=names, full=lambda: len(Client.instances) >= MAX_TABS)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
     print(f"imagen: the page is at {address} (Ctrl-C ends it)", flush=True)
     if not only_loopback:
         print(
-            "imagen: everyone who can reach this machine can use it: there is no password",
+            "imagen: everyone who can reach this machine can use it: there is no password. It is "
+            f"answered by an address or as {', '.join(sorted(names or ()))}; see --allow-host",
             flush=True,
         )
     if open_browser:
@@ -82,10 +100,16 @@ def serve(
         log_level="warning",
         ws="websockets-sansio",
         access_log=False,
+        ws_max_size=2**20,
         timeout_graceful_shutdown=1,  # open tabs keep a connection
     )
     uvicorn.Server(config).run(sockets=[listening])
     raise KeyboardInterrupt  # it ends by nothing else, but does not always raise it itself
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    """Answers a request for a path that does not exist."""
+    return PlainTextResponse("there is no such page", status_code=404)
 
 
 FAVICON = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from PIL import Image as PILImage
 
+from imagen_jax.data.images import open_image
 from imagen_jax.data.records import Record
 from imagen_jax.grid import labelled_grid
 from imagen_jax.models.layers import downsample
@@ -26,7 +25,7 @@ from imagen_jax.typing import TextEmbedding
 
 def true_images(records: Sequence[Record], side: int) -> jax.Array:
     """The images of records, averaged over areas: float32 [n, side, side, 3] in [-1, 1]."""
-    whole = np.stack([np.asarray(PILImage.open(io.BytesIO(record.image))) for record in records])
+    whole = np.stack([np.asarray(open_image(record.image).image) for record in records])
     return downsample(jnp.asarray(from_uint8(whole)), whole.shape[1] // side)
 
 
