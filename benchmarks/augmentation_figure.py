@@ -1,4 +1,4 @@
-"""What noise conditioning augmentation does: distance and alignment over its level in sampling, of
+"""Effect of noise conditioning augmentation: distance and alignment over its level in sampling, of
 super-resolution that was trained with it and without.
 
     python -m benchmarks.augmentation_figure WITH.csv WITHOUT.csv --output FIGURE.png

@@ -1,4 +1,4 @@
-"""What a step of guided sampling costs, with and without what is done for it.
+"""Cost of a step of guided sampling, with and without its optimisations.
 
     python -m benchmarks.guided_step                        # the demo's networks
     python -m benchmarks.guided_step --config base64 sr256  # the paper's

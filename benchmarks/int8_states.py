@@ -1,4 +1,4 @@
-"""What int8 states cost and save against bfloat16: bytes, cosine, and the demo cascade's scores.
+"""Cost and savings of int8 states against bfloat16: bytes, cosine, and the demo cascade's scores.
 
     python -m benchmarks.int8_states --count 128
 

@@ -1,4 +1,4 @@
-"""How fast variants of a stage learn: errors over steps, CPU seconds and FLOPs, side by side.
+"""Learning curves of variants of a stage: errors over steps, CPU seconds and FLOPs, side by side.
 
     imagen embed --scenes quickstart --count 1000 --split validation \
         --output runs/quickstart/embeddings
@@ -15,7 +15,7 @@ The losses of variants with another weighting cannot be compared. Errors can: of
 that the averaged weights make, clipped to [-1, 1] as in sampling, on images kept from training,
 at the noise levels of TIMES of the first variant's schedule, with the same noise for all.
 
-Interrupted, the same command goes on after the last round that it finished.
+Interrupted, the same command resumes after the last round that it finished.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, mo
 from imagen_jax.typing import TextEmbedding
 
 TIMES = np.linspace(0.1, 0.9, 9)
-"""Where on the schedule errors are measured."""
+"""Noise levels at which errors are measured."""
 HELD_OUT = 256
 """Images that errors are measured on, at least: whole batches of them."""
 
@@ -67,7 +67,7 @@ def x0_error(
 
     Args:
       level: logsnr, scalar.
-      key: of the noise.
+      key: key of the noise.
     """
     text = TextEmbedding(batch["text_emb"].astype(jnp.float32), batch["text_mask"])
     noise_key, condition_key = jax.random.split(key)
@@ -85,7 +85,7 @@ class Kept:
 
     def __init__(self, directory: Path, config: Any):
         """Args:
-        directory: of the variant.
+        directory: directory of the variant.
         config: plain; of another one nothing is taken.
         """
         self._checkpointer = Checkpointer(
@@ -119,7 +119,7 @@ class Kept:
         if lines := differences(found["config"], self._config):
             raise ValueError(
                 f"{self._record} is of another config (there != wanted); delete its folder "
-                "to begin anew:\n  " + "\n  ".join(lines[:5])
+                "to begin again:\n  " + "\n  ".join(lines[:5])
             )
         return state, [row for row in found["curve"] if row["step"] <= int(state.step)]
 

@@ -26,7 +26,7 @@ PAINTED = "a drawing of a rocket above a red apple on a black background"
 CHOSEN = "image 3, seed 2"
 """The one of PROMPT that is painted over."""
 UNDER_WAY = re.compile(r"stage sr, step ([3-9]|\d\d) of")
-"""What the page says when the first image is taken: a later step too, should one be missed."""
+"""The page's words when the first screenshot is taken: a later step too, should one be missed."""
 WHERE = {"left": 0.36, "right": 0.64, "top": 0.58, "bottom": 0.9}
 """Of the brush, as shares of the image's sides: over the sunflower."""
 
@@ -79,7 +79,7 @@ def brush(page: Page) -> None:
 
 
 def take(page: Page, output: Path) -> None:
-    """Makes eight images, paints a part of one anew, and takes an image of either."""
+    """Makes eight images, repaints a part of one, and takes an image of either."""
     ask(page, PROMPT, 8)
     page.get_by_role("status").filter(has_text=UNDER_WAY).wait_for()
     page.screenshot(path=output / "making.png", full_page=True)

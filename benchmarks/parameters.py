@@ -1,4 +1,4 @@
-"""Where the parameters of the paper's stages lie, by resolution.
+"""Parameters of the paper's stages by resolution.
 
 python -m benchmarks.parameters                      # prints the table of docs/paper-scale.md
 """

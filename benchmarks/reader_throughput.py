@@ -116,7 +116,7 @@ def peers_python(directory: Path) -> Path:
 
 
 def measured(command: list[str], core: int) -> dict[str, float]:
-    """What a process prints as JSON that may run on one core only."""
+    """JSON output of a process that may run on one core only."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment,

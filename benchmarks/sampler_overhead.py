@@ -1,4 +1,4 @@
-"""What a sampler costs besides its network, and how many calls of the network it needs.
+"""Overhead of samplers besides the network, and their number of network calls.
 
     python -m benchmarks.sampler_overhead
 
@@ -51,7 +51,7 @@ STEPS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 
 
 def network_calls(name: str, steps: int) -> int:
-    """How often a sampler calls the network."""
+    """Number of network calls of a sampler."""
     return 2 * steps - 1 if name == "heun" else steps
 
 

@@ -1,4 +1,4 @@
-"""What data loading, metrics and checkpoints add to the time of a training step.
+"""Overhead that data loading, metrics and checkpoints add to the time of a training step.
 
   python -m benchmarks.training_overhead --config configs/demo.py --stage base \\
       --data runs/demo/embeddings
@@ -36,7 +36,7 @@ from imagen_jax.train.step import jit_train_step
 
 
 class Rounds:
-    """Training steps of one stage, with and without what goes on around them."""
+    """Training steps of one stage, with and without the work around them."""
 
     def __init__(self, config: str, stage: str, data: str, directory: str, steps: int):
         self.stage = make_stage(load_config(config, []), stage)

@@ -1,4 +1,4 @@
-"""What a frozen language model buys: prompts in words that training never saw.
+"""Benefit of a frozen language model: prompts in words that training never saw.
 
     python -m benchmarks.unseen_words --minilm runs/quickstart --random runs/quickstart-random
 

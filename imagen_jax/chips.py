@@ -20,7 +20,7 @@ class Chip:
       link_rate: bandwidth to the other chips, all links in one direction, bytes/s.
       network_rate: bandwidth of the data-centre network between slices, bytes/s for one chip: what
         its host has, divided by the host's chips.
-      source: where the rates are published.
+      source: publication of the rates.
     """
 
     flops: float

@@ -30,7 +30,7 @@ def require(extra: str, purpose: str) -> None:
 
     Args:
       extra: a key of `PACKAGES`.
-      purpose: what needs them, the subject of the message: "imagen train".
+      purpose: the subject of the message: "imagen train".
 
     Raises:
       UserError: names the missing packages and the command that installs them.

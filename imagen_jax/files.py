@@ -120,8 +120,8 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
     The lock belongs to an open file: it ends with the process, however that ends.
 
     Args:
-      directory: what is written to; a file .lock stays in it.
-      work: what this process does, "imagen train", for the message of a second one.
+      directory: the directory to lock; a file .lock stays in it.
+      work: name of this work, "imagen train", for the message to a second process.
 
     Raises:
       UserError: another process writes there; the message says which, and since when.

@@ -24,7 +24,7 @@ def window_pairs(
     (neither padding nor the gaps of a dilated input).
 
     Args:
-      size: of the input.
+      size: size of the input.
       window: positions of the window.
       out: size of the output.
       stride: between the windows of two outputs.

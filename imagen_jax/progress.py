@@ -46,8 +46,8 @@ def progress(
 
     Args:
       total: number of units; None where it is not known.
-      desc: what is done.
-      unit: what is counted.
+      desc: description of the work.
+      unit: unit of the count.
       initial: units that are done already.
       disable: shows nothing.
       seconds: between two lines where the standard error stream is no terminal.

@@ -40,13 +40,13 @@ from imagen_jax.typing import Image, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """How a given image is edited.
+    """Settings for editing a given image.
 
     Attributes:
       strength: img2img strength in (0, 1], how much noise the image is taken back to: amplitudes
         sin(pi s / 2) of noise and cos(pi s / 2) of the image, whatever the stage's schedule; 1
         keeps nothing of what may change. The sampler takes all of its steps from there.
-      resamples, jump: of inpainting, see diffusion.editing.resampling_path.
+      resamples, jump: settings of inpainting, see diffusion.editing.resampling_path.
     """
 
     strength: float = 1.0
@@ -98,12 +98,12 @@ def sample_steps(
     """Yield the estimates of the clean images after every move of the sampler; the last are they.
 
     Args:
-      stage: what is sampled from.
+      stage: the stage to sample.
       params: weights of the stage's network, usually the EMA.
-      inputs: what the images are made of.
-      settings: how they are sampled.
+      inputs: text, keys and images to sample from.
+      settings: sampling settings.
       size: height and width; None is the stage's resolution, square.
-      edit: how inputs.image is edited; None where there is none.
+      edit: edit of inputs.image; None without an edit.
       mesh: mesh that the inputs lie on; None for one device, or arrays that are copied to all.
 
     Yields:

@@ -79,7 +79,7 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
 
     Args:
       axes: sizes; missing axes have size 1, and one may be -1, which takes all remaining devices.
-      devices: that the mesh must use exactly.
+      devices: devices that the mesh must use exactly.
 
     Raises:
       UserError: an unknown axis, sizes whose product is not the number of devices, or both spatial

@@ -37,7 +37,7 @@ Threshold = str | DynamicThreshold
 
 
 class StageInputs(NamedTuple):
-    """What a stage needs to make b images; every array has a row for each of them.
+    """Inputs of a stage for b images; every array has a row for each.
 
     Attributes:
       text: token states of the prompts.
@@ -46,7 +46,7 @@ class StageInputs(NamedTuple):
       negative: text to be guided away from, in place of no text: a row whose mask is all False.
         None for no text in all rows.
       image: [b, H, W, 3] in [-1, 1] at the size of the result, to be edited; or None.
-      mask: [b, H, W, 1], True where the image is painted anew; None for everywhere.
+      mask: [b, H, W, 1], True where the image is repainted; None for everywhere.
     """
 
     text: TextEmbedding
@@ -166,7 +166,7 @@ def step_program(
     makes one move; conditioning is what prepare returns, guidance what guidance_of does.
 
     Args:
-      goes_back: whether there are moves to a noisier level.
+      goes_back: True if there are moves to a noisier level.
       mesh: mesh that the arrays lie on, or None.
     """
 

@@ -36,7 +36,7 @@ class Conditioning(NamedTuple):
       low_res: [b, h, w, 3] low-resolution image, already upsampled to the network's resolution
         and corrupted by noise conditioning augmentation; None for the base stage.
       aug_level: [b] amount of that corruption in [0, 1]; None for the base stage.
-      text_cache: what the network computed of the text before, so that the steps of a sampler need
+      text_cache: what the network has computed from the text, so that the steps of a sampler need
         not; None where it is to be computed.
     """
 

@@ -7,7 +7,7 @@ usage() {
 usage: bash launch/findings.sh [--t5 NAME=CHECKPOINT]... FINDING ...
 
 Repeats findings of the paper on the built-in scenes, and writes the figures and tables that
-docs/findings.md shows. Interrupted, the same command goes on where it stopped.
+docs/findings.md shows. Interrupted, the same command resumes where it stopped.
 
   thresholding   guidance weight against none, static and dynamic thresholding (section 2.3):
                  samples the demo cascade

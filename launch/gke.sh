@@ -11,7 +11,7 @@ Copies the last commit of this repository to the bucket and creates a JobSet wit
 host of a TPU slice. Every pod has the bucket as /bucket, installs, and runs imagen train
 --multi-host with the arguments behind --. The output of the first pod is followed here.
 
-Pods that are taken away, or that fail, are started again together, and training goes on from its
+Pods that are taken away, or that fail, are started again together, and training resumes from its
 last checkpoint; a mistake in the arguments (status 64) ends the JobSet at once. In the end, on an
 error, or when interrupted (Ctrl-C), the JobSet is deleted: this one, and nothing else. Node pools
 are neither created nor deleted.

@@ -24,7 +24,7 @@ def install(extras: tuple[str, ...] = (), root: Path = Path("/")) -> None:
     """Install the package and its language model.
 
     Args:
-      extras: of pyproject.toml, such as "train".
+      extras: extras of pyproject.toml, such as "train".
       root: where /sys and /dev are looked up.
 
     Raises:

@@ -10,7 +10,7 @@ usage: bash launch/slurm.sh --name NAME --nodes N --gpus-per-node N [OPTION ...]
 Submits a job that runs imagen train --multi-host with the arguments behind --, and returns. Some
 minutes before its time is up, or when it is preempted, the job writes a checkpoint and puts itself
 back into the queue, until training has ended. A job that fails is not queued again; the same
-command submits another, which goes on from the last checkpoint.
+command submits another, which resumes from the last checkpoint.
 
 options:
   --name NAME          of the job; none of yours in the queue may have it

@@ -11,7 +11,7 @@ Creates a Cloud TPU through a queued resource, puts the last commit of this repo
 hosts, mounts the bucket there as /bucket (gcsfuse), and runs imagen train --multi-host with the
 arguments behind -- on every host. Its output is followed here and kept in NAME.log.
 
-A TPU that was preempted is deleted and created again, and training goes on from its last
+A TPU that was preempted is deleted and created again, and training resumes from its last
 checkpoint. In the end, on an error, or when interrupted (Ctrl-C), the TPU is deleted: this one that
 was created here, and nothing else. One call trains one stage; stages can be trained at once.
 
@@ -172,4 +172,4 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   say "$name was preempted; creating another"
   delete || exit 1
 done
-fail "preempted $attempts times; the same command goes on from the last checkpoint"
+fail "preempted $attempts times; the same command resumes from the last checkpoint"

@@ -11,7 +11,7 @@ Makes a workload of xpk from the last commit of this repository, which installs 
 TPU slice and runs imagen train --multi-host with the arguments behind --; waits for its end, and
 deletes it: then, on an error, or when interrupted (Ctrl-C). Nothing else is ever deleted.
 
-Hosts that are taken away are started again together, and training goes on from its last checkpoint.
+Hosts that are taken away are started again together, and training resumes from its last checkpoint.
 
 The bucket with embeddings and checkpoints must be attached to the cluster, once, by you:
   xpk storage attach bucket --cluster CLUSTER --type gcsfuse --auto-mount true \

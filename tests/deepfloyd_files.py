@@ -85,7 +85,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def inputs(stage: str) -> dict[str, np.ndarray]:
-    """What a network is called on: two examples, their steps, noise levels and text."""
+    """Inputs of a network: two examples, their steps, noise levels and text."""
     size = CONFIGS[stage]["sample_size"]
     return {
         "x": normal(f"{stage} x", 2, size, size, 3),

@@ -104,7 +104,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "json": (_json, "*.json", True),
     "images": (_folder, "*.*", True),
 }
-"""How each is written, which files are damaged, and whether its rows are counted when opened."""
+"""Kind -> writer, files to damage, and True if rows are counted when opened."""
 
 
 def damage(content: bytes, rng: np.random.Generator) -> bytes:
@@ -139,7 +139,7 @@ def _hangs(*_: Any) -> None:
 
 
 def read(folder: Path, damaged_files: str, numbered: bool) -> str:
-    """What came of a corpus: "refused", "dropped" or "whole".
+    """Outcome of a corpus: "refused", "dropped" or "whole".
 
     Raises:
       AssertionError: a record is neither given out nor counted.

@@ -78,7 +78,7 @@ class World:
         return process.returncode, printed
 
     def refused(self, *arguments: str) -> str:
-        """What a call prints that ends with status 2."""
+        """Output of a call that ends with status 2."""
         status, printed = self.run(*arguments)
         assert status == 2, printed
         return printed
@@ -104,5 +104,5 @@ class World:
         return (self.root / "log").read_text().splitlines()
 
     def asked(self, verbs: dict[str, str]) -> list[str]:
-        """What was asked, in short: the names of those verbs whose text is in a line of the log."""
+        """The requests, in short: the names of those verbs whose text is in a line of the log."""
         return [verb for line in self.log() for verb, part in verbs.items() if part in line]

@@ -1,4 +1,4 @@
-"""What a user can get wrong about a run ends in one clear line, and loses nothing."""
+"""Mistakes of a user about a run end in one clear line, and loses nothing."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
 
 
 def headers(path: Path) -> list[int]:
-    """Where the members of a tar file begin."""
+    """Offsets of the members of a tar file."""
     with tarfile.open(path) as tar:
         return [member.offset for member in tar]
 

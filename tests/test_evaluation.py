@@ -114,7 +114,7 @@ def test_a_killed_job_goes_on_to_the_same_images_and_scores(
     assert len(some) == 32
     (tmp_path / "killed" / "images" / "0000" / "000005.png").unlink()
     resumed = protocols.run(cascade, scene_work(80), instruments, tmp_path / "killed")
-    assert calls == 3 + 4, "of five groups of 16, the two that were whole but one are done anew"
+    assert calls == 3 + 4, "of five groups of 16, the two that were whole but one are done again"
     assert resumed == whole
     assert images_of(tmp_path / "killed") == images_of(tmp_path / "whole")
 

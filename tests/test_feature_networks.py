@@ -1,7 +1,7 @@
 """Feature networks against pytorch-fid, torch-fidelity, torchvision, transformers and open_clip.
 
 Their results are stored (tests/make_evaluation_reference.py); weights and images are drawn
-anew.
+again.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainState, P
 
 
 class Tampered:
-    """What batches become on their way to training."""
+    """Batches on their way to training."""
 
     def __init__(self) -> None:
         self.ids: dict[int, list[str]] = {}

@@ -34,12 +34,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "a measured image": lambda path: read_measured(path, 64, "crop"),
     "the first measured image": side_of,
 }
-"""Where an image comes in -> what reads it."""
+"""Entry point of an image -> function that reads it."""
 
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a Ghostscript that is found on the path writes that it ran."""
+    """Log of a fake Ghostscript on the path."""
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(

@@ -54,7 +54,7 @@ def start_two(data: Path, workdir: Path, *overrides: str) -> list[subprocess.Pop
 
 
 def printed_until(process: subprocess.Popen[str], step: int) -> str:
-    """What a process has printed once its progress bar has reached a step of 50."""
+    """Output of a process once its progress bar has reached a step of 50."""
     assert process.stdout is not None
     printed = ""
     while not any(int(at) >= step for at in re.findall(r"(\d+)/50 ", printed)):

@@ -1,4 +1,4 @@
-"""What stands behind the page: the form, the queue, masks from strokes, and what is answered."""
+"""Parts behind the page: the form, the queue, masks from strokes, and what is answered."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_frames_of_many_steps_are_thinned_out(worker: Worker) -> None:
 
 @pytest.fixture
 def gate(cascade: Cascade) -> Iterator[threading.Event]:
-    """What a job waits for in place of sampling."""
+    """Event that a job waits for in place of sampling."""
     opened = threading.Event()
     with mock.patch.object(cascade, "run", side_effect=lambda *_, **__: opened.wait(60)):
         yield opened

@@ -285,7 +285,7 @@ def test_what_is_compiled_for_other_machines_is_not_stored() -> None:
 
 
 def gpu_compiler() -> bool:
-    """Whether JAX's plugin for CUDA is installed."""
+    """True if JAX's plugin for CUDA is installed."""
     return bool(importlib.util.find_spec("jax_plugins")) and any(
         importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)
     )

@@ -1,10 +1,11 @@
-"""What must hold of the files of the repository: pins, scripts, package data."""
+"""Rules for the files of the repository: pins, scripts, package data."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,43 @@ def test_quickstart_samples_held_out_prompts() -> None:
             colour = next(word for word in text.split() if word in level.colours)
             style = next(name for name, words in STYLES.items() if words in text)
             assert (nouns[0], colour, style) in held_out_triples(level), prompt
+
+
+PLAIN_ENGLISH = {
+    r"\bpictures?\b": "image",
+    r"\banew\b": "again, or repaint",
+    r"\b(goes|go|went) on (with|from|where)\b": "resume",
+    r"\bpainted again\b": "repainted",
+}
+"""Words that readers of the field stumble over -> the field's word."""
+
+
+def prose() -> Iterator[tuple[Path, str]]:
+    """Code, scripts, notebooks and pages that people read."""
+    for path in tracked_files():
+        read = path.suffix in (".py", ".md", ".sh", ".bash", ".ipynb", ".css")
+        if read and path.is_file() and path != Path(__file__) and "assets" not in path.parts:
+            yield path, path.read_text()
+
+
+def test_prose_uses_the_words_of_the_field() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]!r}; write {better}"
+        for path, text in prose()
+        for word, better in PLAIN_ENGLISH.items()
+        for match in re.finditer(word, text, re.IGNORECASE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_docstrings_name_their_subject() -> None:
+    opening = re.compile(r'^\s*r?"""(What|How|Where|Whether|Which)\b', re.MULTILINE)
+    argument = re.compile(r"^ {4,}[a-z_]+(?:, [a-z_]+)*: (?:of|that|whether) .*$", re.MULTILINE)
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0].strip()}"
+        for path, text in prose()
+        if path.suffix == ".py"
+        for pattern in (opening, argument)
+        for match in pattern.finditer(text)
+    ]
+    assert not found, "begin with what it is or does:\n" + "\n".join(found)

@@ -99,7 +99,7 @@ def test_rematerialisation_changes_no_gradient(name: str, remat: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_rematerialisation_saves_less(name: str) -> None:
-    """What the forward pass hands to the backward pass, by policy."""
+    """Residuals of the forward pass for the backward pass, by policy."""
     sizes = {}
     for remat in stack.REMAT:
         stage = deep(name)

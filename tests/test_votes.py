@@ -19,7 +19,7 @@ PROMPTS = [["a red </script> cat", "Colors"], ["two dogs", "Counting"], ["a pear
 
 
 def write_run(folder: Path, shade: int) -> Path:
-    """What `imagen evaluate prompts` leaves, with images of one gray."""
+    """Output folder of `imagen evaluate prompts`, with images of one gray."""
     (folder / "images" / "0000").mkdir(parents=True)
     for i in range(6):
         image = np.full((8, 8, 3), shade + i, np.uint8)

@@ -39,7 +39,7 @@ class Installed:
         self.run("python", "-m", "pip", "install", "--quiet", "-c", self.constraints, *arguments)
 
     def run(self, *command: str | Path, status: int = 0) -> str:
-        """What a command of the environment prints in the empty folder; checks how it ends."""
+        """Output of a command of the environment in the empty folder; checks its exit status."""
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(
             [self.bin / command[0], *command[1:]], cwd=self.folder, env=kept,

@@ -43,7 +43,7 @@ ONE_LEVEL = tuple(
 JIT = JiT(patch=2, width=16, depth=3, head_channels=8, bottleneck=8, text_layers=0, dtype="float32")
 
 WITHOUT_SAMPLES = (*ONE_LEVEL, *(f"stages.{name}.train.sample_every=0" for name in ("base", "sr")))
-"""What `workdir` is trained with."""
+"""Config that `workdir` is trained with."""
 
 
 def config(*overrides: str) -> FrozenConfigDict:

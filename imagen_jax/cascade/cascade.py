@@ -33,7 +33,7 @@ class Cascade:
       stages: stages, lowest resolution first.
       mesh: devices that batches are divided over, and weights laid out on.
       dtype: dtype of weights and activations, where it is not the config's.
-      low_memory: whether the encoder and every stage are freed after use.
+      low_memory: True if the encoder and every stage are freed after use.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Cascade:
             trained for; when enlarging, what the image gives.
           image: uint8 [h, w, 3] for all, or one for each prompt; brought to the sizes that stages
             need.
-          mask: bool [h, w] or one for each prompt, True where the image is painted anew.
+          mask: bool [h, w] or one for each prompt, True where the image is repainted.
           strength: img2img strength in (0, 1], 1 keeps nothing of the image, see sampling.Edit: of
             start_stage, or by stage.
           resamples, jump: inpainting walks every `jump` steps `resamples` times, see
@@ -329,7 +329,7 @@ class Cascade:
         that starting from an image that was kept gives the same.
 
         Args:
-          request: what is asked for.
+          request: the request.
           batch_size: most images that are made at once; None is what run.BATCH_PIXELS allow, at
             most 16 on each device.
           intermediates: also keep the estimates of the clean image at every step.
@@ -389,7 +389,7 @@ class Cascade:
         chunks before it were made or not.
 
         Args:
-          request: what is asked for.
+          request: the request.
           chunk: images that go through all stages together.
           batch_size, on_finished: as for run.
 

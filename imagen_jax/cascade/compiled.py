@@ -47,7 +47,7 @@ def export_stage(
       cascade: the cascade that the stage belongs to.
       stage: one of cascade.stages.
       output: directory of the files; several stages may share it.
-      settings: how it samples; None is as its config says. Steps, sampler, time grid, threshold,
+      settings: sampling settings; None for its config's. Steps, sampler, time grid, threshold,
         padding and whether and where there is guidance are fixed in the program; the guidance
         scale and aug_level are arguments.
       platforms: some of PLATFORMS, for which the program is lowered; () is that of this machine.

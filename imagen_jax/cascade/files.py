@@ -32,7 +32,7 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
 
     Args:
       image: [h, w, 3] uint8.
-      record: what Request.record returns.
+      record: result of Request.record.
       path: its ending is one of FORMATS.
 
     Raises:
@@ -57,7 +57,7 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """What an image that was written here says of how it was made.
+    """Record in an image's file of how it was sampled.
 
     Raises:
       UserError: there is no such file, it is no image, or says nothing that can be read.
@@ -94,8 +94,8 @@ def repeat(
 
     Args:
       cascade: the one that made it, with the same dtype.
-      record: what read_record or Request.record returns.
-      image, mask: what was edited, if something was.
+      record: result of read_record or Request.record.
+      image, mask: the edited image and its mask; None without an edit.
 
     Raises:
       UserError: another cascade, image or mask than the record tells of, or one that was made of

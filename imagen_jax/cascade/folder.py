@@ -54,7 +54,7 @@ class Folder:
     ):
         """Args:
         directory: path of the folder.
-        requests: what is asked for.
+        requests: the requests.
         file_format: one of files.FORMATS.
 
         Raises:

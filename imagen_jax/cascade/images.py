@@ -34,14 +34,14 @@ def read_image(file: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.nda
 
 
 def read_mask(file: str | Path | bytes) -> np.ndarray:
-    """Return a mask file: the image is painted anew where it is white, and at least half bright.
+    """Return a mask file: the image is repainted where it is white, and at least half bright.
 
     Where it is transparent it is black.
 
     Args, raises: as for read_image.
 
     Returns:
-      [h, w] bool, True where the image is painted anew.
+      [h, w] bool, True where the image is repainted.
 
     Warns:
       UserWarning: some of it is neither black nor white, as in a JPEG.
@@ -53,7 +53,7 @@ def read_mask(file: str | Path | bytes) -> np.ndarray:
     if between:
         warnings.warn(
             f"{_name(file)}: {between:.1%} of the mask is neither black nor white; where it is at "
-            "least half bright, the image is painted anew",
+            "least half bright, the image is repainted",
             stacklevel=2,
         )
     return grey >= 128
@@ -109,7 +109,7 @@ def check_masks(mask: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
     """Return masks as [1 or count, h, w], of the size of the images that they belong to.
 
     Args:
-      mask: bool [h, w] for all, or [count, h, w]: True where an image is painted anew.
+      mask: bool [h, w] for all, or [count, h, w]: True where an image is repainted.
       image: [1 or count, h, w, 3] images.
       count: number of prompts.
 

@@ -1,4 +1,4 @@
-"""What a user says: prompts, blends of two prompts, negative prompts; and their token states."""
+"""Prompts, blends of two prompts, negative prompts; and their token states."""
 
 from __future__ import annotations
 
@@ -141,9 +141,9 @@ def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Any:
     """Token states of prompts; every distinct text is encoded once.
 
     Args:
-      encoder: what the cascade was trained with.
+      encoder: encoder that the cascade was trained with.
       prompts: n; "" is no text at all: its mask is all False and its states are 0.
-      length: that the stages were trained with.
+      length: length that the stages were trained with.
 
     Returns:
       TextEmbedding, in NumPy: states [n, length, d], 0 where masked, and mask [n, length].

@@ -1,4 +1,4 @@
-"""What is asked of a cascade, checked once: a Request, with a StageRequest for each stage."""
+"""A request to a cascade, checked once: a Request, with a StageRequest for each stage."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ PerStage: TypeAlias = T | Mapping[str, T] | None
 
 @dataclasses.dataclass(frozen=True)
 class StageRequest:
-    """What is asked of one stage.
+    """A request to one stage.
 
     Attributes:
       stage: the stage.
-      settings: how it is sampled.
+      settings: sampling settings.
       size: height and width of its images.
-      edit: how it edits the given image; None where it does not.
+      edit: edit of the given image; None without an edit.
       fingerprint: hash of its weights and all else that decides its images.
     """
 
@@ -67,7 +67,7 @@ class StageRequest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of a cascade: n images, each a function of its own row of everything here.
+    """A request to a cascade: n images, each a function of its own row of everything here.
 
     Cascade.request makes it, and checks it.
 
@@ -75,10 +75,10 @@ class Request:
       prompts: n prompts.
       negative_prompts: n texts that are guided away from; "" for none.
       seeds: n seeds.
-      stages: what each stage that runs does, lowest resolution first.
+      stages: request of each stage that runs, lowest resolution first.
       dtype: dtype of weights and activations, where it is not the config's.
       image: [1 or n, h, w, 3] uint8 that is edited or enlarged; or None.
-      mask: [1 or n, h, w] bool, True where the image is painted anew; or None.
+      mask: [1 or n, h, w] bool, True where the image is repainted; or None.
       text: token states of the prompts, where they were given; or None.
     """
 
@@ -255,7 +255,7 @@ def plan_stages(
 
     Args: as for make_request.
       images: [n, h, w, 3] uint8, or None.
-      masked: whether there is a mask.
+      masked: True if there is a mask.
 
     Raises:
       UserError: arguments that do not fit one another or the stages; says which.

@@ -56,7 +56,7 @@ class Finished(NamedTuple):
       stage: name of the stage.
       rows: [k] which of the n images they are.
       images: [k, h, w, 3] uint8.
-      request: what was asked for.
+      request: the request.
     """
 
     stage: str
@@ -66,7 +66,7 @@ class Finished(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether the stage is the last one, and they are the result."""
+        """True for the last stage, whose images are the result."""
         return self.stage == self.request.stages[-1].name
 
 
@@ -88,7 +88,7 @@ def run_stage(
     """Return the images of one stage.
 
     Args:
-      asked: what the stage does.
+      asked: request of the stage.
       request: the request that it belongs to.
       params: weights of the stage, on the mesh.
       text: [n, l, d] token states of the prompts, in the host's memory.

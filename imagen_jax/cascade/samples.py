@@ -27,7 +27,7 @@ class Samples:
     the array of all. A notebook shows them with their prompts.
 
     Attributes:
-      request: what was asked for, with the prompt, the seed and the record of every image.
+      request: the request, with the prompt, the seed and the record of every image.
       images: [n, h, w, 3] uint8 of the last stage.
       stages: stage name -> [n, h, w, 3] uint8 images of that stage.
       intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean image at every

@@ -145,8 +145,8 @@ def first_stage(
 
     Args:
       start_stage: the name of the one that was asked for; None for the first that can.
-      given: whether there is an image to start from.
-      enlarges: whether that image is enlarged, not edited.
+      given: True if there is an image to start from.
+      enlarges: True if that image is enlarged, not edited.
 
     Raises:
       UserError: a stage that is not there, or that cannot start from what is given.

@@ -54,7 +54,7 @@ class Pretrained:
       stages: lowest resolution first.
       encoder: record of the text encoder that they were trained with: name and fingerprint.
       source: split -> description of the data that they were trained on.
-      config: of the cascade and its stages.
+      config: config of the cascade and its stages.
       read: (stage, shapes with shardings) -> weights.
       digest: stage -> hash of the weights that `read` returns.
     """
@@ -105,9 +105,9 @@ def open_cascade(
     Args:
       path: work directory or exported cascade; None is the cascade in the package. Of a work
         directory, the stages that are trained so far; those that are not are reported.
-      ema_decay: of a work directory: which average, one of train.extra_ema_decays of every stage;
+      ema_decay: EMA to read from a work directory, one of train.extra_ema_decays of every stage;
         None is the main one.
-      best: of a work directory: every stage's best checkpoint (train.best_metric), not its newest.
+      best: read the best checkpoint of every stage (train.best_metric), not the newest.
 
     Raises:
       UserError: nothing is there, no stage is trained or validated yet, stages were trained with
@@ -144,10 +144,10 @@ def export_cascade(
     """Write the averaged weights of every stage of a cascade as safetensors.
 
     Args:
-      workdir: of imagen train; or what open_cascade takes.
+      workdir: work directory of imagen train, or any place that open_cascade takes.
       output: directory that the cascade goes to.
       ema_decay: see open_cascade.
-      dtype: that they are written in, one of EXPORT_DTYPES; float32 loses nothing.
+      dtype: dtype that they are written in, one of EXPORT_DTYPES; float32 loses nothing.
       best: see open_cascade.
 
     Returns:

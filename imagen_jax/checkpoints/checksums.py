@@ -23,7 +23,7 @@ def checksums(tree: Any) -> dict[str, int]:
     elements in each other's place, or a part that reads as zeros, are seen in all likelihood.
 
     Args:
-      tree: of arrays, on any devices of all hosts.
+      tree: tree of arrays, on any devices of all hosts.
 
     Returns:
       The sums by the name of the array, such as "['params']['conv_in']['kernel']"; the same on

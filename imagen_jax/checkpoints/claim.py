@@ -1,4 +1,4 @@
-"""The record of a stage, stage.json: what it was started with, and who may go on with it."""
+"""The record of a stage, stage.json: what it was started with, and who may resume it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagen_jax.files import differences, write_json
 from imagen_jax.stage import CHANGEABLE, TrainConfig
 
 SHIPPED_NAME = "demo"
-"""What --init-from calls the cascade in the package."""
+"""Name of the package's cascade for --init-from."""
 
 
 def make_record(config: ConfigDict, stage: str, manifest: dict[str, Any]) -> dict[str, Any]:

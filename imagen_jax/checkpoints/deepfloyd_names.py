@@ -16,7 +16,7 @@ STATED: dict[str, Any] = {
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     "resnet_time_scale_shift": "scale_shift",
 }
-"""What config.json says of every IF stage."""
+"""Values in config.json that all IF stages share."""
 
 UNSTATED: dict[str, Any] = {
     "attention_type": "default",
@@ -87,7 +87,7 @@ def our_name(name: str, axes: int, levels: int) -> str | None:
 
     Args:
       name: such as "down_blocks.1.attentions.0.to_q.weight".
-      axes: of the tensor.
+      axes: axes of the tensor.
       levels: resolutions of the network.
     """
     if name == "add_embedding.pool.positional_embedding":

@@ -34,7 +34,7 @@ DAMAGED = "damaged_checkpoints"
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
       items: name -> pytree of arrays.
@@ -142,7 +142,7 @@ class Checkpointer:
 
         Args:
           abstract: shapes and shardings of the items.
-          fall_back: where the newest is damaged, set it aside and take the newest that is whole.
+          fall_back: if the newest is damaged, set it aside and take the newest that is whole.
 
         Raises:
           DamagedCheckpoint: the newest is damaged, and not to be replaced by an older one; or all

@@ -1,4 +1,4 @@
-"""What the commands share: the form of their help, and arguments that several have."""
+"""Shared parts of the commands: the form of their help, and arguments that several have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 LEVELS = ("quickstart", "demo", "full", "emoji")
 
 Commands = argparse._SubParsersAction
-"""What `argparse` calls the place that commands are added to."""
+"""Type of argparse's subparsers."""
 
 
 Arguments = argparse._ActionsContainer
@@ -31,12 +31,12 @@ def command(
     """Adds a command whose help says what it does and shows examples.
 
     Args:
-      commands: where it is added.
+      commands: subparsers that it is added to.
       name: the word on the command line.
       summary: its line in the help of `imagen`.
-      description: what it does; wrapped anew.
+      description: description; wrapped to the terminal.
       examples: command lines, shown as they are.
-      when_interrupted: what to tell after Ctrl-C.
+      when_interrupted: message after Ctrl-C.
     """
     parser = commands.add_parser(
         name,

@@ -150,7 +150,7 @@ def open_given(
     Args:
       args: with the arguments of OPENING.
       where: places, or NAME:SPLIT of kind tfds.
-      default_split: of a corpus that has several.
+      default_split: split to read from a corpus that has several.
       tell: say what it was taken for.
     """
     from imagen_jax.data.corpora import open_corpus

@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> Source:
-    """What is to be embedded."""
+    """The corpus to embed."""
     if (args.scenes is None) == (not args.where):
         raise UserError(
             "give a corpus, as in imagen embed photos/, or --scenes LEVEL, and not both"

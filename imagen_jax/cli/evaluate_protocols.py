@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imagen_jax.eval.measure import Instruments
     from imagen_jax.eval.protocols import Work
 
-RESUMES = "; the same command goes on from here"
+RESUMES = "; the same command resumes here"
 
 
 def add_actions(actions: Commands) -> None:
@@ -81,7 +81,7 @@ def _add_coco(actions: Commands) -> None:
         The paper's zero-shot protocol: 30,000 captions of COCO's validation set, guidance 1.35 of
         the base stage, distance from the images of these captions. It is an FID only with the
         weights of Inception (--network inception-v3 --weights FILE). All images are kept; a
-        command that was killed goes on, and several processes may share the work.""",
+        command that was killed resumes, and several processes may share the work.""",
         """
         imagen evaluate coco --annotations captions_val2014.json --images val2014 \\
             --network inception-v3 --weights pt_inception-2015-12-05-6726825d.pth \\
@@ -113,7 +113,7 @@ def _add_sweep(actions: Commands) -> None:
         """
         Samples the same captions from the same noise under all combinations of the values given,
         and writes sweep.csv and sweep.png: distance from real images against alignment, with the
-        settings that none beats in both. What was sampled is kept: a sweep that was killed goes on,
+        settings that none beats in both. What was sampled is kept: a sweep that was killed resumes,
         and one with more values adds to what is there. Captions are of built-in scenes, or of a
         validation set; of the latter, alignment is the CLIP score.""",
         """

@@ -39,7 +39,7 @@ def add_command(commands: Commands) -> None:
         imagen sample "a green star" --sweep guidance=1,2,4,8 --sweep threshold=none,static,dynamic
             the same noise under all of these settings, as one grid
         imagen sample "a flat icon of a red car" --image photo.png --mask mask.png --crop
-            paints anew what is white in the mask; --strength 0.3 in its place keeps only the rough
+            repaints what is white in the mask; --strength 0.3 in its place keeps only the rough
             shapes, and --image alone enlarges a small image
         imagen sample --from samples/0003.png --output again
             the same image again, from what its file says""",
@@ -124,9 +124,7 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="img2img strength in (0, 1]: near 0 keeps the image, 1 ignores it",
     )
-    group.add_argument(
-        "--mask", metavar="FILE", help="paint the image anew where this one is white"
-    )
+    group.add_argument("--mask", metavar="FILE", help="repaint the image where this one is white")
     group.add_argument(
         "--resamples",
         type=positive,
@@ -260,7 +258,7 @@ def blended(prompts: Sequence[str], other: str | None, count: int | None) -> lis
 
 def _read_images(args: argparse.Namespace) -> tuple[np.ndarray | None, np.ndarray | None]:
     if args.mask and not args.image:
-        raise UserError("--mask says where --image is painted anew, but there is no --image")
+        raise UserError("--mask says where --image is repainted, but there is no --image")
     if args.crop and not args.image:
         raise UserError("--crop is of --image, but there is no --image")
     if not args.image:

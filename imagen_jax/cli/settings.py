@@ -70,7 +70,7 @@ SWEPT: dict[str, Callable[[str], Any]] = {
     "strength": float,
     "seed": int,
 }
-"""What can be swept over -> type of its value."""
+"""Setting that can be swept -> type of its value."""
 
 
 def split(text: str) -> list[str]:
@@ -99,7 +99,7 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
     """Add the sampling settings, which are the config's where they are not given.
 
     Args:
-      guidance: what help says of the guidance scale where it is not given.
+      guidance: the guidance scale's default in the help text.
     """
     group = parser.add_argument_group(
         "settings of the stages",
@@ -124,8 +124,8 @@ def add_sweep(parser: argparse.ArgumentParser, said: str, required: bool = False
     """Add --sweep, once for each setting that is varied; axes makes cascade.Axis of them.
 
     Args:
-      said: what help says.
-      required: whether at least one must be given.
+      said: help text.
+      required: True if at least one must be given.
     """
     parser.add_argument(
         "--sweep",

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and errors in one line."""
+"""Exit status of a command, and errors in one line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
     """Return the exit status after an error that one line explains; None for a defect.
 
     Args:
-      error: what was raised.
-      args: of the command. A path among them that is not there, or is no directory, is the user's
-        mistake, too.
+      error: the exception.
+      args: arguments of the command. A missing path among them, or one that is no directory,
+        is the user's mistake.
     """
     if isinstance(error, UserError):
         return MISTAKE

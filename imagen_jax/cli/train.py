@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _what_is_kept(workdir: str, stage: str | None, config: ConfigDict) -> str:
-    """What to tell after Ctrl-C."""
+    """Message after Ctrl-C."""
     from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
     from imagen_jax.files import local_path
 

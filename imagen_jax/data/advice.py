@@ -1,4 +1,4 @@
-"""What mends the commonest reasons for which examples are left out."""
+"""Advice for the commonest reasons why examples are left out."""
 
 _ADVICE = (
     ("image is larger than", "--fit crop reduces and crops them"),

@@ -24,10 +24,10 @@ class Damage:
     data alone, so that batches are the same on any number of hosts.
 
     Args:
-      table: where records are.
+      table: places of the records.
       check: (serialized record) -> nothing; raises what tf.data would.
       tolerated: share of the records that this host reads that may be damaged.
-      hosts: how many hosts share the records.
+      hosts: number of hosts that share the records.
 
     Attributes:
       replaced: damaged record -> the one in its place.
@@ -55,7 +55,7 @@ class Damage:
 
         Args:
           wanted: records, of any shape.
-          given: how many records this host has given out. What is tolerated is a share of these,
+          given: number of records that this host has given out. The tolerance is a share of these,
             or at first of the host's part of all; it meets others in every epoch.
 
         Returns:

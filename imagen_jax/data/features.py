@@ -139,8 +139,8 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
 
     Args:
       view: the form that they get.
-      manifest: of the records: their image_size, the encoder's width, and how states are stored.
-      seed: of the random squares, where the view crops.
+      manifest: manifest of the records: image_size, the encoder's width, and the storage of states.
+      seed: seed of the random squares, where the view crops.
 
     Raises:
       UserError: the view's image size does not divide the recorded one. While iterating, an

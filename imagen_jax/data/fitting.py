@@ -20,7 +20,7 @@ class RecordImage:
 
     Attributes:
       content: PNG or JPEG.
-      changed: what was done to it: that of images.OpenedImage, "reduced", "cropped", and
+      changed: changes to it: those of images.OpenedImage, "reduced", "cropped", and
         "converted from" another format than PNG and JPEG.
       side: shorter side of the image as it came, in pixels.
     """

@@ -45,7 +45,7 @@ class UnusableError(UserError):
 
     Attributes:
       reason: in words that many share; embedding counts them by it.
-      detail: what is particular about this one.
+      detail: particulars of this case.
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -61,7 +61,7 @@ class OpenedImage:
     Attributes:
       image: upright RGB in sRGB, on white where it was transparent; RGBA if alpha was asked for.
       kind: format, one of FORMATS.
-      changed: what was done to its pixels: "turned upright", "converted from PROFILE" (of colour),
+      changed: changes to its pixels: "turned upright", "converted from PROFILE" (of colour),
         "converted to RGB", "put on white", "first frame of several", "colour profile ignored".
     """
 

@@ -34,9 +34,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     Attributes:
       step: number of the next batch, from 0.
       element_spec: name -> jax.ShapeDtypeStruct of the arrays of a batch.
-      manifest: of the embedding directory; of a mixture, the "encoder", "image_size" and "source"
-        of its parts.
-      ids: of the records in the batch taken last, in its order.
+      manifest: manifest of the embedding directory; of a mixture, the "encoder", "image_size" and
+        "source" of its parts.
+      ids: ids of the records in the batch taken last, in its order.
       damage: damaged records that were met so far.
     """
 
@@ -50,8 +50,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         threads: int,
     ):
         """Args:
-        data: what is read.
-        reader: of this host's rows.
+        data: the data to read.
+        reader: reader of this host's rows.
         converter: from records to arrays.
         damage: finds what `reader` reads in place of damaged records.
         identity: everything that fixes the batches, as JSON; compared on restore.
@@ -208,7 +208,7 @@ def train_batches(
                  has none
 
     Args:
-      data: what `imagen embed` wrote, or several of them with rates: see `tasks.open_data`.
+      data: an output folder of `imagen embed`, or several with rates: see `tasks.open_data`.
       view: the form in which the stage sees examples.
       batch_size: examples per batch, over all hosts.
       seed: fixes the order of every epoch; each epoch has another order.

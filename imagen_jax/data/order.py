@@ -134,7 +134,7 @@ class GlobalOrder:
 
     Args:
       examples: records of each source.
-      rates: of each source, above 0; only their ratios count.
+      rates: rate of each source, above 0; only their ratios count.
       batch: examples of a batch, over all hosts.
       window_steps: batches over whose span records are permuted, see ShuffledSource.
       seed: in [0, 2**64).

@@ -21,19 +21,19 @@ SHOWN = 64
 
 @dataclass
 class Preview:
-    """What a corpus is, from its first examples.
+    """Summary of a corpus from its first examples.
 
     Attributes:
-      summary: what it was taken for.
+      summary: the recognised kind.
       size: side that images would have, in pixels.
       seen: examples that were looked at, with those that would be left out.
       whole: they are all there are.
       images: different images among them.
-      formats: of images, counted.
+      formats: formats of images, counted.
       sides: (shorter, longer) side of each image in pixels.
       letters: length of each caption.
       captions_of: number of captions of an image -> number of images.
-      changed: what would be done to examples, counted.
+      changed: counts of changes to examples.
       dropped: why examples would be left out, counted.
       first: reason -> the first example that it left out, with its detail.
       samples: (id, caption, image as training would see it) of those that are kept.
@@ -58,7 +58,7 @@ def preview(corpus: Source, size: int, fit: str, count: int = 1000) -> Preview:
     """Look at the first examples of a corpus.
 
     Args:
-      corpus: what `open_corpus` opens, or any `Source`.
+      corpus: a place that `open_corpus` opens, or any `Source`.
       size: side that images are to have, in pixels.
       fit: one of choices.FITS.
       count: most examples to look at.

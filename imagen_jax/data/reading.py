@@ -24,10 +24,10 @@ _FOREVER = 2**62
 
 @dataclass(frozen=True, eq=False)
 class ShardTable:
-    """Where each record is; records are numbered through all shards.
+    """Places of all records; records are numbered through all shards.
 
     Attributes:
-      paths: of the shards.
+      paths: paths of the shards.
       first: [shards + 1] number of each shard's first record, and of all records.
       offsets: path -> where its records begin; remembers those of some shards.
     """
@@ -88,7 +88,7 @@ class ShardTable:
 
 
 class Order(Protocol):
-    """Which record comes when; `order.GlobalOrder` is one."""
+    """An order of records; `order.GlobalOrder` is one."""
 
     batch: int
 
@@ -102,8 +102,8 @@ class OrderedReader:
     """Reads one host's rows of batches, in a global order.
 
     Attributes:
-      order: which record comes when.
-      table: where the records are.
+      order: order of the records.
+      table: places of the records.
       rows: the host's rows of every batch.
       window_steps: batches that are read at once.
       steps: number of batches; None for no end.

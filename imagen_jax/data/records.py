@@ -90,7 +90,7 @@ def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
 
     Args:
       record: the example.
-      states: how its token states are stored, one of choices.STATES.
+      states: storage of its token states, one of choices.STATES.
     """
     train = tensorflow().train
 
@@ -174,7 +174,7 @@ def offsets_size(examples: int) -> int:
 
 
 def read_offsets(shard: str | Path) -> np.ndarray:
-    """Where each record of a shard begins, in bytes, and last the shard's size."""
+    """Byte offsets of a shard's records, and last the shard's size."""
     return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
 
 
@@ -193,7 +193,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     if not path.exists():
         raise UserError(
             f"{directory} has no {MANIFEST}: embedding has not finished there; run the same "
-            "`imagen embed` command again, it goes on where it stopped"
+            "`imagen embed` command again, it resumes where it stopped"
         )
     try:
         manifest = json.loads(path.read_text())

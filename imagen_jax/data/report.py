@@ -22,7 +22,7 @@ def write_report(
     """Writes the report.
 
     Args:
-      directory: what `imagen embed` wrote.
+      directory: output folder of `imagen embed`.
       output: the HTML file.
       sampled: records of each split that histograms are made of.
       shown: records of each split whose images are shown.

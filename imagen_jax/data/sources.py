@@ -1,4 +1,4 @@
-"""What an embedding job reads: sources of captioned images.
+"""Sources of captioned images for an embedding job.
 
 Any object with the methods of `Source` will do; the built-in one is `SceneSource`, and `corpora`
 has those that read files.
@@ -20,7 +20,7 @@ from imagen_jax.errors import UserError
 
 
 class Example(Protocol):
-    """What a source yields.
+    """An example of a source.
 
     Attributes:
       id: name of the example, unique in the source.
@@ -39,12 +39,12 @@ class Example(Protocol):
 
 @dataclass(frozen=True)
 class Dropped:
-    """What a source yields in place of an example, or of the rest of a file, that it cannot give.
+    """A damaged example, or the damaged rest of a file, of a source.
 
     Attributes:
       id: name of the example or of the file.
       reason: in words that many share; they are counted by it.
-      detail: what is particular about this one.
+      detail: particulars of this case.
     """
 
     id: str
@@ -143,7 +143,7 @@ def check_rendering(description: Mapping[str, Any] | None, where: str) -> None:
     """Checks that recorded scenes look as scenes do now; other sources pass.
 
     Args:
-      description: of the source, from a manifest.
+      description: description of the source, from a manifest.
       where: the embedding directory, for the message.
 
     Raises:

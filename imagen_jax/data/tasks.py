@@ -85,10 +85,10 @@ class EmbeddingShards(seqio.DataSource):
         """Return one host's part of one epoch: {"record": serialized, "position": number in it}.
 
         Args:
-          split: of the manifest.
+          split: split of the manifest.
           shuffle: in the global order of the first epoch; else as they lie in the files.
-          seed: of the order; None for another one in every call.
-          shard_info: which host this is of how many.
+          seed: seed of the order; None for another one in every call.
+          shard_info: index of this host and number of hosts.
         """
         host, hosts = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         table = ShardTable.of(self.shards(split))
@@ -109,7 +109,7 @@ def embeddings_task(name: str, directory: str | os.PathLike[str]) -> seqio.Task:
 
     Args:
       name: letters, digits and `._:#`.
-      directory: what `imagen embed` wrote.
+      directory: output folder of `imagen embed`.
 
     Raises:
       UserError: see `records.load_manifest`.
@@ -150,7 +150,7 @@ class EmbeddingData:
     Attributes:
       name: as the user gave it.
       sources: the directories.
-      rates: of each in a batch; only their ratios count.
+      rates: rate of each in a batch; only their ratios count.
     """
 
     name: str

@@ -68,7 +68,7 @@ Sampling (transitions.py, samplers.py)
   either variance, DDIM that of the ODE.
 
 Editing (editing.py)
-  Replacing D by the known image y outside of the mask m of what is painted anew,
+  Replacing D by the known image y outside of the mask m of what is repainted,
     (21) D <- m D + (1 - m) y,
   makes (17) keep x_s = alpha_s y + sigma_s eps there, eps being the noise of x_t, renewed by eta:
   the known part is noised as (1) demands. Walking steps again after (16) harmonises the parts.

@@ -63,7 +63,7 @@ def keep_outside(denoise: Denoiser, image: Image, mask: Bool[Array, "b h w 1"]) 
       denoise: (x_t, logsnr []) -> x0.
       image: [b, h, w, c] in [-1, 1]. What it has inside of the mask matters only if the grid does
         not start at pure noise: then the new part starts from it, as in img2img.
-      mask: [b or 1, h, w, 1], True where the image is painted anew.
+      mask: [b or 1, h, w, 1], True where the image is repainted.
 
     Raises:
       UserError: a mask of another shape or type.

@@ -243,7 +243,7 @@ def guided_denoiser(
       conditional: batch of b.
       guidance: a number, [b] numbers, or a function from logsnr [b] to [b] numbers. The Python
         number 1 calls the network on the conditional half only.
-      parametrization: what the network predicts, one of PARAMETRIZATIONS.
+      parametrization: the network's prediction, one of PARAMETRIZATIONS.
       threshold: one of THRESHOLDS ("dynamic" has the percentile 99.5), or a function of x0 such as
         DynamicThreshold(percentile=99.0, cap=4.0).
       negative: text to be guided away from, in place of no text.
@@ -286,7 +286,7 @@ class VarianceDenoiser:
 
 
 def is_off(guidance: Guidance) -> bool:
-    """Whether guidance is the Python number 1, for which there is no unconditional half."""
+    """True if guidance is the Python number 1, for which there is no unconditional half."""
     return isinstance(guidance, (int, float)) and guidance == 1
 
 
@@ -300,7 +300,7 @@ def stacked_denoiser(
     """guided_denoiser of conditioning that was made before, so that its work is not repeated.
 
     Args:
-      conditioning: what stack_conditioning returns; the conditional half alone where is_off.
+      conditioning: result of stack_conditioning; the conditional half alone where is_off.
       network, guidance, parametrization, threshold: as for guided_denoiser, and so what is
         returned and raised.
     """

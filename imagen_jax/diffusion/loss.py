@@ -176,7 +176,7 @@ def diffusion_loss(
       conditioning: given to the network as it is; dropping of text happens before.
       key: a single key for times and noise of the global batch.
       schedule: noise schedule.
-      parametrization: what the network predicts, one of PARAMETRIZATIONS.
+      parametrization: the network's prediction, one of PARAMETRIZATIONS.
       weighting: one of WEIGHTINGS.
       time_sampling: one of TIME_SAMPLING.
       weighting_options: gamma, bias or sigma_data of the weighting.

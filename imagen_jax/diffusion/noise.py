@@ -46,8 +46,8 @@ def example_noise(
 
     Args:
       keys: [b] keys.
-      shape: of one example.
-      index: which of a key's noises: the number of the sampling step, or a constant of this file.
+      shape: shape of one example.
+      index: the number of the sampling step, or a constant of this file; each gives another noise.
       dtype: floating type.
     """
 

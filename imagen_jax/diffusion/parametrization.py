@@ -1,4 +1,4 @@
-"""What a network predicts: the noise eps, the velocity v, or the clean image x0.
+"""Parametrizations of a network's prediction: the noise eps, the velocity v, or the clean image x0.
 
 With x_t = alpha x0 + sigma eps, any one of the three and x_t give the other two: equations (4)
 to (6) of imagen_jax/diffusion/__init__.py.
@@ -73,7 +73,7 @@ def diffuse(x0: Image, eps: Image, logsnr: LogSNR) -> Image:
 
 
 def target(kind: str, x0: Image, eps: Image, logsnr: LogSNR) -> Image:
-    """What a network of this kind is trained to predict: eps, v = alpha eps - sigma x0 (4), or x0.
+    """Training target of a network of this kind: eps, v = alpha eps - sigma x0 (4), or x0.
 
     Args:
       kind: one of PARAMETRIZATIONS.

@@ -232,8 +232,8 @@ class DiscreteCosineSchedule(NoiseSchedule):
     that the process itself does not have. This is `squaredcos_cap_v2` of diffusers.
 
     Attributes:
-      steps: of the process.
-      offset: which keeps the first steps from being too small.
+      steps: steps of the process.
+      offset: offset that keeps the first steps from being too small.
       max_beta: highest beta; it holds for the last step alone.
     """
 

@@ -176,10 +176,10 @@ def move(
     Args:
       sampler: makes the steps towards the image.
       denoise: (x_t, logsnr []) -> x0.
-      state: what start_state or the move before returned.
+      state: result of start_state or of the previous move.
       tr: the move, its t and s in the dtype of state.x.
       keys: [b], or None if no move draws noise.
-      goes_back: whether there are moves to a noisier level; renoise makes these.
+      goes_back: True if there are moves to a noisier level; renoise makes these.
 
     Raises:
       UserError: the move draws noise and keys is None.

@@ -1,4 +1,4 @@
-"""What embedding a corpus will take, from a sample of it."""
+"""Estimate of an embedding job from a sample of the corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Chip:
     Attributes:
       tflops: peak of bfloat16 matrix products, in 10^12 operations per second.
       utilisation: share of the peak that is reached, in (0, 1]; an assumption.
-      price: of an hour, in US dollars.
+      price: price of an hour, in US dollars.
     """
 
     tflops: float
@@ -43,12 +43,12 @@ class Estimate:
     Attributes:
       count: examples of the corpus.
       sampled: examples of the sample, dropped ones included.
-      dropped: of the sample, by reason.
+      dropped: examples of the sample that are left out, by reason.
       usable: share of examples that can be used.
       distinct: captions per usable example; below 1 where captions repeat within the sample.
       tokens: mean number of tokens of a caption.
       image_bytes: mean size of a recorded image.
-      bytes_of: how states are stored -> mean size of a record.
+      bytes_of: storage of states -> mean size of a record.
       prepare_seconds, encode_seconds: per example and per caption, here.
       flops: operations of the encoder per caption, padding included.
       chip_hours: for all captions, and `cost` in US dollars.
@@ -82,9 +82,9 @@ def estimate(
     Args:
       source: the corpus.
       encoder: the encoder that would embed it.
-      handling: of examples that do not fit.
+      handling: treatment of examples that do not fit.
       count: examples that the corpus has, or is to have.
-      chip: what it would be embedded on.
+      chip: chip to embed on.
       sample: examples to take.
 
     Raises:

@@ -73,7 +73,7 @@ def embed(
         every file of a corpus of tars or TFRecords.
       shards: those of them that this process writes, for dividing the job over hosts; None for
         all.
-      states: how token states are stored: "bfloat16", or "int8" with a scale for each token.
+      states: storage of token states: "bfloat16", or "int8" with a scale for each token.
       long_captions: "drop" leaves out captions with too many tokens, "truncate" cuts them.
       max_tokens: most tokens of a caption, such as a config's text.max_length; None is the
         encoder's.
@@ -232,7 +232,7 @@ def _sweep(directory: Path, job: Job, todo: Iterable[int]) -> None:
 
 
 def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
-    """What was counted while writing a shard, or None if it is not (wholly) there."""
+    """Counts of a written shard, or None if it is not complete."""
     name = records.shard_name(job["split"], shard, job["num_shards"])
     counts, file = directory / "progress" / f"{name}.json", directory / name
     try:

@@ -1,4 +1,4 @@
-"""What to say of an embedding job that kept nothing."""
+"""Message of an embedding job that kept nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def nothing_kept(directory: Path, split: str, num_shards: int, dropped: Mapping[
 
     Args:
       directory: the embedding directory, with its lists of what was dropped.
-      split, num_shards: what was embedded.
+      split, num_shards: the embedded split and its number of shards.
       dropped: examples by reason.
     """
     if not dropped:

@@ -30,11 +30,11 @@ images in memory."""
 
 @dataclass(frozen=True)
 class Handling:
-    """What is done with examples that do not fit as they are.
+    """Treatment of examples that do not fit as they are.
 
     Attributes:
       image_size: side of the recorded images in pixels.
-      fit: of images of another size, one of choices.FITS.
+      fit: treatment of images of another size, one of choices.FITS.
       long_captions: one of choices.LONG_CAPTIONS.
       max_tokens: most tokens of a caption; None for what the encoder takes.
     """
@@ -51,12 +51,12 @@ class Chunk:
 
     Attributes:
       examples: (id, caption, encoded image) of those that can be used.
-      tokens: of each of their captions.
+      tokens: token ids of each caption.
       dropped: (id, reason, detail) of the others.
-      changed: what was done to the examples, counted.
+      changed: counts of changes to the examples.
       sides: shorter sides of their images, counted.
       seen: all examples.
-      shard: that they belong to.
+      shard: shard that they belong to.
       last: nothing more of this shard follows.
     """
 
@@ -81,7 +81,7 @@ def prepare(
       shards: (number, examples) of each; every shard ends with a chunk that is its `last`, which
         may be empty.
       encoder: whose tokenizer is used.
-      handling: of examples that do not fit.
+      handling: treatment of examples that do not fit.
     """
     with ThreadPoolExecutor() as pool, ThreadPoolExecutor(1) as ahead:
         chunks = _chunks(shards, encoder, handling, pool)

@@ -31,7 +31,7 @@ CACHE_BYTES = 2**28
 
 @dataclass
 class Counts:
-    """What went into a shard and what did not.
+    """Counts of a shard: examples kept and left out.
 
     Attributes:
       examples: records written.
@@ -65,11 +65,11 @@ def write_shards(
 
     Args:
       source: the corpus.
-      encoder: of captions.
-      paths: of the shards, by number. A file appears when it is complete.
-      num_shards: that the corpus is divided into.
-      handling: of examples that do not fit.
-      states: how token states are stored, one of choices.STATES.
+      encoder: encoder of captions.
+      paths: paths of the shards, by number. A file appears when it is complete.
+      num_shards: number of shards of the corpus.
+      handling: treatment of examples that do not fit.
+      states: storage of token states, one of choices.STATES.
       bar: moves on by one for each example.
 
     Yields:

@@ -38,10 +38,10 @@ _AXIS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -
 
 
 def score(scene: Scene, image: np.ndarray, level: Level) -> dict[str, bool]:
-    """Which attributes of a scene an image shows.
+    """Check which attributes of a scene an image shows.
 
     Args:
-      scene: what the caption describes.
+      scene: the scene that the caption describes.
       image: uint8 [h, h, 3].
       level: whose vocabulary the image is read with.
 

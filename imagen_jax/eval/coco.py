@@ -25,7 +25,7 @@ class Captioned(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """What is sampled, and what it is compared with.
+    """Prompts to sample and their reference set.
 
     Attributes:
       chosen: as many captions as asked for, of different images, in the order of sampling.
@@ -46,7 +46,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
       path: JSON with "images" (id, file_name) and "annotations" (image_id, id, caption).
       images: folder of the files.
       count: captions.
-      seed: of the order.
+      seed: seed of the order.
 
     Raises:
       UserError: the file or one of the images is missing; another form, or fewer images with
@@ -81,7 +81,7 @@ def read_tfds(name_and_split: str, data_dir: str | None, count: int, seed: int) 
 
     Args:
       name_and_split: such as coco_captions/2014:val.
-      data_dir: where it was prepared; None for TFDS's default.
+      data_dir: folder of the prepared dataset; None for TFDS's default.
       count, seed: as read_annotations.
 
     Raises:

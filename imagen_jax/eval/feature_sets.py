@@ -35,9 +35,9 @@ class FeatureSet:
       features: one row for each image.
       identity: network, weights, preprocessing and side of the images: equal where two sets are
         compared.
-      data: what the images are: "name", "made", "source" (a hash of where they come from) and
+      data: identity of the images: "name", "made", "source" (a hash of where they come from) and
         "sha256" of their pixels, or of what determines them.
-      moments: of the features; gathered part by part as they were computed.
+      moments: moments of the features; gathered part by part as they were computed.
       logits: [n, classes] float32, without biases, of Inception, for its score; None of others.
     """
 
@@ -166,7 +166,7 @@ def compare(
       generated, real: the two sets; equally many.
       floor: other real images. Of fewer than the rest has, as many of the rest are compared with
         them, and "floor_count" says how many; None for none.
-      resamples: of the bootstrap.
+      resamples: resamples of the bootstrap.
 
     Returns:
       "count", "floor_count", "identity", "title" (of the Frechet distance), for every name of

@@ -19,7 +19,7 @@ from imagen_jax.files import fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
-"""What is done with images of another size: refused, or cropped to the middle and resized."""
+"""Treatments of images of another size: refused, or cropped to the middle and resized."""
 CHUNK = 64
 
 
@@ -27,9 +27,9 @@ class Images(Protocol):
     """Images of one size, read a part at a time.
 
     Attributes:
-      name: what they are, for people.
+      name: description for people.
       side: pixels per side.
-      made: how they were brought to that size; "as they are" if nothing was done.
+      made: way that they were brought to that size; "as they are" if unchanged.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Files:
     """Images of files, or of what a folder holds in the order of their paths.
 
     Args:
-      name: what they are, for people.
+      name: description for people.
       paths: files, or encoded images.
       side: pixels per side.
       fit: "exact" takes images of that size only; "crop" takes the middle square of others and

@@ -41,9 +41,9 @@ class ImageStore:
     """The sampled images of a directory; `Images`.
 
     Args:
-      directory: of the job.
+      directory: directory of the job.
       prompts: texts, one for each image.
-      seeds: of the noise, one for each image.
+      seeds: seeds of the noise, one for each image.
       side: pixels per side.
       process: (which of several processes this is, how many there are).
     """
@@ -67,7 +67,7 @@ class ImageStore:
         return len(self.prompts)
 
     def path(self, index: int) -> Path:
-        """Where an image is or will be."""
+        """Path of an image, present or not."""
         return self.directory / "images" / f"{index // 1000:04d}" / f"{index:06d}.png"
 
     def read(self, start: int, end: int) -> np.ndarray:

@@ -26,11 +26,11 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruments:
-    """What images are measured with.
+    """Networks that measure images.
 
     Attributes:
-      network: of the distances; None where there are no real images to compare with.
-      clip: of the CLIP score; None for none.
+      network: network of the distances; None where there are no real images to compare with.
+      clip: network of the CLIP score; None for none.
     """
 
     network: FeatureNetwork | None = None
@@ -60,10 +60,10 @@ def measure(
     Args:
       store: the images, all there; image i is of suite.prompts[i % len(suite.prompts)].
       suite: their prompts.
-      instruments: what to measure with.
+      instruments: networks to measure with.
       reality: real images; None where there are none to compare with.
-      level: of the scenes that the prompts describe; None where they are no scenes.
-      resamples: of bootstraps of distances.
+      level: level of the scenes that the prompts describe; None if they are no scenes.
+      resamples: resamples of bootstraps of distances.
 
     Returns:
       "distance" (with real images and a network): what feature_sets.compare returns.

@@ -135,6 +135,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
 
 def facts(of: Mapping[str, str]) -> str:
-    """What there is to know of a page, in a line."""
+    """Facts about a page in one line."""
     items = (f"{html.escape(k)} <b>{html.escape(v)}</b>" for k, v in of.items())
     return f'<p class="facts">{" · ".join(items)}</p>'

@@ -21,9 +21,9 @@ class Prompt(NamedTuple):
     """A prompt of a set.
 
     Attributes:
-      text: what is sampled.
-      category: what it tests.
-      scene: what the image must show, where that is known exactly.
+      text: the prompt.
+      category: category of the test.
+      scene: the scene that the image must show, if known exactly.
     """
 
     text: str

@@ -29,16 +29,16 @@ _APART = 1_000
 
 
 class Work(NamedTuple):
-    """What is sampled, and what it is compared with.
+    """Prompts to sample and their reference set.
 
     Attributes:
-      title: of the report.
+      title: title of the report.
       suite: the prompts.
       per_prompt: images of each.
       real: real images, as many as are sampled; None where there are none.
       others: further real ones, whose distance from `real` is the floor; None where there are none.
       shown: images of each category in the report.
-      level: of the scenes that the prompts describe; None where they are no scenes.
+      level: level of the scenes that the prompts describe; None if they are no scenes.
     """
 
     title: str
@@ -131,9 +131,9 @@ def run(
     """Samples what is missing, measures, and writes scores.json and report.html.
 
     Args:
-      cascade: what is judged.
-      work: what is sampled.
-      instruments: what it is measured with.
+      cascade: the cascade to evaluate.
+      work: prompts and reference set.
+      instruments: networks to measure with.
       output: directory, see job; what is there of the same job is kept.
       seed: image i has the noise of seed + i.
       process: (which of several processes this is, how many there are).

@@ -15,7 +15,7 @@ class Reality:
     Args:
       images: as many as are sampled.
       others: further real ones, for the distance of real from real; None for none.
-      directory: where their features are kept.
+      directory: folder for their features.
     """
 
     def __init__(self, images: Images, others: Images | None, directory: Path):

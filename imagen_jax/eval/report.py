@@ -40,10 +40,10 @@ def write_report(
 
     Args:
       path: the HTML file.
-      title, facts: what is reported on.
-      scores: what measure.measure returned.
+      title, facts: heading and facts of the report.
+      scores: result of measure.measure.
       store, suite: the images and their prompts.
-      level: of the scenes, to mark images right or wrong; None where they are no scenes.
+      level: level of the scenes, to mark images right or wrong; None if they are no scenes.
       shown: images of each category.
     """
     body = [f"<h1>{html.escape(title)}</h1>", page.facts(facts), _cards(scores)]

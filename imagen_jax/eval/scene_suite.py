@@ -75,9 +75,9 @@ def scene_suite(level: Level, per_category: int, seed: int) -> Suite:
     """The suite.
 
     Args:
-      level: what the cascade was trained on.
+      level: level of scenes that the cascade was trained on.
       per_category: prompts of each category, at least 1.
-      seed: of the scenes.
+      seed: seed of the scenes.
 
     Raises:
       UserError: per_category below 1.

@@ -37,14 +37,14 @@ def evaluate_scenes(
 
     Every split is measured for one and for two groups of objects, "unseen" for one. Writes
     scores.json and a labelled grid for each, and prints a table. Images are kept in
-    <output_dir>/<set>/, see job: after a kill, the same call goes on from there.
+    <output_dir>/<set>/, see job: after a kill, the same call resumes.
 
     Args:
-      workdir, encoder_weights, vocabulary: what Cascade.load takes.
+      workdir, encoder_weights, vocabulary: arguments of Cascade.load.
       count: images of each split and number of groups.
       splits: some of SPLITS.
-      seed: of the prompts; image i has the noise of seed + i.
-      output_dir: where scores and images go.
+      seed: seed of the prompts; image i has the noise of seed + i.
+      output_dir: folder for scores and images.
       **overrides: sampling settings, see Cascade.settings.
 
     Returns:

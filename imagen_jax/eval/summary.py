@@ -11,7 +11,7 @@ from imagen_jax.eval.report import TITLES, floor_text, percent
 
 
 def summary(scores: Mapping[str, Any]) -> str:
-    """What measure.measure returned, as tables."""
+    """The result of measure.measure as tables."""
     parts = []
     if "alignment" in scores:
         lines = [f"{'':<24}{'everything right, 95%':>24}{'n':>6}"]

@@ -41,8 +41,8 @@ class DecodedObject(NamedTuple):
     """One blob.
 
     Attributes:
-      noun, colour, style: of the nearest sprite (colour None: its own colours); noun is None, and
-        so are the others, when no sprite is near.
+      noun, colour, style: labels of the nearest sprite (colour None: its own colours); all None
+        when no sprite is near.
       box: (left, top, width, height) as fractions 0..1 of the image's side.
       distance: to that sprite, root mean square of colour values in 0..1.
     """
@@ -247,7 +247,7 @@ def _sprite_feature(
 
 @functools.cache
 def is_like_natural(noun: str, style: str, colour: str) -> bool:
-    """Whether a tint hardly changes the art: the flat fox is an orange fox already."""
+    """True if a tint hardly changes the art: the flat fox is an orange fox already."""
     if NOUNS[noun].is_shape:
         return False
     a, b = (_sprite_feature(noun, style, tint, "gray", 24) for tint in (None, colour))

@@ -29,7 +29,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
     Args:
       a, b: directories that `imagen evaluate prompts` wrote, of the same prompts.
       output: directory.
-      seed: of sides and order.
+      seed: seed of sides and order.
 
     Returns:
       The number of pairs.

@@ -1,4 +1,4 @@
-"""What people's votes say: how often they preferred either of two cascades."""
+"""Tally of votes: how often people preferred either of two cascades."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ANSWERS = ("left", "none", "right")
 
 
 def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, Any]:
-    """What people's votes say.
+    """Tally the votes.
 
     Args:
       key_file: key.json beside the page.
-      vote_files: what they downloaded from the page; one file for each person.
+      vote_files: files downloaded from the page; one for each person.
 
     Returns:
       "models", "people", and for each of QUESTIONS: category (and "all") -> {"a", "none", "b"

@@ -174,7 +174,7 @@ def rotate_by_position(
 
     Args:
       x: queries or keys; an even number of channels a head.
-      positions: of the tokens.
+      positions: positions of the tokens.
 
     Raises:
       UserError: an odd number of channels.

@@ -40,7 +40,7 @@ class BaseNetwork(nn.Module):
     Attributes:
       dtype: dtype of activations. A subclass that can compute in another one declares the field
         `dtype: Literal["float32", "bfloat16"]`. Parameters and the output are float32.
-      remat: what is recomputed in the backward pass, a key of stack.REMAT. A subclass that can
+      remat: rematerialisation policy, a key of stack.REMAT. A subclass that can
         recompute declares the field `remat: Remat`.
       predicts_variance: True if the output has twice the channels of x: the prediction, then v,
         from -1 to 1 between the least and the largest log variance of a reverse step (Nichol &

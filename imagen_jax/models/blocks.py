@@ -31,7 +31,7 @@ class ResBlock(nn.Module):
       resample: "down" halves and "up" doubles the resolution inside the block.
       activation: in place of swish.
       groups: see GroupNorm.
-      out_scale: what the sum with the shortcut is divided by.
+      out_scale: divisor of the sum with the shortcut.
     """
 
     channels: int

@@ -97,8 +97,8 @@ class IFBlock(nn.Module):
     """Residual block, and attention behind it where the resolution has attention.
 
     Attributes:
-      channels, out_scale, dropout: of the residual block, see ResBlock.
-      head_channels: of attention; None for none.
+      channels, out_scale, dropout: fields of the residual block, see ResBlock.
+      head_channels: head channels of attention; None for none.
     """
 
     channels: int
@@ -222,13 +222,13 @@ class DeepFloydUNet(BaseNetwork):
       features: channels of the conditioning vector.
       text_channels: channels of the text tokens that attention sees.
       head_channels: channels of an attention head.
-      groups: of every GroupNorm.
+      groups: groups of every GroupNorm.
       pool_heads: attention heads of the text pool.
       text_length: token states of every caption, padding included.
-      out_scale: what the output of every residual block is divided by; sqrt(2) in stage II.
+      out_scale: divisor of every residual block's output; sqrt(2) in stage II.
       dropout: dropout rate inside residual blocks.
       dtype: dtype of activations; parameters, norms and the output are float32.
-      remat: what is recomputed in the backward pass, see stack.REMAT.
+      remat: rematerialisation policy, see stack.REMAT.
     """
 
     channels: tuple[int, ...]

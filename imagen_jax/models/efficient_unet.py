@@ -48,7 +48,7 @@ class EfficientUNet(BaseNetwork):
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
       text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
-      remat: what is recomputed in the backward pass, see stack.REMAT.
+      remat: rematerialisation policy, see stack.REMAT.
     """
 
     channels: tuple[int, ...]

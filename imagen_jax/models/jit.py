@@ -88,7 +88,7 @@ class JiT(BaseNetwork):
       text_layers: trainable transformer layers over the frozen text states.
       dtype: dtype of activations; parameters, norms and the output are float32.
       text_pool: see ConditioningEncoder.text_pool.
-      remat: what is recomputed in the backward pass, see stack.REMAT.
+      remat: rematerialisation policy, see stack.REMAT.
     """
 
     patch: int

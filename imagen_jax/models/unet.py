@@ -42,7 +42,7 @@ class UNet(BaseNetwork):
       text_pool: see ConditioningEncoder.text_pool; "attention" in the paper.
       cross_attention: attention sees the text tokens beside the image, as in the paper; without
         it, text comes pooled alone.
-      remat: what is recomputed in the backward pass, see stack.REMAT.
+      remat: rematerialisation policy, see stack.REMAT.
     """
 
     channels: int

@@ -15,7 +15,7 @@ UNSEEN = -1e30
 
 
 def applies(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether attend takes these queries, keys and values; it is faster on CPUs then."""
+    """True if attend takes these queries, keys and values; it is faster on CPUs then."""
     return (
         q.dtype == k.dtype == v.dtype == jnp.float32
         and not jax.export.is_symbolic_dim(q.shape[0])  # in a program that runs elsewhere

@@ -33,7 +33,7 @@ def register(source: str, functions: tuple[str, ...], **macros: str) -> bool:
     Args:
       source: name of a file in this directory.
       functions: handlers that it defines.
-      macros: that it is compiled with.
+      macros: macros that it is compiled with.
 
     Returns:
       Whether they can be called. Where they cannot be compiled, a warning says why, once.
@@ -67,7 +67,7 @@ def _compiler() -> list[str]:
 
 
 def _features() -> bytes:
-    """What the compiler knows of itself and of this processor."""
+    """Version of the compiler and its target flags for this processor."""
     command = [*_compiler(), "-dM", "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True, check=True).stdout
 

@@ -11,7 +11,7 @@ from imagen_jax.sharding import BATCH_SPEC, MESH_AXES, batch_divisor
 
 
 def can_divide(batch: int) -> bool:
-    """Whether the devices of the mesh within sharding.on_mesh can each take a part of a batch.
+    """True if the devices of the mesh within sharding.on_mesh can each take a part of a batch.
 
     XLA's partitioner knows nothing of what a kernel computes. Examples are independent of one
     another; rows of an image and channels, which the axes spatial and tensor divide, are not.
@@ -49,5 +49,5 @@ def by_example(
 
 
 def _within_a_part(mesh: jax.sharding.AbstractMesh) -> bool:
-    """Whether the code that is traced is that of one device already, of a shard_map outside."""
+    """True if the traced code is that of one device already, of a shard_map outside."""
     return all(kind == AxisType.Manual for kind in mesh.axis_types)

@@ -22,9 +22,10 @@ OUTPUTS, TAPS = 4, 3
 """Of one tile, along an axis."""
 INPUTS = OUTPUTS + TAPS - 1
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-"""Where the polynomials of a tile and of the kernel are multiplied, beside infinity. Reciprocals
-keep the numbers in the transforms small and with them the rounding errors (Barabasz et al. 2020,
-"Error analysis and improving the accuracy of Winograd convolution for deep neural networks")."""
+"""Points where the polynomials of a tile and of the kernel are multiplied, beside infinity.
+Reciprocals keep the numbers in the transforms small and with them the rounding errors
+(Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd convolution for deep
+neural networks")."""
 MIN_CHANNELS = 8
 """In and out, from which on it is faster: half of the numbers in a vector register of AVX-512."""
 MIN_PIXELS = 64
@@ -49,7 +50,7 @@ B, G, A = _transforms()
 
 
 def applies(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether convolve takes these images [b, h, w, in] and this kernel [3, 3, in, out], and is
+    """True if convolve takes these images [b, h, w, in] and this kernel [3, 3, in, out], and is
     faster on CPUs."""
     batch, height, width, _ = x.shape
     *window, channels, features = kernel.shape

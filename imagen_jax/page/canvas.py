@@ -23,7 +23,7 @@ class Canvas:
 
     Attributes:
       image: uint8 [h, w, 3], the part of the upload that images are made of; None before.
-      element: what holds it on the page.
+      element: the page element that holds it.
     """
 
     def __init__(self, uploads: Uploads, size: tuple[int, int], on_error: Callable[[str], None]):
@@ -98,7 +98,7 @@ class Canvas:
             self._show()
 
     def set_painting(self, painting: bool) -> None:
-        """Whether the brush is out."""
+        """True while the brush is in use."""
         self._painting = painting
         self._show()
 
@@ -138,7 +138,7 @@ class Canvas:
         if height * self._size[1] != width * self._size[0]:
             said += f"; its middle is used, {self._size[1]} wide to {self._size[0]} high"
         if self._painting:
-            said += ". Brush over what is to be painted anew."
+            said += ". Brush over what is to be repainted."
         self._note.text = said
 
     def _draw(self, event: events.MouseEventArguments) -> None:

@@ -150,8 +150,8 @@ class Controls:
             )
         return {
             "create": "Images from noise, as the prompt says.",
-            "change": "The image is noised, and sampled anew from there as the prompt says.",
-            "paint": "What you brush over is painted anew; the rest stays as it is.",
+            "change": "The image is noised, and sampled again from there as the prompt says.",
+            "paint": "What you brush over is repainted; the rest stays as it is.",
         }[mode]
 
     def _roll(self) -> None:

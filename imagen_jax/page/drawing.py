@@ -21,7 +21,7 @@ class Stroke(NamedTuple):
 
     Attributes:
       points: (x, y) in pixels of the image that was drawn on.
-      width: of the brush, in the same pixels.
+      width: width of the brush, in the same pixels.
     """
 
     points: list[tuple[float, float]]
@@ -64,7 +64,7 @@ def png_with_record(image: np.ndarray, record: dict[str, Any]) -> bytes:
 def mask_of(
     strokes: Sequence[Stroke], drawn_on: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """What strokes cover.
+    """Mask of the pixels that strokes cover.
 
     Args:
       strokes: in pixels of the image that was drawn on.

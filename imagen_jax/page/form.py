@@ -1,4 +1,4 @@
-"""What the page asks for, checked and turned into a Request."""
+"""The page's form, checked and turned into a Request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODES = {
     "paint": "Paint a part",
     "enlarge": "Enlarge",
 }
-"""What can be done -> how the page calls it."""
+"""Mode -> its name on the page."""
 
 
 @dataclasses.dataclass
@@ -28,14 +28,14 @@ class Form:
     Attributes:
       mode: one of MODES.
       prompt, negative: texts.
-      images: how many; image i has seed + i.
-      seed: of the first.
+      images: number of images; image i has seed + i.
+      seed: seed of the first image.
       size: height and width of the images.
-      strength: how much "change" changes, in (0, 1].
-      resamples: how often "paint" walks each step.
+      strength: img2img strength of "change", in (0, 1].
+      resamples: times that "paint" repeats each step.
       settings: field of SampleConfig -> stage -> value.
       image: uint8 [h, w, 3] that was uploaded.
-      mask: bool [h, w] of what is painted anew.
+      mask: bool [h, w] of what is repainted.
     """
 
     mode: Any
@@ -100,7 +100,7 @@ def request(form: Form, cascade: Cascade) -> Request:
         options["strength"] = strength
     if form.mode == "paint":
         if form.mask is None or not form.mask.any():
-            raise UserError("brush over the part of the image that is to be painted anew")
+            raise UserError("brush over the part of the image that is to be repainted")
         options["mask"] = form.mask
         options["resamples"] = _whole("number of passes", form.resamples, 1, 20)
     ran = [s for s in cascade.stages if form.mode != "enlarge" or s.low_res is not None]

@@ -1,4 +1,4 @@
-"""Which requests are answered at all."""
+"""Guard that decides which requests are answered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches a host of this name or address."""
+    """True if only this machine reaches a host of this name or address."""
     address = _address(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
@@ -62,10 +62,10 @@ class Guard:
 
     def __init__(self, app: Any, *, names: set[str] | None, full: Callable[[], bool]):
         """Args:
-        app: what is guarded.
+        app: the application behind the guard.
         names: in lower case, that are answered beside addresses; None on loopback, where only
           loopback is.
-        full: whether no further tab can be opened.
+        full: True if no further tab can be opened.
         """
         self._app = app
         self._names = names
@@ -122,7 +122,7 @@ class Guard:
         return None
 
     def _answers_to(self, host: str) -> bool:
-        """Whether a Host header is one of this machine.
+        """True if a Host header names this machine.
 
         Names of other sites may point here, addresses cannot.
         """

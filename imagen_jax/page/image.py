@@ -22,7 +22,7 @@ class ShownImage(ui.element):
 
     def __init__(self, label: str):
         """Args:
-        label: what it shows, for those who do not see it.
+        label: alternative text.
         """
         super().__init__("img")
         self.props["alt"] = label
@@ -39,7 +39,7 @@ class Detail:
     """A card about the chosen image of a job.
 
     Attributes:
-      card: what holds it on the page.
+      card: the page element that holds it.
     """
 
     def __init__(

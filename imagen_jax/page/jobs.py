@@ -26,8 +26,8 @@ class Frame(NamedTuple):
     """An estimate of an image at one step, as the browser shows it.
 
     Attributes:
-      stage: that made it.
-      step, steps: of the stage, from 1.
+      stage: stage that made it.
+      step, steps: step of the stage, from 1, and number of steps.
       url: the image, as an address.
     """
 
@@ -42,17 +42,17 @@ class Job:
     """Images that were asked for.
 
     Attributes:
-      form: what was asked for on the page.
-      request: what it asks of the cascade.
+      form: the request as the page's form holds it.
+      request: the request to the cascade.
       state: waiting, running, done, stopped by the user, failed, or dropped: its images are not
         kept any more.
       error: why it failed, or was dropped.
-      frames: of each image, estimates at the steps of all stages so far, the newest last.
+      frames: for each image, estimates at the steps of all stages so far, the newest last.
       stages: stage name -> number of the image -> [h, w, 3] uint8 that the stage made.
       last_stage: name of the last stage, once it is done.
-      seconds: that it ran.
+      seconds: seconds that it ran.
       version: grows with every change, for those who show it.
-      stop_asked: whether the user wants it to end.
+      stop_asked: True if the user wants it to end.
     """
 
     form: Form
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes."""
+        """True when the job has ended."""
         return self.state in ("done", "stopped", "failed", "dropped")
 
     @property
@@ -109,11 +109,11 @@ class Job:
 
 @dataclasses.dataclass(eq=False)
 class Tab:
-    """What a tab of a browser keeps when it is loaded again.
+    """State of a browser tab that survives a reload.
 
     Attributes:
       jobs: newest first.
-      pages: how many pages of it are open: none when it was closed.
+      pages: number of its open pages; 0 after it was closed.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
@@ -125,7 +125,7 @@ class _Stopped(Exception):
 
 
 def _is_between(frame: Frame) -> bool:
-    """Whether a frame is dropped when the next one of its stage is there: MAX_FRAMES are kept."""
+    """True if a frame is dropped when the next one of its stage is there: MAX_FRAMES are kept."""
     if frame.step == 1 or frame.steps <= MAX_FRAMES:
         return False
     return frame.step * MAX_FRAMES // frame.steps == (frame.step - 1) * MAX_FRAMES // frame.steps
@@ -136,7 +136,7 @@ class Worker:
 
     def __init__(self, cascade: Cascade):
         """Args:
-        cascade: what makes them.
+        cascade: the cascade that samples.
         """
         self.cascade = cascade
         self._waiting: deque[tuple[Job, Tab]] = deque()
@@ -149,7 +149,7 @@ class Worker:
         """Put a job at the end of the queue.
 
         Args:
-          form: what is asked for.
+          form: the request.
           tab: who asks.
 
         Raises:
@@ -170,7 +170,7 @@ class Worker:
         return job
 
     def ahead(self, job: Job) -> int:
-        """How many waiting jobs come before one that waits."""
+        """Number of waiting jobs ahead of this one."""
         with self._changed:
             jobs = [waiting for waiting, _ in self._waiting]
             return jobs.index(job) if job in jobs else 0

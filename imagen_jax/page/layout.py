@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 CLOSED_SECONDS = 5.0
-"""How long a page that was left may take to come again, as it does when it is loaded again."""
+"""Seconds in which a page may reconnect, as it does on a reload."""
 
 
 async def build(worker: Worker, uploads: Uploads) -> None:
@@ -36,7 +36,7 @@ async def build(worker: Worker, uploads: Uploads) -> None:
     Where it is closed, its jobs that are not done are given up.
 
     Args:
-      worker: what makes the images, for all tabs.
+      worker: the worker that samples, for all tabs.
       uploads: reads uploads, for all tabs.
     """
     cascade = worker.cascade

@@ -1,4 +1,4 @@
-"""What the page takes, at most. More is refused with an error on the page, never cut.
+"""Limits of the page. More is refused with an error on the page, never cut.
 
 A browser can send anything for the value of any field: what is not checked elsewhere, as text and
 numbers of a job are in form.py, goes through `clamped`.

@@ -22,12 +22,12 @@ class Results:
     """Jobs of one tab and the one that is looked at.
 
     Attributes:
-      tab: what is kept when the page is loaded again.
+      tab: state that survives a reload of the page.
     """
 
     def __init__(self, worker: Worker, detail_of: Callable[[], Detail]):
         """Args:
-        worker: what makes the images.
+        worker: the worker that samples.
         detail_of: () -> the Detail of the chosen image, put where it is called.
         """
         self._worker = worker
@@ -63,7 +63,7 @@ class Results:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show yet."""
+        """True while there is nothing to show."""
         return self._job is None
 
     def _show(self, job: Job) -> None:
@@ -143,7 +143,7 @@ class Results:
 
 
 def said(job: Job, ahead: int) -> str:
-    """How far a job is, in words."""
+    """Progress of a job in words."""
     if job.state == "waiting":
         return "next in line" if ahead == 0 else f"{ahead + 1} jobs come before it"
     if job.state in ("failed", "dropped"):

@@ -22,7 +22,7 @@ from imagen_jax.page.limits import MAX_TABS
 from imagen_jax.page.uploads import Uploads
 
 KEPT_SECONDS = 3600.0
-"""How long the images of a closed tab are kept."""
+"""Seconds that the images of a closed tab are kept."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,9 +57,9 @@ def serve(
     """Serves the page until the process is interrupted.
 
     Args:
-      cascade: what makes the images.
-      listening: what `listen` returned.
-      host: that was given to it; unless it is of loopback, requests by any address of this machine
+      cascade: the cascade that samples.
+      listening: the socket from `listen`.
+      host: the host given to it; unless it is of loopback, requests by any address of this machine
         and by its own names are answered.
       allowed: further names by which requests are answered then.
       open_browser: also open the page.

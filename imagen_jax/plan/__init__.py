@@ -1,1 +1,1 @@
-"""What a stage needs of the machines it shall run on, from the compiled program itself."""
+"""Memory and time of a stage on given machines, read from the compiled program."""

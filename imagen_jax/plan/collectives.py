@@ -17,7 +17,7 @@ def bytes_sent(kind: str, given: int, group: int) -> float:
     """Bytes that one device sends, by the counts of ring algorithms (Chan et al. 2007).
 
     Args:
-      kind: of COLLECTIVES.
+      kind: one of COLLECTIVES.
       given: bytes that the device puts in.
       group: devices that take part.
     """

@@ -1,4 +1,4 @@
-"""What one run of a compiled program costs on one device, counted from its text.
+"""Cost of one run of a compiled program on one device, counted from its text.
 
 The compiler's own cost_analysis() counts the body of a loop once, however often it runs, and its
 "optimal_seconds" can be negative; this counts by itself:
@@ -35,7 +35,7 @@ class Cost:
     """Of one run on one device.
 
     Attributes:
-      flops: of products.
+      flops: floating-point operations of products.
       hbm_bytes: read from and written to the main memory.
       links: kind of collective -> [how often it runs, bytes sent within a slice, bytes sent
         between slices].
@@ -212,7 +212,7 @@ def _scaled(taken: Shape, whole: Shape) -> float:
 
 
 def describe(instruction: Instruction) -> str:
-    """What a kernel is: its result and where in the source it comes from."""
+    """Description of a kernel: its result and its place in the source."""
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     shape = max(instruction.shapes, key=lambda s: s.size, default=None)
     text = "" if shape is None else f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
@@ -223,7 +223,7 @@ def describe(instruction: Instruction) -> str:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
-    """How often the body of a loop runs.
+    """Trip count of a loop.
 
     Raises:
       UserError: its condition does not compare a counter with a constant.

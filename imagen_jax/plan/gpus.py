@@ -10,7 +10,7 @@ class Gpu:
     """A card as XLA's GPU compiler sees it; kilobytes and megabytes are of 1024.
 
     Attributes:
-      kind: what JAX calls the device.
+      kind: JAX's name of the device.
       capability: compute capability, and whether code may be for this architecture alone ("a").
       cores: streaming multiprocessors.
       lanes: float32 units of a core.

@@ -37,7 +37,7 @@ class Target:
 
     @property
     def tpu(self) -> bool:
-        """Whether it is the TPU compiler that compiles, which can be told how hard to try."""
+        """True if the TPU compiler compiles; it alone takes an effort."""
         return bool(self.devices[0].platform == "tpu")
 
 
@@ -77,7 +77,7 @@ def make_job(
     accumulation: int | None = None,
     effort: str = "full",
 ) -> Job:
-    """What to compile.
+    """A program to compile.
 
     Args:
       config: as load_config returns it.

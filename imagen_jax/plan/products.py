@@ -15,7 +15,7 @@ PRODUCTS = {"convolution", "dot", "custom-call"}
 own kernels."""
 
 ATTENTION = {"attention_forward": 2, "attention_gradients": 5}
-"""How many products our kernels for CPUs take to attend, and for the gradients."""
+"""Number of products in our CPU kernels of attention, forward and backward."""
 
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> float:

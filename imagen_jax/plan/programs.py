@@ -41,12 +41,12 @@ class Program:
     Attributes:
       stage, job, where, settings, parameters, calls: see report.Plan.
       compiled: jax.stages.Compiled.
-      seconds: that lowering and compiling took.
+      seconds: seconds that lowering and compiling took.
       images: images of one call, over all devices.
-      model_flops: of one call, over all devices: products that the mathematics asks for, without
-        those computed again.
+      model_flops: floating-point operations of one call, over all devices: the products of the
+        mathematics, without recomputation.
       arguments: bytes of the arguments on one device, by kind.
-      mesh: what it is compiled for.
+      mesh: mesh that it is compiled for.
     """
 
     stage: str
@@ -86,7 +86,7 @@ def train_program(stage: Stage, mesh: Mesh, where: str, effort: str = "full") ->
     """The train step of a stage, compiled for a mesh.
 
     Args:
-      where: what the mesh is of, for the report.
+      where: hardware of the mesh, for the report.
       effort: key of EFFORT; for TPUs.
 
     Raises:

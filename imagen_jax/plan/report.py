@@ -23,11 +23,11 @@ class Plan:
       stage: its name in the config.
       job: "train", "sample" or "embed".
       where: topology, or this machine's kind of device.
-      devices: of the mesh.
+      devices: devices of the mesh.
       mesh: sizes of the axes that are longer than 1.
-      settings: what of the config decides memory and time: batch size, accumulation, remat.
-      parameters: of the network.
-      compile_seconds: that compiling took.
+      settings: config values that decide memory and time: batch size, accumulation, remat.
+      parameters: parameters of the network.
+      compile_seconds: seconds of compilation.
       memory: bytes by kind: arguments, temp (activations and other intermediate arrays), code.
       memory_limit: bytes of main memory; None where it is not known.
       flops: products run, FLOP.
@@ -35,11 +35,11 @@ class Plan:
       hbm_bytes: moved to and from the main memory.
       collectives: kind -> times it runs, bytes sent within the slice, and between slices.
       terms: seconds that each of compute, memory and links takes if nothing else did.
-      images: of one call, all devices together.
-      calls: of the program, for the whole job: train steps; 1 for other jobs.
+      images: images of one call, all devices together.
+      calls: calls of the program, for the whole job: train steps; 1 for other jobs.
       padding: arrays by how many bytes their padding wastes: [waste, bytes, what].
       kernels: kernels by traffic with the main memory: [bytes, what].
-      source: of the chip's rates.
+      source: source of the chip's rates.
       untuned: convolutions whose scratch memory is not counted, see products.untuned_convolutions.
     """
 
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether that is less than there is; true where that is not known."""
+        """True if that is less than the device has, or if that is unknown."""
         return self.memory_limit is None or self.total_memory <= self.memory_limit
 
     @property
@@ -103,7 +103,7 @@ def make_plan(program: Program, chip: Chip | None, slice_devices: int | None = N
     """Reads the figures of a compiled program.
 
     Args:
-      program: what was compiled.
+      program: the compiled program.
       chip: the rates of its devices; None where they are not known, which leaves out the times.
       slice_devices: devices of one slice, where it spans several.
     """

@@ -34,10 +34,10 @@ def meshes(devices: int) -> Iterator[dict[str, int]]:
 def choices(
     stage: Stage, devices: int, fixed: Collection[str] = ()
 ) -> list[tuple[dict[str, int], str, tuple[int, ...]]]:
-    """What a search tries: the stage's own mesh and policy first.
+    """Candidates of a search: the stage's own mesh and policy first.
 
     Args:
-      fixed: of "mesh", "remat" and "accumulation": what stays as the stage has it.
+      fixed: those of "mesh", "remat" and "accumulation" that keep the stage's value.
 
     Returns:
       (axes of the mesh, policy, accumulations from the fewest parts on) each.
@@ -104,7 +104,7 @@ def search(
 
 
 def _rank(plan: Plan) -> tuple[bool, float, float]:
-    """What fits first, by the longest term of its time; where that is the same, by all together."""
+    """Sort key: programs that fit first, then by the longest term of time, then by their sum."""
     return not plan.fits, plan.seconds or plan.flops, sum(plan.terms.values())
 
 

@@ -18,7 +18,7 @@ _ALONE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU that two processes could fight for
 }
-"""What the TPU compiler would otherwise ask of a TPU machine, and complain about."""
+"""Environment in which the TPU compiler asks nothing of a TPU machine."""
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
@@ -27,7 +27,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     Args:
       topology: TPU generation and shape in chips, "v4:8x8x4" or "v5e:4x4"; or GPU and how many of
         them NVLink joins in one host, "h100:8".
-      slices: how many of them, joined by the data-centre network.
+      slices: number of slices, joined by the data-centre network.
 
     Raises:
       UserError: an unknown name, a shape that it does not come in, or no compiler.

@@ -48,7 +48,7 @@ class TextEncoder:
       tokenize: n captions -> n int32 arrays [l_i]; raises UserError for more than max_length.
       network: (params, ids [b, l] int32, mask [b, l] bool) -> states [b, l, d].
       params: weights of the network.
-      dtype: of the network's activations; not part of the fingerprint, since states differ by
+      dtype: dtype of the network's activations; not part of the fingerprint, since states differ by
         rounding only.
     """
 
@@ -115,7 +115,7 @@ class TextEncoder:
         return result
 
     def batches(self, lengths: Sequence[int]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """How captions of these lengths are batched: ((b, l) that the network runs on, which)."""
+        """Batches of captions of these lengths: ((b, l) that the network runs on, indices)."""
         by_bucket: dict[int, list[int]] = {}
         for i, size in enumerate(lengths):
             by_bucket.setdefault(_bucket(size, LENGTH_BUCKETS), []).append(i)
@@ -147,11 +147,11 @@ def load_encoder(
         weights as drawn before training, the baseline for what pretraining buys; "minilm-words":
         the pretrained word embeddings without the transformer, a bag of words, the baseline for
         what context and order buy; or "t5": any T5 encoder, its sizes read from the weights.
-      weights: of MiniLM, a directory with the weights and the tokenizer, None for the installed
-        package; of T5, a checkpoint as load_t5_encoder reads it.
-      vocabulary: of T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None for
-        the spiece.model beside the weights (as Hugging Face lays them out).
-      dtype: of weights and activations, "float32" or, of T5 only, "bfloat16": several times
+      weights: for MiniLM, a directory with the weights and the tokenizer, or None for the installed
+        package; for T5, a checkpoint as load_t5_encoder reads it.
+      vocabulary: for T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None
+        for the spiece.model beside the weights (as Hugging Face lays them out).
+      dtype: dtype of weights and activations, "float32" or, of T5 only, "bfloat16": several times
         faster on accelerators.
 
     Raises:

@@ -116,7 +116,7 @@ def word_states(params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]
     Without positions and transformer nothing is left of the order: a caption is a bag of words.
 
     Args:
-      params: of `Bert`; only "word" is read.
+      params: parameters of `Bert`; only "word" is read.
       ids: token ids.
     """
     return params["word"]["embedding"][ids]

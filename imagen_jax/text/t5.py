@@ -43,13 +43,13 @@ class T5Config:
     Attributes:
       vocab_size: rows of the embedding.
       width: channels of a token state (emb_dim in T5X; 4096 in XXL).
-      heads, head_width: of attention; their product need not be the width.
+      heads, head_width: heads of attention and their width; the product need not be the width.
       mlp_width: hidden channels of the MLP.
       layers: number of blocks.
       mlp_activations: ("relu",) in version 1.0; ("gelu", "linear") in 1.1, mT5 and ByT5.
       shared_bias: one table of relative position biases for all layers, as everywhere but in the
         scanned layout of T5X, which has one for each.
-      dtype: of activations; parameters keep their own, norms and softmax are float32.
+      dtype: dtype of activations; parameters keep their own, norms and softmax are float32.
     """
 
     vocab_size: int
@@ -293,7 +293,7 @@ def config_of(params: Params) -> T5Config:
 def shardings(
     devices: Sequence[jax.Device],
 ) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """Where parameters go so that no device holds the whole encoder (XXL is 18 GB in float32).
+    """Shardings under which no device holds the whole encoder (XXL is 18 GB in float32).
 
     Heads and hidden channels of the MLP are divided over the devices, and the channels of the
     embedding. What they do not divide, norms and position biases are on every device.

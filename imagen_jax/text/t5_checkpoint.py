@@ -61,7 +61,7 @@ def load_t5_encoder(
     Args:
       path: directory of one step of T5X (`checkpoint_1000000`), local or gs://; or the local
         directory or file of Hugging Face safetensors.
-      shardings: where each parameter goes, by its name in T5X ("encoder/layers_0/mlp/wo/kernel").
+      shardings: sharding of each parameter, by its name in T5X ("encoder/layers_0/mlp/wo/kernel").
 
     Returns:
       (config, params): sizes as read from the shapes, with dtype float32; parameters in T5X's

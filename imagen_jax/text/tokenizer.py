@@ -133,7 +133,7 @@ class CaptionTooLongError(UserError):
     """A caption has more tokens than the encoder takes.
 
     Attributes:
-      tokens: how many it has.
+      tokens: number of its tokens.
       cut: int32 [max_length], its first tokens and the special token that ends a caption.
     """
 

@@ -1,4 +1,4 @@
-"""How near images of the averaged weights come to real ones, while a stage trains.
+"""Distance of EMA samples from real images while a stage trains.
 
 Sampled are captions of the data's split "validation", always from the same noise; a
 super-resolution stage starts from the true low-resolution images of theirs. As many other
@@ -36,7 +36,7 @@ class Evaluation:
 
     def __init__(self, stage: Stage, data_dir: str, mesh: Mesh):
         """Args:
-        stage: what is trained; of the split, 2 * train.evaluate_images examples are taken, at
+        stage: the stage in training; of the split, 2 * train.evaluate_images examples are taken, at
           even distances.
         data_dir: embeddings, as for training.
         mesh: devices that the weights lie on.

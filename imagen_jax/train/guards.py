@@ -1,4 +1,4 @@
-"""What is watched while a stage trains: steps that are not finite, and losses that jump."""
+"""Guards of training: steps that are not finite (NaN), and losses that jump."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class StepGuard:
     ):
         """Args:
         stage: its name, for messages.
-        directory: where files about steps go; made when there is something to write.
+        directory: folder for files about bad steps; created with the first one.
         max_bad_steps: skipped steps in a row that end training.
-        rows: where in the global batch this host's examples stand, in the order of their ids.
+        rows: positions of this host's examples in the global batch, in the order of their ids.
         report: shows a line.
         """
         self._stage = stage
@@ -63,8 +63,8 @@ class StepGuard:
 
         Args:
           step: number of the step, from 1.
-          metrics: of make_train_step, fetched from the devices.
-          ids: of this host's examples.
+          metrics: metrics of make_train_step, fetched from the devices.
+          ids: ids of this host's examples.
 
         Returns:
           Whether the loss was finite and jumped.

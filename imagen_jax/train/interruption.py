@@ -15,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 
 PREEMPTED = 75
-"""Exit status of a process that was told to stop: the same command goes on (EX_TEMPFAIL)."""
+"""Exit status of a process that was told to stop: the same command resumes (EX_TEMPFAIL)."""
 GRACE_SECONDS = 300.0
 """From the notice to the end at the latest; who sends SIGTERM kills sooner, as a rule."""
 FIRST_LIMIT_SECONDS = 1800.0
@@ -60,7 +60,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; the same on every host. Call it after every step."""
+        """True, on every host, if training must stop after this step. Call it after every step."""
         if not self._alone and multihost_utils.reached_preemption_sync_point(step):
             self._notice()
         return self._noticed_at is not None

@@ -1,4 +1,4 @@
-"""What a training measures: its history, TensorBoard's files, and hooks that look on."""
+"""Metrics of a training: its history, TensorBoard's files, and hooks that look on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from imagen_jax.train.state import TrainState
 
 
 class Measured(NamedTuple):
-    """What a hook is given.
+    """Argument of a hook.
 
     Attributes:
       step: number of the step, from 1.
-      metrics: what was measured since the last call: means of the steps in between, and what was
+      metrics: metrics since the last call: means of the steps in between, and what was
         measured of the averaged weights, see docs/training.md.
       state: after the step; its arrays are taken back when the hook returns.
     """
@@ -40,12 +40,12 @@ checkpoint; on several hosts all must say so."""
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What one call of `train` has measured.
+    """Metrics of one call of `train`.
 
     Attributes:
       stage: its name.
       directory: <workdir>/<stage>.
-      rows: of every step at which something was measured: "step" and the metrics.
+      rows: rows of every step at which something was measured: "step" and the metrics.
       state: the final state, on the devices.
     """
 
@@ -77,9 +77,9 @@ class Log:
 
     def __init__(self, directory: Path, hooks: Sequence[Hook], step: int):
         """Args:
-        directory: of TensorBoard's files.
+        directory: directory of TensorBoard's files.
         hooks: see Hook.
-        step: of the state that training starts from. What an earlier run logged after it is
+        step: step of the state that training starts from. What an earlier run logged after it is
           dropped from the curves: it is measured again.
         """
         self.rows: list[dict[str, float]] = []

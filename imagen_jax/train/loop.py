@@ -66,7 +66,7 @@ def train(
       init_from: cascade whose averaged weights of the same stage are where a new stage starts, with
         step 0 and a fresh optimiser: a work directory, an exported cascade, or "demo" for the one
         in the package. None starts from random weights.
-      fall_back: where the newest checkpoint is damaged, resume from the newest that is whole.
+      fall_back: if the newest checkpoint is damaged, resume from the newest that is whole.
       mesh_axes: sizes of the mesh axes, see sharding.make_mesh; None takes the config's.
 
     Returns:
@@ -154,7 +154,7 @@ def _train(
             f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"
         )
 
-        # What goes on between the steps.
+        # Work between the steps.
         grid = None
         if settings.sample_every:
             records = batches.first_records(GRID_EXAMPLES)

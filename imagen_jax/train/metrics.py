@@ -1,4 +1,4 @@
-"""What training reports: scalars over the last steps."""
+"""Training metrics: scalars over the last steps."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ class StepResults:
 
 
 class Clock:
-    """How fast training goes, and how much of the time it waits for data."""
+    """Speed of training, and the share of time spent waiting for data."""
 
     def __init__(self, stage: Stage, devices: int):
         """Args:
-        stage: what is trained.
-        devices: that it is trained on, over all hosts.
+        stage: the stage to train.
+        devices: devices that it is trained on, over all hosts.
         """
         self._batch_size = stage.train.batch_size
         chip = local_chip()

@@ -19,7 +19,7 @@ class Profiler:
 
     def __init__(self, directory: Path, report: Callable[[str], None]):
         """Args:
-        directory: of TensorBoard's logs; a trace goes to plugins/profile in it.
+        directory: directory of TensorBoard's logs; a trace goes to plugins/profile in it.
         report: shows a line.
         """
         self._directory = directory

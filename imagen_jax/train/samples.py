@@ -37,7 +37,7 @@ class FixedSampler:
 
     def __init__(self, stage: Stage, records: Sequence[Record], mesh: Mesh):
         """Args:
-        stage: what is trained; sampled as its config says.
+        stage: the stage in training; sampled as its config says.
         records: captions with their token states, and images; the same on every host.
         mesh: devices that the weights lie on, over which images are divided.
         """
@@ -84,8 +84,8 @@ class SampleGrid:
 
     def __init__(self, stage: Stage, directory: Path, records: Sequence[Record], mesh: Mesh):
         """Args:
-        stage: what is trained.
-        directory: where <step>.png are written.
+        stage: the stage to train.
+        directory: folder for <step>.png.
         records, mesh: as for FixedSampler.
         """
         self._sampler = FixedSampler(stage, records, mesh)

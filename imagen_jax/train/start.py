@@ -73,9 +73,9 @@ def stage_record(
     there, nor whether they are named again.
 
     Args:
-      config: of the cascade.
-      stage: what is trained.
-      manifest: of the embeddings.
+      config: config of the cascade.
+      stage: the stage to train.
+      manifest: manifest of the embeddings.
       workdir: the work directory.
       origin: cascade that a new stage takes its weights from; None for random ones.
 
@@ -116,7 +116,7 @@ def first_state(
     """Return the state before the first step: random weights, or averaged ones of another run.
 
     Args:
-      stage: what is to be trained.
+      stage: the stage to train.
       mesh: devices that the state lies on.
       abstract: shapes and shardings of the state.
       origin: cascade to take weights from; None for random ones.

@@ -26,9 +26,9 @@ class TrainState:
       step: steps taken so far, int32 scalar. All randomness of step n derives from (seed, n).
       params: float32 parameters.
       ema: exponential moving average of params; what is sampled from.
-      opt_state: of the optax optimiser.
+      opt_state: state of the optax optimiser.
       extra_ema: further averages, keyed by their decay as a string.
-      skipped: how many of the steps changed nothing because they were not finite, int32 scalar.
+      skipped: number of steps skipped because they were not finite, int32 scalar.
     """
 
     step: jax.Array

@@ -63,8 +63,8 @@ def stage_loss(
     """Diffusion loss of every example of a batch.
 
     Args:
-      stage: what is trained.
-      params: of the stage's network.
+      stage: the stage to train.
+      params: parameters of the stage's network.
       batch: image [b, h, w, 3] in [-1, 1], text_emb [b, l, d], text_mask [b, l] and, for a
         super-resolution stage, low_res.
       key: drives caption dropout, augmentation, time and noise.

@@ -1,4 +1,4 @@
-"""How samplers behave as programs: grids, keys, batches, compilation, progress, errors."""
+"""Samplers as programs: grids, keys, batches, compilation, progress, errors."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What counts as a caption, the same in every kind of corpus; and where it is looked for."""
+"""Captions: their rules, the same in every kind of corpus, and their usual keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def captions_of(value: Any, encoding: str = "utf-8") -> list[str]:
 
     Args:
       value: bytes, text, lists of these, mappings with one of CAPTION_KEYS; None or NaN is none.
-      encoding: of bytes.
+      encoding: encoding of bytes.
 
     Raises:
       UnusableError: bytes of another encoding, or what is no text.

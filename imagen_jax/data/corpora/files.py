@@ -18,7 +18,7 @@ class DamagedFileError(UserError):
     """A file that cannot be read to its end.
 
     Attributes:
-      fault: what is wrong with it.
+      fault: the fault.
     """
 
     def __init__(self, place: str, fault: object):
@@ -28,11 +28,11 @@ class DamagedFileError(UserError):
 
 @dataclass(frozen=True)
 class Keys:
-    """What to look for in a file.
+    """Keys to look for in a file.
 
     Attributes:
       image, caption: names of features or suffixes; None looks for usual ones.
-      encoding: of captions.
+      encoding: encoding of captions.
     """
 
     image: str | None = None
@@ -48,16 +48,16 @@ class Files:
     """Files that hold many examples each; a `Source`.
 
     Args:
-      kind: of corpus, for its description.
+      kind: kind of corpus, for its description.
       places: the files.
       read: reads one; raises DamagedFileError.
-      keys: what to look for.
+      keys: keys to look for.
       damaged: one of choices.DAMAGED_FILES: "stop" is an error at the first damaged file; "drop"
         yields, where the damage begins, a Dropped in place of the rest of the file.
 
     Attributes:
       places: the files.
-      summary: what they are, for people.
+      summary: description for people.
 
     Raises:
       UserError: `damaged` is none of the choices.

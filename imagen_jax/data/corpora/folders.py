@@ -26,7 +26,7 @@ class FolderRows:
     """Images and captions of a folder, by name; `Rows` of a RowCorpus.
 
     Args:
-      folder: that names begin from.
+      folder: folder that names begin from.
       files: all files below it.
       caption_key: suffix of captions, or key of captions in JSON; None looks for usual ones.
 
@@ -113,10 +113,10 @@ def folder_corpus(
     """A folder as a corpus.
 
     Args:
-      folder: that names begin from.
+      folder: folder that names begin from.
       files: those below it.
       caption_key: see FolderRows.
-      encoding: of captions.
+      encoding: encoding of captions.
 
     Raises:
       UserError: see FolderRows; an unknown encoding.

@@ -61,11 +61,11 @@ def open_corpus(
       kind: one of choices.CORPUS_KINDS; None recognises it.
       image_key: column, key, feature or suffix of images; None looks for usual ones.
       caption_key: the same of captions; a / goes into nested ones, as in "captions/text".
-      image_folder: of tables: what the paths of images are relative to; None is the table's folder.
-      split: which one to read where there are several; None is "train".
-      encoding: of captions and tables that are text.
+      image_folder: folder that image paths in tables are relative to; None is the table's.
+      split: split to read if there are several; None is "train".
+      encoding: encoding of captions and tables that are text.
       damaged_files: "stop" is an error at the first damage, "drop" counts what cannot be read.
-      data_dir: of kind "tfds": where the dataset was prepared.
+      data_dir: folder of the prepared dataset, for kind "tfds".
 
     Returns:
       A corpus. Its attribute `summary` says what it was taken for.

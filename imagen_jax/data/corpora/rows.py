@@ -39,8 +39,8 @@ class StoredImage:
 
     Attributes:
       place: the file.
-      name: how the corpus names it, for messages.
-      folder: that the name was looked up in.
+      name: its name in the corpus, for messages.
+      folder: folder that the name was looked up in.
     """
 
     place: str
@@ -77,7 +77,7 @@ class Row(NamedTuple):
       id: unique in the corpus.
       image: encoded, a path or an address, base64 text, or {"bytes", "path"} of Hugging Face.
       captions: whatever `captions_of` takes.
-      folder: that paths are relative to.
+      folder: folder that paths are relative to.
     """
 
     id: str
@@ -87,7 +87,7 @@ class Row(NamedTuple):
 
 
 class Rows(Protocol):
-    """What `examples` reads: a number of rows, and any range of them."""
+    """Rows that `examples` reads: their number, and any range of them."""
 
     def __len__(self) -> int: ...
 
@@ -100,11 +100,11 @@ class RowCorpus:
     Args:
       rows: the rows.
       description: JSON values that fix them.
-      summary: what it is, for people.
-      encoding: of captions that are bytes.
+      summary: description for people.
+      encoding: encoding of captions that are bytes.
 
     Attributes:
-      summary: what it is, for people.
+      summary: description for people.
     """
 
     def __init__(

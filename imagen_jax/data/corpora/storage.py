@@ -95,7 +95,7 @@ def _glob(pattern: str) -> list[str]:
 
 
 def oddities(name: str, folder: str = "") -> str:
-    """What is unusual about a name that was not found, as "; it ..." or nothing."""
+    """Oddities of a name that was not found, as "; it ...", or ""."""
     said = []
     if "\\" in name:
         said.append("has backslashes, as on Windows")

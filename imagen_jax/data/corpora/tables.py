@@ -145,10 +145,10 @@ class Tables:
     """The rows of several tables one after another; `Rows` of a RowCorpus.
 
     Args:
-      tables: of one kind.
+      tables: tables of one kind.
       image_key, caption_key: columns, or paths with / in nested ones; None looks for usual names.
-      image_folder: that paths of images are relative to; None is the folder of each table.
-      on_fault: what is done with rows that are none, "stop" or "drop".
+      image_folder: folder that image paths are relative to; None is the folder of each table.
+      on_fault: treatment of broken rows, "stop" or "drop".
 
     Attributes:
       image_key, caption_key: the columns.
@@ -230,7 +230,7 @@ def table_corpus(
       places: the files.
       kind: "csv", "tsv", "jsonl", "json", "coco", "parquet" or "arrow".
       image_key, caption_key, image_folder, on_fault: see Tables.
-      encoding: of text.
+      encoding: encoding of text.
 
     Raises:
       UserError: see TextTable, ArrowTable, JsonTable and Tables.

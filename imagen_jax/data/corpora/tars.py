@@ -141,7 +141,7 @@ class _Reader:
                 group.captions[suffix] = content
 
     def end(self, tar: tarfile.TarFile) -> Iterator[CorpusExample | Dropped]:
-        """What is left, when all members were taken."""
+        """The rest after all members were taken."""
         yield from self._flush()
         by_base: dict[str, list[_Group]] = {}
         for group in self._apart.values():
@@ -228,8 +228,8 @@ def json_captions(content: bytes, key: str | None) -> list[str]:
     """Captions of a JSON file beside an image.
 
     Args:
-      content: of the file.
-      key: of the captions in it, with / into what is nested; None looks for usual ones.
+      content: content of the file.
+      key: key of the captions in it, with / into what is nested; None looks for usual ones.
 
     Raises:
       UnusableError: it is no JSON, or has no such key.

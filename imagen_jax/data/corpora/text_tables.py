@@ -53,7 +53,7 @@ class TextTable:
 
     Args:
       place: the file.
-      encoding: of the file.
+      encoding: encoding of the file.
 
     Attributes:
       place: the file.

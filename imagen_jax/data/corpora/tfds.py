@@ -20,7 +20,7 @@ class TensorFlowDataset:
       split: such as "train"; None is the only one, or train.
       image_key, caption_key: features, such as "image" and "captions/text"; None looks for usual
         ones.
-      data_dir: where it was prepared; None for TFDS's own default.
+      data_dir: folder of the prepared dataset; None for TFDS's default.
 
     Raises:
       UserError: no such dataset, split or feature, or it is not prepared; names the choices.

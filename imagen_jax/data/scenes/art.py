@@ -165,7 +165,7 @@ def add_icons(directory: Path) -> None:
     """Make the drawings of a fetched set known, by the codepoints of their concepts.
 
     Args:
-      directory: what `fetch_full_set` wrote.
+      directory: output folder of `fetch_full_set`.
 
     Raises:
       UserError: the directory holds no fetched set.

@@ -21,7 +21,7 @@ class Concept:
       emoji: the character itself, by which scenes name it.
       icon: its codepoints, by which its drawings are known.
       icons: art style -> name of its drawing in the icon pack.
-      names: what it is called, in lower case; the first is its CLDR short name.
+      names: its names, in lower case; the first is its CLDR short name.
       keywords: further words that belong to it and to no other concept.
       rare: one of many of its kind (a symbol; a man or woman where there is a person): drawn half
         as often.

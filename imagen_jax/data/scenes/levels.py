@@ -20,7 +20,7 @@ from imagen_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Level:
-    """What the scenes of a level may hold.
+    """Vocabulary of a level's scenes.
 
     Attributes:
       name: its name; part of every example's id.

@@ -40,7 +40,7 @@ _COLOUR_WORDS = frozenset((*COLOURS, "grey", "dark", "light"))
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says of a scene.
+    """Words of a caption about a scene.
 
     Attributes:
       text: the caption, in lower case.
@@ -153,12 +153,12 @@ def _name(rng: np.random.Generator, noun: str, unseen: bool) -> str:
 
 
 def has_colour_word(noun: str) -> bool:
-    """Whether a name says a colour, so that the noun is not drawn in another."""
+    """True if a name says a colour, so that the noun is not drawn in another."""
     return any(_COLOUR_WORDS.intersection(name.split(" ")) for name in NOUNS[noun].names)
 
 
 def is_held_out_word(word: str) -> bool:
-    """Whether no training caption calls anything by this further name or keyword."""
+    """True if no training caption calls anything by this further name or keyword."""
     digest = hashlib.sha256(f"word|{word}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_WORDS
 

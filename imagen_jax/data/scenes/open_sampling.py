@@ -24,9 +24,9 @@ HELD_OUT = 0.1
 SHAPES = 0.08
 """Share of groups that are plain shapes."""
 RARE = 0.5
-"""How often a rare concept is kept where it is drawn."""
+"""Probability that a drawn rare concept is kept."""
 KINDS = ("style", "colour", "pair")
-"""What a held-out composition is: the first two have one group, the last has two."""
+"""Kinds of held-out compositions: the first two have one group, the last has two."""
 
 
 def _hash(*words: str) -> float:
@@ -44,17 +44,17 @@ def held_out_style(noun: str, styles: tuple[str, ...]) -> str | None:
 
 @functools.cache
 def is_held_out_colour(noun: str, colour: str) -> bool:
-    """Whether no training scene shows this noun in this colour."""
+    """True if no training scene shows this noun in this colour."""
     return _hash("open colour", noun, colour) < HELD_OUT
 
 
 def is_held_out_couple(first: str, second: str) -> bool:
-    """Whether no training scene shows these two nouns in one image."""
+    """True if no training scene shows these two nouns in one image."""
     return _hash("open pair", *sorted((first, second))) < HELD_OUT
 
 
 def held_out_kinds(level: Level, scene: Scene) -> set[str]:
-    """Which of KINDS keep a scene out of training."""
+    """Those of KINDS that keep a scene out of training."""
     kinds = set()
     for group in scene.groups:
         if held_out_style(group.noun, level.styles) == scene.style:
@@ -72,7 +72,7 @@ def sample_open_scene(
     """One open scene.
 
     Args:
-      level: what may occur.
+      level: vocabulary of the scenes.
       rng: draws it.
       groups: 1 or 2.
       kind: one of KINDS that must be held out, and nothing else; None for a training scene.
@@ -147,5 +147,5 @@ def _colour(level: Level, rng: np.random.Generator, noun: str, needed: bool) -> 
 
 
 def is_countable(noun: str) -> bool:
-    """Whether a caption can say two or three of it."""
+    """True if a caption can say two or three of it."""
     return not any(name.endswith("s") or name[0].isdigit() for name in NOUNS[noun].names)

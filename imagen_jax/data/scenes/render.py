@@ -123,7 +123,7 @@ def _spots(rng: np.random.Generator, region: _Region, count: int, alone: bool) -
 
 
 def _place(rng: np.random.Generator, start: int, length: int, size: int, tidy: bool) -> int:
-    """Where a sprite starts within a span: near its middle, or there if tidy, GAP off the ends."""
+    """Position of a sprite within a span: near its middle, or there if tidy, GAP off the ends."""
     slack = max(0, length - 2 * GAP - size)
     # A long spot would let "left of" look like "above"; at most an eighth off its middle.
     reach = 0 if tidy else min(slack, GRID // 4)
@@ -135,7 +135,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
     """Draw a scene.
 
     Args:
-      scene: what to draw.
+      scene: the scene to draw.
       size: side of the image in pixels, 1..1024.
 
     Returns:

@@ -40,18 +40,18 @@ def _is_held_out_key(*words: str) -> bool:
 
 @functools.cache
 def is_held_out_triple(noun: str, colour: str | None, style: str) -> bool:
-    """Whether no training scene shows this noun in this colour and style (never without colour)."""
+    """True if no training scene shows this noun in this colour and style (never without colour)."""
     return colour is not None and _is_held_out_key("triple", noun, colour, style)
 
 
 @functools.cache
 def is_held_out_pair(first: str, relation: str, second: str) -> bool:
-    """Whether no training scene shows these two nouns along this axis, in either order."""
+    """True if no training scene shows these two nouns along this axis, in either order."""
     return _is_held_out_key("pair", _AXES[relation], *sorted((first, second)))
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene contains a composition that no training scene contains."""
+    """True if the scene contains a composition that no training scene contains."""
     if any(is_held_out_triple(g.noun, g.colour, scene.style) for g in scene.groups):
         return True
     if scene.relation is None:
@@ -80,7 +80,7 @@ def sample_scene(
     """The scene at a place of an endless sequence.
 
     Args:
-      level: what may occur.
+      level: vocabulary of the scenes.
       split: "train", or "heldout": one-group scenes show a held-out triple, two-group scenes a
         held-out pair of nouns whose triples do occur in training.
       seed: names the sequence, >= 0.

@@ -1,4 +1,4 @@
-"""What an image of the built-in data shows."""
+"""Content of an image of the built-in data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """Content of an image.
 
     Attributes:
       groups: one group, or two in a relation.

@@ -39,7 +39,7 @@ def scene_examples(
       level: a Level or the name of one.
       split: "train" or "heldout".
       seed: names the sequence.
-      count: how many.
+      count: number of examples.
       size: side of the images in pixels, 1..256.
       start: first index; any part of the sequence can be made alone.
       groups: 1 or 2 for scenes of one or of two groups only; None for the level's mixture.
@@ -60,7 +60,7 @@ def scene_of(name: str, level: Level, split: str, seed: int) -> Scene:
 
     Args:
       name: id of the example.
-      level, split, seed: that it was made with.
+      level, split, seed: arguments that it was made with.
 
     Raises:
       UserError: it is of another sequence.

@@ -166,7 +166,7 @@ def check_words(noun: str, style: str, colour: str | None) -> None:
 
 @functools.cache
 def is_visible(noun: str, style: str, colour: str | None, background: str) -> bool:
-    """Whether the sprite stands out from a background of vocabulary.BACKGROUNDS.
+    """True if the sprite stands out from a background of vocabulary.BACKGROUNDS.
 
     Most of its ink must differ from the background, and what differs must hang together.
     """
@@ -180,7 +180,7 @@ def is_visible(noun: str, style: str, colour: str | None, background: str) -> bo
 
 @functools.lru_cache(maxsize=65536)
 def stands_out(noun: str, style: str, colour: str | None, background: str) -> bool:
-    """Whether a sprite of an open scene stands out from a background.
+    """True if a sprite of an open scene stands out from a background.
 
     Most of its ink must differ from the background, and what differs must reach as far as it does
     on all four sides.
@@ -207,7 +207,7 @@ def _box(mask: np.ndarray) -> tuple[int, ...]:
 
 @functools.cache
 def is_loose(noun: str, style: str) -> bool:
-    """Whether the drawing falls apart, so that beside others it is not known what belongs to it."""
+    """True if the drawing has separate parts, which beside others nobody could attribute."""
     colour = "red" if NOUNS[noun].is_shape else None
     ink = np.pad(sprite(noun, style, colour, 48)[..., 3] > 64, 2)
     near = ndimage.binary_dilation(ink, iterations=1)

@@ -30,7 +30,7 @@ ACTIVATIONS = {
 
 
 class Sizes(NamedTuple):
-    """What the shapes of the weights do not say.
+    """Sizes that the shapes of the weights do not determine.
 
     Attributes:
       vision_heads, text_heads: attention heads of each tower.

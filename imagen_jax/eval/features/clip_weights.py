@@ -31,7 +31,7 @@ class Clip(NamedTuple):
 
     Attributes:
       name: such as clip-vit-l-14, of the sizes of its vision transformer.
-      params, sizes: what clip.encode_images takes.
+      params, sizes: arguments of clip.encode_images.
       image_size: side of the images.
       length: tokens of a text.
       tokenize: texts -> ids [n, length] int32.

@@ -23,7 +23,7 @@ Params = Mapping[str, tuple[Any, Any]]
 
 
 class ConvNames(NamedTuple):
-    """Where a state_dict holds a convolution: prefixes of its weight and its normalisation."""
+    """Place of a convolution in a state_dict: prefixes of its weight and its normalisation."""
 
     weight: str
     norm: str
@@ -119,8 +119,8 @@ def fold(
     Args:
       network, size: the network and its input's side.
       tensors: the state_dict.
-      eps: of batch normalisation.
-      path: where the tensors are from, for messages.
+      eps: epsilon of batch normalisation.
+      path: file of the tensors, for messages.
 
     Raises:
       UserError: a tensor is missing or has another shape, or a weight is not finite.

@@ -31,10 +31,10 @@ class FeatureNetwork:
     """Images to features.
 
     Attributes:
-      name: of the network; with "inception-v3" a Frechet distance is an FID, otherwise not.
-      width: of the features.
+      name: name of the network; with "inception-v3" a Frechet distance is an FID, otherwise not.
+      width: width of the features.
       sha256: of the file of weights.
-      preprocessing: how images are brought to the network, in words that name it.
+      preprocessing: name of the images' preprocessing.
       params: weights.
       forward: (params, [b, h, w, 3] float32 0 ... 255) -> {output: [b, d]}; "features" is one.
     """
@@ -48,7 +48,7 @@ class FeatureNetwork:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What must be equal where features are compared."""
+        """Identity of features: equal if they may be compared."""
         return {"network": self.name, "weights": self.sha256, "preprocessing": self.preprocessing}
 
     def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def load_network(
       name: one of NETWORKS.
       weights: file of inception-v3 or mobilenet-v2, directory of clip; None is the installed
         package of mobilenet-v2.
-      protocol: of inception-v3, one of INCEPTION_PROTOCOLS; see resize.
+      protocol: protocol of inception-v3, one of INCEPTION_PROTOCOLS; see resize.
 
     Raises:
       UserError: no weights there; an unknown name or protocol, or weights of another network.

@@ -51,7 +51,7 @@ def frechet_of_features(
 
     Args:
       x, y: [n, d] and [m, d].
-      weights_x, weights_y: how often each image counts, whole numbers; None is once.
+      weights_x, weights_y: multiplicity of each image, whole numbers; None is once.
 
     Raises:
       UserError: as frechet_distance.

@@ -1,4 +1,4 @@
-"""How sure a number is that was measured on so many images."""
+"""Confidence intervals."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def bootstrap_error(
       statistic: (how often each image counts [n], the same of the other set [m]) -> value.
       sizes: n and m.
       resamples: at least 2.
-      seed: of the resampling.
+      seed: seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     n, m = sizes

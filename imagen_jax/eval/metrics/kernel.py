@@ -22,9 +22,9 @@ def kernel_distance(
 
     Args:
       x, y: [n, d] and [m, d].
-      subsets: how many.
+      subsets: number of subsets.
       subset_size: images of each in a subset, drawn without repetition.
-      seed: of the subsets.
+      seed: seed of the subsets.
 
     Raises:
       UserError: fewer images than a subset has.

@@ -21,7 +21,7 @@ class Moments:
     """Of a set of features.
 
     Attributes:
-      count: how many.
+      count: number of examples.
       mean: [d] float64.
       scatter: [d, d] float64, sum of (x - mean)(x - mean)^T.
     """

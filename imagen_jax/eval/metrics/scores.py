@@ -35,7 +35,7 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> tupl
     Args:
       logits: [n, classes].
       splits: parts of equal size, up to one image, in random order.
-      seed: of the order.
+      seed: seed of the order.
 
     Raises:
       UserError: fewer images than splits.
