@@ -65,9 +65,9 @@ class DDPM:
     Attributes:
       variance: variance of the reverse step: "small" is the posterior's
         sigma_{t|s}^2 sigma_s^2 / sigma_t^2, "large" is sigma_{t|s}^2, which Ho et al. call beta;
-        a number gamma in [0, 1] is small^(1 - gamma) large^gamma, as in Imagen (Saharia et al. 2022,
-        appendix A); "learned" is that with the gamma of every pixel that the network predicts (Nichol & Dhariwal 2021,
-        equation (15)).
+        a number gamma in [0, 1] is small^(1 - gamma) large^gamma, as in Imagen (Saharia et al.
+        2022, appendix A); "learned" is that with the gamma of every pixel that the network
+        predicts (Nichol & Dhariwal 2021, equation (15)).
     """
 
     variance: str | float = "small"
