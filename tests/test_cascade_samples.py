@@ -176,6 +176,7 @@ def test_a_folder_resumes_and_is_never_overwritten(
     killed.mkdir()
     for name in ("0000.png", "0001.png", "0003.png"):
         (killed / name).write_bytes(whole[name])
+    (killed / "0002.png.0f.tmp").write_bytes(whole["0002.png"][:9])
     written = (killed / "0003.png").stat().st_mtime_ns
     folder = Folder(killed, [request])
     assert made(folder) == whole

@@ -99,6 +99,8 @@ class Folder:
             with tempfile.TemporaryFile(dir=self.directory):
                 pass  # or an OSError now, and not after the first batch
             self._check()
+            for part in self.directory.glob("[0-9][0-9][0-9][0-9].*.tmp"):
+                part.unlink()  # a killed run's: nobody else writes here
             self._claim = opened.pop_all()
         return self
 
