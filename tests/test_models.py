@@ -392,6 +392,12 @@ def test_heads_that_do_not_divide(name: str) -> None:
         init_shape(tiny.stage(name, f"stages.{name}.network.text_channels=10"))
 
 
+def test_heads_of_a_transformer_are_rotated_in_two_halves() -> None:
+    network = tiny.JIT.clone(head_channels=2, width=6)
+    with pytest.raises(UserError, match="head_channels is 2; JiT needs a multiple of 4"):
+        init_shape(tiny.stage("sr").with_network(network))
+
+
 @pytest.mark.parametrize("layer", [ImageAttention(3, True, True, jnp.float32),
                                    AttentionPool(3, 4, jnp.float32),
                                    TextBlock(3, jnp.float32)])  # fmt: skip
