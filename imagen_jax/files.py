@@ -72,6 +72,25 @@ def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         raise UserError(f"{path} is no text in UTF-8 (at byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep") from error
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Return the object that a file of JSON holds.
+
+    Args:
+      path: as a user gave it.
+      what: the file's content, for the message.
+
+    Raises:
+      UserError: as given_file, or the file holds something else than an object.
+    """
+    with given_file(path, what) as local:
+        value = json.loads(local.read_text())
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no {what}: it holds a {type(value).__name__}, not an object")
+    return value
 
 
 @contextlib.contextmanager

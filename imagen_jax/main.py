@@ -18,7 +18,7 @@ from typing import Any
 
 from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
 from imagen_jax.cli.command import unindent
-from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, status_of
+from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, printable, status_of
 from imagen_jax.files import cache_directory
 
 
@@ -116,7 +116,7 @@ def _warn_in_one_line(
 ) -> str:
     """Return a warning for the user without a file and a line of code, others as ever."""
     if category is UserWarning:
-        return f"imagen: warning: {message}\n"
+        return f"imagen: warning: {printable(str(message))}\n"
     return _FORMATTED(message, category, *where, **line)
 
 

@@ -71,7 +71,12 @@ def join_hosts(where: str) -> None:
             f"multi-host is {where!r}; it must be 'auto', or ID/COUNT@HOST:PORT with ID from 0 to "
             "COUNT - 1, such as 0/2@10.0.0.1:9911"
         )
-    jax.distributed.initialize(match[3], int(match[2]), int(match[1]))
+    host = match[3].rpartition(":")[0]
+    # Left to itself, the coordinator listens to every network that reaches this machine.
+    here = match[3] if host in ("localhost", "127.0.0.1", "[::1]") else None
+    jax.distributed.initialize(
+        match[3], int(match[2]), int(match[1]), coordinator_bind_address=here
+    )
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ disagree. The sections are frozen dataclasses whose fields say which keys there 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -429,6 +430,16 @@ class Stage:
         return image, scalars, Conditioning(text, image, scalars)
 
 
+def check_stage_name(name: Any) -> None:
+    """Check the name of a stage, which is a part of paths.
+
+    Raises:
+      UserError: it is no plain name.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"a stage is called {name!r}; names are of letters, digits, _ and -")
+
+
 def make_stage(config: ConfigDict, name: str | None) -> Stage:
     """The stage called `name` of a config; None for its only one.
 
@@ -443,6 +454,8 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     if name not in config.stages:
         raise UserError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
     where = f"stages.{name}"
+    for of in config.stages:
+        check_stage_name(of)
     # All of them: a misspelt key is an error now, not when its stage's turn comes.
     sections = {of: build(StageConfig, config.stages[of], f"stages.{of}") for of in config.stages}
     section = sections[name]

@@ -21,6 +21,7 @@ FLOORS = {
         "sharding",
         "config",
         "files",
+        "tensor_files",
         "progress",
         "extras",
         "native",

@@ -61,7 +61,7 @@ def votes_for(data: dict[str, Any], wanted: str, person: str) -> dict[str, Any]:
 
 def test_votes_go_to_the_model_that_was_meant(runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert write_vote(*runs, tmp_path / "vote", seed=3) == 6
-    page = (tmp_path / "vote" / "vote.html").read_text()
+    page = (tmp_path / "vote" / "for-voters" / "vote.html").read_text()
     data = page_data(page)
     assert "model-one" not in page
     assert "model-two" not in page
@@ -98,7 +98,7 @@ def test_votes_of_another_page_or_damaged_ones_are_refused(
 ) -> None:
     write_vote(*runs, tmp_path / "vote")
     key = tmp_path / "vote" / "key.json"
-    data = page_data((tmp_path / "vote" / "vote.html").read_text())
+    data = page_data((tmp_path / "vote" / "for-voters" / "vote.html").read_text())
     path = tmp_path / "votes.json"
 
     def refused(message: str, *files: Path, **changes: Any) -> None:
@@ -112,6 +112,43 @@ def test_votes_of_another_page_or_damaged_ones_are_refused(
     refused("alignment: 'up'", votes={"0": {"alignment": "up"}})
     with pytest.raises(ValueError, match="no votes"):
         tally(key, [])
+
+
+def test_sides_cannot_be_computed(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Neither from the public code, nor from another page of the same runs."""
+    keys = []
+    for name in ("one", "two", "three"):
+        write_vote(*runs, tmp_path / name)
+        keys.append(json.loads((tmp_path / name / "key.json").read_text()))
+        page = (tmp_path / name / "for-voters" / "vote.html").read_text()
+        assert str(keys[-1]["seed"]) not in page
+        assert [p.name for p in (tmp_path / name / "for-voters").iterdir()] == ["vote.html"]
+    assert len({key["seed"] for key in keys}) == 3
+    assert all(key["seed"] >= 2**64 for key in keys)
+    write_vote(*runs, tmp_path / "again", seed=keys[0]["seed"])
+    assert json.loads((tmp_path / "again" / "key.json").read_text()) == keys[0]
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "null", "1", '"votes"', "{}", "[" * 100_000, '{"id": ', "\x00",
+    '{"id": ID, "person": 1, "votes": {}}', '{"id": ID, "person": "a", "votes": []}',
+    '{"id": ID, "person": "a", "votes": {"0": "left"}}', '{"id": ID, "person": ["a"], "votes": {}}',
+    '{"id": ID, "person": "a", "votes": {"0": {"alignment": ["left"]}}}',
+    '{"id": ID, "person": "a", "votes": {"0": {"alignment": null}}}',
+    '{"id": ID, "votes": {}}', '{"id": ID, "person": "a"}', '{"id": [ID]}',
+])  # fmt: skip
+def test_votes_that_are_something_else_are_one_error(
+    runs: tuple[Path, Path], tmp_path: Path, content: str
+) -> None:
+    write_vote(*runs, tmp_path / "vote", seed=1)
+    key = tmp_path / "vote" / "key.json"
+    identity = json.dumps(json.loads(key.read_text())["id"])
+    path = tmp_path / "votes.json"
+    path.write_text(content.replace("ID", identity))
+    with pytest.raises(UserError, match=r"votes\.json"):
+        tally(key, [path])
+    with pytest.raises(UserError, match=r"votes\.json"):
+        tally(path, [path])
 
 
 def test_runs_that_differ_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:

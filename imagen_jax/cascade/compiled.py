@@ -56,7 +56,8 @@ def export_stage(
       Paths of the written files.
 
     Raises:
-      UserError: an unknown platform, or the files are there already.
+      UserError: an unknown platform, the files are there already, or the stage's network calls
+        code that lies outside of a program.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
@@ -70,6 +71,10 @@ def export_stage(
         program = jax.export.export(
             jax.jit(_program(stage, settings)), platforms=tuple(platforms) or None
         )(shapes, inputs)
+    try:
+        run_exported.check_calls(program, stage.name)
+    except ValueError as error:  # of a network of one's own, such as for a decomposition
+        raise UserError(f"stage {error}: it cannot be exported as a program") from error
     weights = flat_weights(cascade.weights(stage))
 
     paths[0].parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ from imagen_jax.stage import SampleConfig, Stage
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
 """Names of the sampling settings."""
 
+MAX_ENLARGEMENT = 4
+"""Sides of images, at most, over what the last stage was trained for. A record of a stranger, or a
+misprint, would else ask for more memory than there is."""
+
 
 def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[Stage]:
     """Return the stages of some names, checked to follow one another."""
@@ -127,6 +131,12 @@ def check_size(stages: Sequence[Stage], size: int | tuple[int, int]) -> tuple[in
     if len(sides) != 2 or not all(whole):
         raise UserError(f"size must be a whole number, or height and width; got {size!r}")
     height, width = (int(side) for side in sides)
+    trained = stages[-1].resolution
+    if max(height, width) > MAX_ENLARGEMENT * trained:
+        raise UserError(
+            f"images of {height} x {width} are too large for a cascade that was trained for "
+            f"{trained} pixels: sides may be {MAX_ENLARGEMENT} times as long"
+        )
     step = size_step(stages)
     if min(height, width) < 1 or height % step or width % step:
         near = [max(step, round(side / step) * step) for side in (height, width)]

@@ -33,9 +33,17 @@ from imagen_jax.checkpoints.reading import (
     stage_directory,
 )
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path, differences, fingerprint, local_path, write_json
+from imagen_jax.files import (
+    atomic_path,
+    differences,
+    fingerprint,
+    local_path,
+    read_json,
+    write_json,
+)
 from imagen_jax.sharding import make_mesh, state_shardings
 from imagen_jax.stage import Stage, make_stage
+from imagen_jax.tensor_files import parse_safetensors
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 """The small cascade that comes with the package."""
@@ -215,8 +223,19 @@ def abstract_params(stage: Stage) -> Any:
 
 
 def _open_exported(directory: Path) -> Pretrained:
-    record = json.loads((directory / EXPORTED).read_text())
-    config = ConfigDict(record["config"])
+    record = read_json(directory / EXPORTED, "description of a cascade")
+    try:
+        config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
+        stages = tuple(make_stage(config, name) for name in config.cascade)
+        _ = encoder["name"], encoder["fingerprint"]
+        if not stages or not isinstance(source, dict):
+            raise TypeError("no stages, or no source")
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{directory / EXPORTED} describes no cascade: {type(error).__name__}: {error}"
+        ) from error
     digests: dict[str, str] = {}
 
     def content(stage: Stage) -> bytes:
@@ -230,27 +249,33 @@ def _open_exported(directory: Path) -> Pretrained:
         return found
 
     def read(stage: Stage, shapes: Any) -> Any:
-        flat = safetensors.numpy.load(content(stage))
-        params = flax.traverse_util.unflatten_dict(flat, sep="/")
-        wanted, found = (jax.tree.map(lambda x: x.shape, tree) for tree in (shapes, params))
-        if lines := differences(found, wanted):
+        flat = parse_safetensors(content(stage), directory / f"{stage.name}.safetensors")
+        of_network = flax.traverse_util.flatten_dict(shapes, sep="/")
+        wanted = {name: of.shape for name, of in of_network.items()}
+        if lines := differences({name: value.shape for name, value in flat.items()}, wanted):
             raise UserError(
                 f"the weights of stage {stage.name!r} in {directory} do not fit its network (there "
                 f"!= wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
             )
-        return jax.tree.map(
-            lambda leaf, shape: jax.device_put(leaf.astype(np.float32), shape.sharding),
-            params,
-            shapes,
-        )
+        for name, value in flat.items():
+            if value.dtype not in EXPORT_DTYPES:
+                raise UserError(
+                    f"{stage.name}.safetensors in {directory}: {name} is {value.dtype}, not "
+                    + " or ".join(EXPORT_DTYPES)
+                )
+        placed = {
+            name: jax.device_put(value.astype(np.float32), of_network[name].sharding)
+            for name, value in flat.items()
+        }
+        return flax.traverse_util.unflatten_dict(placed, sep="/")
 
     def digest(stage: Stage) -> str:
         return digests.get(stage.name) or hashlib.sha256(content(stage)).hexdigest()
 
     return Pretrained(
-        stages=tuple(make_stage(config, name) for name in config.cascade),
-        encoder=record["encoder"],
-        source=record["source"],
+        stages=stages,
+        encoder=encoder,
+        source=source,
         config=record["config"],
         read=read,
         digest=digest,

@@ -85,7 +85,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         required=True,
-        help="file with get_config(), or the name of one in configs/",
+        help="name of a config in configs/, or a file with get_config(). It is run as a program: "
+        "give no file of someone whose programs you would not run",
     )
     parser.add_argument(
         "--stage",

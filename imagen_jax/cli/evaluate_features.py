@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from imagen_jax.cli.command import Commands, add_seed, command, positive
+from imagen_jax.cli.command import Commands, command, positive
 
 if TYPE_CHECKING:
     from imagen_jax.eval.feature_sets import FeatureSet
@@ -129,16 +129,21 @@ def _add_vote(actions: Commands) -> None:
         "a page on which people vote between two cascades without knowing which is which",
         """
         Puts the images of two cascades for the same prompts side by side, in random order and on
-        random sides. Give vote.html to people, keep key.json from them; what they download goes to
-        `imagen evaluate votes`.""",
+        random sides. Give for-voters/vote.html to people, keep key.json from them; what they
+        download goes to `imagen evaluate votes`.""",
         """
         imagen evaluate vote runs/a/prompts runs/b/prompts --output runs/a-or-b
-        imagen evaluate vote runs/a/prompts runs/b/prompts --seed 1 --output runs/a-or-b-again
+        imagen evaluate vote runs/a/prompts runs/b/prompts --output runs/another-order
         imagen evaluate vote runs/sweep/guidance=1 runs/sweep/guidance=4 --output runs/guidance""",
     )
     parser.add_argument("a", metavar="A", help="what `imagen evaluate prompts` wrote of one")
     parser.add_argument("b", metavar="B", help="and of the other")
-    add_seed(parser, "of sides and order")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of sides and order: whoever knows it knows which is which (default: a random one, "
+        "kept in the key)",
+    )
     parser.add_argument("--output", metavar="DIR", required=True, help="where page and key go")
     parser.set_defaults(run=_vote)
 

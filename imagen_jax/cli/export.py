@@ -20,8 +20,9 @@ def add_command(commands: Commands) -> None:
         <stage>.safetensors, and the config and the record of the text encoder as cascade.json.
         Optimiser state and history stay behind. Whatever takes --workdir also takes such a
         directory. With --format compiled, writes the sampler of every stage as a program
-        (StableHLO, by jax.export) for any batch size, its weights, and a script of 20 lines that
-        runs it with jax, numpy and safetensors alone.""",
+        (StableHLO, by jax.export) for any batch size, its weights, and a script of a few lines that
+        runs it with jax, numpy and safetensors alone. Such a program becomes machine code: run only
+        those of people whose programs you would run. Weights are data.""",
         """
         imagen export --workdir runs/quickstart --output my_cascade
         imagen export --workdir /mnt/runs/animals --output /mnt/share/animals --dtype float32

@@ -43,15 +43,17 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, in one line that a terminal only shows.
-
-    Control characters, which would command the terminal, and what is no text are escaped: messages
-    hold names of files and captions that somebody else wrote.
+    """Return what an error says, in one line that a terminal only shows: messages hold names of
+    files and captions that somebody else wrote.
     """
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    line = " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(line: str) -> str:
+    """Return a line with what would command a terminal, or is no text, escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

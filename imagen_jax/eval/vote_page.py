@@ -8,6 +8,7 @@ know which model is which: sides and order are drawn at random, and the key stay
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
 from imagen_jax.files import fingerprint, write_json
 
-PAGE, KEY = "vote.html", "key.json"
+PAGE, KEY = "for-voters/vote.html", "key.json"
+"""The page lies in a folder of its own, which can be given away as it is."""
 SHOWN_SIDE = 512
 
 
-def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) -> int:
-    """Writes vote.html, to be given to people, and key.json, to be kept from them.
+def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | None = None) -> int:
+    """Write for-voters/vote.html, to be given to people, and key.json, to be kept from them.
 
     Args:
       a, b: directories that `imagen evaluate prompts` wrote, of the same prompts.
       output: directory.
-      seed: seed of sides and order.
+      seed: seed of sides and order, kept in key.json; who knows it knows the sides. None draws one
+        that nobody can guess.
 
     Returns:
       The number of pairs.
@@ -50,6 +53,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
         )
     if records[0]["job"] == records[1]["job"]:
         raise UserError(f"{a} and {b} hold the same images")
+    seed = secrets.randbits(128) if seed is None else seed
     rng = np.random.default_rng(seed)
     order, flipped = rng.permutation(count), rng.random(count) < 0.5
     pairs, key = [], {}
@@ -63,10 +67,10 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int = 0) 
         key[str(number)] = {"left": "b" if flipped[number] else "a", "prompt": text,
                             "category": category}  # fmt: skip
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    (output / PAGE).parent.mkdir(parents=True, exist_ok=True)
     identity = fingerprint([key, [record["job"] for record in records]])[:16]
     named = {"a": str(a), "b": str(b)}
-    write_json(output / KEY, {"id": identity, "models": named, "pairs": key})
+    write_json(output / KEY, {"id": identity, "models": named, "pairs": key, "seed": seed})
     data = json.dumps({"id": identity, "questions": QUESTIONS, "pairs": pairs})
     body = [_BODY, f'<script type="application/json" id="data">{_inert(data)}</script>',
             f"<script>{_SCRIPT}</script>"]  # fmt: skip

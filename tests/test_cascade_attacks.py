@@ -1,0 +1,227 @@
+"""Cascades, records and programs of strangers: each attempt is one clear error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+from PIL import Image
+
+from imagen_jax.cascade import Cascade, read_record, repeat, run_exported
+from imagen_jax.cascade.files import save_image
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
+from imagen_jax.sharding import join_hosts
+from imagen_jax.tensor_files import parse_safetensors, read_safetensors
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("attacks")
+    return tiny.write_cascade(parent / "cascade", tiny.encoder())
+
+
+@pytest.fixture
+def directory(shipped: Path, tmp_path: Path) -> Path:
+    """An exported cascade, to be changed."""
+    export_cascade(shipped, tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+def change(directory: Path, do: Callable[[dict[str, Any]], Any]) -> None:
+    record = json.loads((directory / "cascade.json").read_text())
+    do(record)
+    (directory / "cascade.json").write_text(json.dumps(record))
+
+
+def rename(record: dict[str, Any], name: str) -> None:
+    config = record["config"]
+    config["stages"][name] = config["stages"].pop("base")
+    config["cascade"] = [name, "sr"]
+
+
+@pytest.mark.parametrize(
+    "name", ["/elsewhere/owned", "a/b", "a\\b", "", " ", "a b", "\x1b[2J", "é"]
+)
+def test_names_of_stages_are_no_paths(directory: Path, name: str, tmp_path: Path) -> None:
+    absolute = str(tmp_path / "owned") if name.startswith("/") else name
+    victim = tmp_path / "owned.safetensors"
+    shutil.copy(directory / "base.safetensors", victim)
+    before = victim.read_bytes()
+    change(directory, lambda record: rename(record, absolute))
+    with pytest.raises(UserError, match="names are of letters, digits, _ and -"):
+        export_cascade(directory, tmp_path / "output")
+    assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [
+    b"[]", b"{}", b"null", b"{" * 100_000, b"[" * 1_000_000, b'{"config": 1}', b"\xff\xfe", b"",
+    b'{"config": {"cascade": ["base"], "stages": {}}, "encoder": {}, "source": {}}',
+    b'{"config": {"cascade": 3, "stages": []}, "encoder": {"name": 1, "fingerprint": 2},'
+    b' "source": {}}',
+    b'{"config": {"a.b": 1}, "encoder": {}, "source": {}}',
+])  # fmt: skip
+def test_descriptions_of_cascades_that_are_something_else(directory: Path, content: bytes) -> None:
+    (directory / "cascade.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"cascade\.json|stage"):
+        open_cascade(directory)
+
+
+def test_damaged_weights(directory: Path) -> None:
+    path = directory / "base.safetensors"
+    content = path.read_bytes()
+    shapes: dict[str, Any] = {}
+    cases = {
+        "cut": content[:-100], "of no length": b"", "zeros": bytes(64),
+        "a long header": (2**63).to_bytes(8, "little") + b"{}",
+        "a deep header": (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "others": safetensors.numpy.save({"a": np.zeros(1, np.float32)}),
+        "a name within another": safetensors.numpy.save(
+            {"a": np.zeros(1, np.float32), "a/b": np.zeros(1, np.float32)}),
+        "whole numbers": safetensors.numpy.save(
+            {name: value.astype(np.int8) for name, value in
+             safetensors.numpy.load(content).items()}),
+    }  # fmt: skip
+    for name, damaged in cases.items():
+        path.write_bytes(damaged)
+        cascade = open_cascade(directory)
+        with pytest.raises(UserError, match="base") as error:
+            cascade.weights(cascade.stages[0])
+        shapes[name] = str(error.value)
+    assert "Git LFS" in shapes["a pointer"]
+    assert "int8" in shapes["whole numbers"]
+
+
+def test_every_reader_of_safetensors_tells_damage(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.safetensors"
+    for content in (b"", bytes(100), b"version https://git-lfs.github.com/spec/v1\n"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"damaged\.safetensors"):
+            read_safetensors(path)
+        with pytest.raises(UserError, match="it is"):
+            parse_safetensors(content, "it")
+    header = b'{"a":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(UserError, match="e8m0"):
+        read_safetensors(path)
+
+
+def test_json_of_strangers(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    for content in ("[" * 1_000_000, "[]", "", "{", "NaN", '"x"'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"file\.json"):
+            read_json(path, "description")
+
+
+# records
+
+
+@pytest.fixture(scope="module")
+def cascade(shipped: Path) -> Cascade:
+    return Cascade.load(shipped)
+
+
+@pytest.mark.parametrize("size", [[25600, 25600], [2**31, 2**31], [-8, 8], ["8", "8"], [], 8, None])
+def test_records_that_ask_for_a_hundred_gigabytes(cascade: Cascade, size: Any) -> None:
+    record = json.loads(json.dumps(cascade.request("red").record(0)))
+    assert repeat(cascade, record).stages[-1].size == (tiny.SR, tiny.SR)
+    for stage in record["stages"].values():
+        stage["size"] = size
+    with pytest.raises(UserError):
+        repeat(cascade, record)
+
+
+def test_records_nested_deep_and_with_escapes(
+    cascade: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from imagen_jax.main import main
+
+    image = np.zeros((8, 8, 3), np.uint8)
+    record = json.loads(json.dumps(cascade.request("red").record(0)))
+    record["stages"] = {"\x1b]0;pwn\x07\x1b[2J": next(iter(record["stages"].values()))}
+    path = save_image(image, record, tmp_path / "escapes.png")
+    with pytest.raises(UserError):
+        repeat(cascade, read_record(path))
+    assert main(["sample", "--from", str(path), "--output", str(tmp_path / "out")]) == 64
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("imagen", "[" * 100_000)
+    Image.fromarray(image).save(tmp_path / "deep.png", pnginfo=info)
+    with pytest.raises(UserError, match="does not say how it was made"):
+        read_record(tmp_path / "deep.png")
+
+
+# programs
+
+
+def test_programs_that_call_other_code_are_not_run(tmp_path: Path) -> None:
+    def call(x: Any) -> Any:
+        result = jax.ShapeDtypeStruct((4,), jnp.float32)
+        return jax.ffi.ffi_call("anything", result)(x)
+
+    disabled = [jax.export.DisabledSafetyCheck.custom_call("anything")]
+    program = jax.export.export(jax.jit(call), disabled_checks=disabled)(jnp.zeros(4))
+    (tmp_path / "base.jax").write_bytes(program.serialize())
+    safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, tmp_path / "base.safetensors")
+    record = {"program": "base.jax", "weights": "base.safetensors"}
+    (tmp_path / "base.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"base\.jax calls code outside of it .*@anything"):
+        run_exported.load(str(tmp_path), "base")
+    plain = jax.export.export(jax.jit(lambda weights, x: x["a"] + weights["a"]))
+    shapes = {"a": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    (tmp_path / "base.jax").write_bytes(plain(shapes, shapes).serialize())
+    # Paths of another folder are those beside the metadata.
+    record = {"program": "/dev/null/../base.jax", "weights": "../../elsewhere/base.safetensors"}
+    (tmp_path / "base.json").write_text(json.dumps(record))
+    _, run = run_exported.load(str(tmp_path), "base")
+    np.testing.assert_array_equal(run({"a": np.ones(1, np.float32)}), [1])
+
+
+# coordinators
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 in /proc/net."""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_coordinators_on_this_machine_listen_to_it_alone(host: str) -> None:
+    assert join_hosts  # what runs below
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = f"""
+from imagen_jax.sharding import join_hosts
+join_hosts("0/1@{host}:{port}")
+for table in ("tcp", "tcp6"):
+    for line in open(f"/proc/net/{{table}}").readlines()[1:]:
+        address, _, state = line.split()[1:4]
+        if state == "0A" and address.endswith(":{port:04X}"):
+            print(address)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    listening = {address.rpartition(":")[0] for address in done.stdout.split()}
+    assert listening, "nothing listens"
+    assert listening <= LOOPBACK
