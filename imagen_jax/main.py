@@ -103,6 +103,7 @@ def _set_environment(debug: bool) -> None:
     if not debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # only reads data, and is quiet so
+        sys.unraisablehook = _unraisable
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory("compiled")))
     # Also the many that compile within a second, which is the default bound.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -118,6 +119,13 @@ def _warn_in_one_line(
     if category is UserWarning:
         return f"imagen: warning: {printable(str(message))}\n"
     return _FORMATTED(message, category, *where, **line)
+
+
+def _unraisable(found: Any) -> None:
+    """Show an exception that nobody can catch, but not those of TensorStore's threads after a
+    checkpoint that could not be written: its error says all."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _collect_garbage_rarely() -> None:

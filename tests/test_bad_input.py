@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return "\n".join(error.splitlines()[start:])
 
 
-def train(data: Path, workdir: Path, *changes: str, stage: str = "base") -> list[str]:
+def train(data: Path, workdir: str | Path, *changes: str, stage: str = "base") -> list[str]:
     argv = ["train", "--config", TINY, "--stage", stage, "--data", str(data)]
     argv += ["--workdir", str(workdir)]
     for change in (*tiny.ONE_LEVEL, *changes):
@@ -142,3 +145,31 @@ def test_a_image_size_that_the_data_cannot_give(
     message = error_of(argv, capsys)
     assert "3" in message
     assert not (tmp_path / "workdir").exists()
+
+
+def test_a_work_directory_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = tmp_path / "workdir"
+    shutil.copytree(tiny.workdir(), workdir)
+    for given, message in (
+        (workdir / "base", f"the folder of one stage; give the work directory, {workdir}"),
+        ("gs://bucket/run", "gs://bucket/run is an address"),
+    ):
+        assert message in error_of(train(tiny.embeddings(), given), capsys)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """No file can grow beyond what the smallest ones of a checkpoint need."""
+
+    argv = train(tiny.embeddings(), tmp_path, "stages.base.network.channels=32",
+                 "stages.base.train.sample_every=0")  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 30; exec "$0" -m imagen_jax.main "$@"', sys.executable, *argv],
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        f"imagen: error: cannot write a checkpoint to {tmp_path / 'base' / 'checkpoints'}: "
+    )
+    assert done.stderr.count("imagen: error") == 1

@@ -11,6 +11,7 @@ A checkpoint is written in the background, under a temporary name until it is co
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,14 @@ from imagen_jax.checkpoints.reading import (
 from imagen_jax.errors import MachineError
 
 DAMAGED = "damaged_checkpoints"
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Leave out failures, which Orbax logs with hundreds of lines of tracebacks and also raises."""
+    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+logging.getLogger("absl").addFilter(_is_not_raised_too)
 
 
 class Saved(NamedTuple):

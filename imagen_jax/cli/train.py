@@ -22,6 +22,7 @@ from imagen_jax.cli.corpus import (
 )
 from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
+from imagen_jax.files import local_path
 
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from imagen_jax.extras import require
 
     require("train", "imagen train")
+    args.workdir = str(local_path(args.workdir))
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
     data = _embedded(args, config)
     if args.multi_host is not None:
@@ -144,10 +146,9 @@ def run(args: argparse.Namespace) -> int:
 def _what_is_kept(workdir: str, stage: str | None, config: ConfigDict) -> str:
     """Message after Ctrl-C."""
     from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
-    from imagen_jax.files import local_path
 
     name = stage or next(iter(config.stages))
-    steps = checkpoint_steps(stage_directory(local_path(workdir), name))
+    steps = checkpoint_steps(stage_directory(workdir, name))
     if not steps:
         return " before the first checkpoint: nothing is kept"
     return f"; the same command resumes from the checkpoint of step {steps[-1]}"

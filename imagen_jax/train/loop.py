@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.checkpoints.claim import open_origin
-from imagen_jax.checkpoints.reading import checkpoint_steps, stage_directory
+from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
@@ -107,6 +107,10 @@ def _train(
     fall_back: bool,
     mesh_axes: Mapping[str, int] | None,
 ) -> History:
+    if (workdir / RECORD).is_file():
+        raise UserError(
+            f"{workdir} is the folder of one stage; give the work directory, {workdir.parent}"
+        )
     settings = stage.train
     directory = stage_directory(workdir, stage.name)
     first_host = jax.process_index() == 0

@@ -1,0 +1,93 @@
+"""Cascades on disk: trained in part, exported, still in training, or none at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from imagen_jax.cascade import Cascade
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.checkpoints.claim import open_origin
+from imagen_jax.errors import UserError
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny.workdir(), tmp_path / "workdir"))
+
+
+def test_a_base_stage_alone_is_sampled_and_exported(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(workdir / "sr" / "checkpoints")
+    cascade = Cascade.load(workdir)
+    assert f"{workdir}: not trained yet: sr; there is base" in capsys.readouterr().err
+    assert cascade.size == tiny.BASE
+    export_cascade(workdir, tmp_path / "exported", dtype="float32")
+    made = [
+        each.sample("a red image", seed=1, show_progress=False).images
+        for each in (cascade, Cascade.load(tmp_path / "exported"))
+    ]
+    assert made[0].shape == (1, tiny.BASE, tiny.BASE, 3)
+    np.testing.assert_array_equal(*made)
+
+
+def test_a_training_that_goes_on_changes_no_opened_cascade(workdir: Path) -> None:
+    cascade = open_cascade(workdir)
+    base = cascade.stages[0]
+    before, fingerprint = cascade.weights(base), cascade.fingerprint(base)
+    checkpoints = workdir / "base" / "checkpoints"
+    shutil.copytree(workdir / "sr" / "checkpoints" / "2", checkpoints / "3")
+    tiny.assert_identical(cascade.weights(base), before)
+    assert cascade.fingerprint(base) == fingerprint
+    assert open_cascade(workdir).fingerprint(base) != fingerprint
+    shutil.rmtree(checkpoints / "2")
+    assert cascade.fingerprint(base) == fingerprint
+    with pytest.raises(UserError, match=rf"{checkpoints}/2 was removed since it was looked up"):
+        cascade.weights(base)
+
+
+def test_an_exported_file_that_changes_is_not_mixed_up(workdir: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    export_cascade(workdir, exported)
+    cascade = open_cascade(exported)
+    base = cascade.stages[0]
+    cascade.weights(base)
+    fingerprint = cascade.fingerprint(base)
+    shutil.copy(exported / "sr.safetensors", exported / "base.safetensors")
+    assert cascade.fingerprint(base) == fingerprint
+    with pytest.raises(UserError, match=r"base\.safetensors has changed since it was read first"):
+        cascade.weights(base)
+
+
+def test_exports_replace_nothing(workdir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a work directory, with the stages base, sr; export"):
+        export_cascade(workdir, workdir)
+    assert not (workdir / "cascade.json").exists()
+    export_cascade(workdir, tmp_path / "exported")
+    with pytest.raises(UserError, match=r"has cascade\.json, base\.safetensors, sr.* already"):
+        export_cascade(workdir, tmp_path / "exported")
+    shutil.copy(tmp_path / "exported" / "cascade.json", workdir)
+    with pytest.raises(
+        UserError, match=r"holds both an exported cascade .* and stages in training"
+    ):
+        open_cascade(workdir)
+
+
+def test_what_is_no_cascade(workdir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"the folder of one stage; give the work .* {workdir}"):
+        open_cascade(workdir / "base")
+    with pytest.raises(UserError, match=r"gs://bucket/run is an address.* mount the gs storage"):
+        open_cascade("gs://bucket/run")
+    with pytest.raises(UserError, match="no stage 'base64' to start from in demo; it has base"):
+        open_origin("demo", "base64")
+    assert open_origin("demo", "base").stages[0].name == "base"
+
+
+def test_a_home_directory_is_expanded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    assert len(open_cascade("~/workdir").stages) == 2
