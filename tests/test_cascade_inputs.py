@@ -58,7 +58,7 @@ def test_any_prompt_is_encoded_or_refused(cascade: Cascade) -> None:
     accepted, refused = [], {}
     for prompt in fuzzed_prompts(1000):
         try:
-            checked = cascade.check([prompt])
+            checked = cascade.request([prompt]).prompts
         except ValueError as error:
             refused[prompt] = str(error)
         else:

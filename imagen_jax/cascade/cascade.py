@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.folder import CHUNK
-from imagen_jax.cascade.prompts import Prompt, check_prompts, check_words, encode, no_text
+from imagen_jax.cascade.prompts import Prompt, check_words, encode, no_text
 from imagen_jax.cascade.request import PerStage, Request, lists_choices, make_request
 from imagen_jax.cascade.run import Finished, Step, run_stage
 from imagen_jax.cascade.samples import Samples
@@ -161,16 +161,6 @@ class Cascade:
           UserError: an unknown field or stage, or a value of another type or out of range.
         """
         return stage_settings(self.stages, **overrides)
-
-    def check(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-        """Return the prompts, stripped, as `sample` would take them; encodes nothing.
-
-        Raises:
-          UserError: none were given, or one is empty, too long or no text.
-        """
-        checked = check_prompts(prompts)
-        check_words(self.encoder, checked, self.stages[0].text.max_length)
-        return checked
 
     def encode(self, prompts: Sequence[Prompt]) -> TextEmbedding:
         """Return token states of prompts, as `sample` takes them for its text; see prompts.encode.

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, Request
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
@@ -93,7 +93,8 @@ class ImageStore:
           UserError: the directory holds images of another job; a prompt is too long.
           Unfinished: parts of other processes are not there yet.
         """
-        self._claim(cascade, **overrides)
+        request = cascade.request(self.prompts, seed=self.seeds, **overrides)
+        self._claim(request)
         process, processes = self._process
         chunks = [
             range(i, min(i + CHUNK, end))
@@ -106,12 +107,8 @@ class ImageStore:
             total=sum(map(len, chunks)), initial=done, desc="images", disable=not missing
         ) as bar:
             for chunk in missing:
-                samples = cascade.sample(
-                    [self.prompts[i] for i in chunk],
-                    seed=[self.seeds[i] for i in chunk],
-                    show_progress=False,
-                    **overrides,
-                )
+                part = request.rows(chunk.start, chunk.stop)
+                samples = cascade.run(part, show_progress=False)
                 for i, image in zip(chunk, samples.images, strict=True):
                     self.path(i).parent.mkdir(parents=True, exist_ok=True)
                     with atomic_path(self.path(i)) as temporary:
@@ -150,14 +147,12 @@ class ImageStore:
     def _job(self) -> dict[str, Any]:
         return json.loads((self.directory / "job.json").read_text())
 
-    def _claim(self, cascade: Cascade, **overrides: Any) -> None:
-        cascade.check(self.prompts)  # before the first is sampled
+    def _claim(self, request: Request) -> None:
+        stages = request.stages
         job = {
-            "cascade": cascade.fingerprints,
-            "pixels": {stage.name: stage.resolution for stage in cascade.stages},
-            "settings": {
-                name: dataclasses.asdict(s) for name, s in cascade.settings(**overrides).items()
-            },
+            "cascade": {asked.name: asked.fingerprint for asked in stages},
+            "pixels": {asked.name: asked.size[0] for asked in stages},
+            "settings": {asked.name: dataclasses.asdict(asked.settings) for asked in stages},
             "prompts": fingerprint(self.prompts),
             "seeds": fingerprint([int(seed) for seed in self.seeds]),
             "count": len(self),
