@@ -1,10 +1,12 @@
-"""Published rates of accelerator chips."""
+"""Chips: their published rates, and which of them a program is compiled for."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+
+from imagen_jax.sharding import MESH_AXES
 
 GIB = 2**30
 
@@ -65,3 +67,24 @@ def local_chip() -> Chip | None:
     """Rates of this machine's accelerator; None where they are not known, as of a CPU."""
     kind = jax.devices()[0].device_kind
     return next((chip for name, chip in KINDS.items() if kind.startswith(name)), None)
+
+
+def platform() -> str:
+    """Return what is compiled for: the platform of the mesh in `on_mesh`, else this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def one_device() -> bool:
+    """Return whether the mesh within `on_mesh` has no more than one device."""
+    return jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
+
+
+def no_platform() -> jax.sharding.AbstractMesh:
+    """Return a mesh of one device of no kind.
+
+    A function that is traced for it is what was written, without what is computed otherwise for the
+    sake of a platform.
+    """
+    device = jax.sharding.AbstractDevice("none", None, "none")
+    return jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)

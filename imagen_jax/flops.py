@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
+from imagen_jax.chips import no_platform
 from imagen_jax.errors import UserError
-from imagen_jax.sharding import no_platform
 
 
 @functools.cache

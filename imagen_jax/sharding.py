@@ -178,24 +178,6 @@ def constrain(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def platform() -> str:
-    """Platform that is compiled for: that of the mesh within `on_mesh`, else this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
-def one_device() -> bool:
-    """True unless the mesh within `on_mesh` has more than one device."""
-    return jax.sharding.get_abstract_mesh().size <= 1  # 0 without a mesh
-
-
-def no_platform() -> jax.sharding.AbstractMesh:
-    """A mesh of one device of no kind: what is traced for it is what was written, without what is
-    computed otherwise for the sake of a platform."""
-    device = jax.sharding.AbstractDevice("none", None, "none")
-    return jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
-
-
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The function, to be jitted, with the activations in it laid out on the mesh."""
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import sharding
+from imagen_jax import chips, sharding
 from imagen_jax.checkpoints.deepfloyd_names import network_fields, our_name
 from imagen_jax.errors import UserError
 from imagen_jax.models.deepfloyd_unet import DeepFloydUNet, timestep
@@ -105,7 +105,7 @@ def test_outputs_and_gradients_equal_diffusers(stage: str, where: str, bound: fl
     low_res = jnp.asarray(given["low_res"]) if stage == "II" else None
     argnums = (0, 1, 2, 3) if stage == "II" else (0, 1, 2)
     differentiated = jax.value_and_grad(product, argnums, has_aux=True)
-    plain = jax.sharding.use_abstract_mesh(sharding.no_platform())
+    plain = jax.sharding.use_abstract_mesh(chips.no_platform())
     with plain if where == "plain" else contextlib.nullcontext():
         (_, output), (of_params, of_x, of_text, *of_low_res) = jax.jit(differentiated)(
             params, given["x"], given["text"], low_res

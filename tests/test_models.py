@@ -17,7 +17,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from imagen_jax import sharding
+from imagen_jax import chips
 from imagen_jax.config import to_plain
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
@@ -128,7 +128,7 @@ def sums_in_one_fusion(blocks: int) -> int:
 
 def test_gradients_along_residual_blocks_are_summed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sums_in_one_fusion(3) == sums_in_one_fusion(2)
-    monkeypatch.setattr(sharding, "one_device", lambda: False)
+    monkeypatch.setattr(chips, "one_device", lambda: False)
     assert sums_in_one_fusion(3) > sums_in_one_fusion(2), "XLA does it, and the sum can go back"
 
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagen_jax import sharding
+from imagen_jax import chips, sharding
 from imagen_jax.checkpoints.cascades import abstract_params
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
@@ -86,7 +86,7 @@ def test_flops_of_a_whole_stage_agree_with_xla() -> None:
     stage = tiny.stage("base")
     params = abstract_params(stage)
     inputs = jax.eval_shape(lambda: stage.dummy_inputs(2))
-    with jax.sharding.use_abstract_mesh(sharding.no_platform()):
+    with jax.sharding.use_abstract_mesh(chips.no_platform()):
         compiled = jax.jit(stage.apply).lower(params, *inputs).compile()
     ours = cost.program_cost(hlo.parse(compiled.as_text())).flops
     analysis = compiled.cost_analysis()

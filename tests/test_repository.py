@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -198,3 +199,15 @@ def test_docstrings_name_their_subject() -> None:
         for match in pattern.finditer(text)
     ]
     assert not found, "begin with what it is or does:\n" + "\n".join(found)
+
+
+def test_the_docstring_of_a_folder_is_its_map() -> None:
+    missing = []
+    for init in sorted((ROOT / "imagen_jax").rglob("*/__init__.py")):
+        said = ast.get_docstring(ast.parse(init.read_text())) or ""
+        for path in sorted(init.parent.iterdir()):
+            is_module = path.suffix == ".py" and path != init
+            is_folder = (path / "__init__.py").is_file()
+            if (is_module or is_folder) and not re.search(rf"\b{path.stem}\b", said):
+                missing.append(str(path.relative_to(ROOT)))
+    assert not missing, "to be named in the docstring of their folder:\n" + "\n".join(missing)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import sharding
+from imagen_jax import chips
 from imagen_jax.flops import flops_of
 from imagen_jax.models.layers import Conv
 from imagen_jax.native import compiling, winograd
@@ -132,7 +132,7 @@ def test_layer_uses_it() -> None:
     apply = lambda x: layer.apply(params, x)  # noqa: E731
     assert "conv_general_dilated" not in str(jax.make_jaxpr(apply)(x))
     np.testing.assert_allclose(apply(x), direct(x, kernel), atol=1e-5)
-    with jax.sharding.use_abstract_mesh(sharding.no_platform()):
+    with jax.sharding.use_abstract_mesh(chips.no_platform()):
         assert "conv_general_dilated" in str(jax.make_jaxpr(apply)(x))
     pairs = (3 * 16 - 2) ** 2  # of an output and a tap that meet no padding
     assert flops_of(apply, x) == 2 * 4 * 32 * 32 * pairs

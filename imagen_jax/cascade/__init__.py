@@ -15,7 +15,7 @@ The way of a request, which is also the order of the imports:
     samples.py   Samples: what comes back
     cascade.py   Cascade: request, run, stream; sample is the first two
     sweep.py     the same under other settings
-    compiled.py  a stage as a program that runs without this package
+    compiled.py  a stage as a program that runs without this package, by run_exported.py
 """
 
 from imagen_jax.cascade.cascade import Cascade

@@ -24,22 +24,6 @@ def stage_directory(workdir: str | Path, stage: str) -> Path:
     return Path(workdir) / stage
 
 
-def read_record(workdir: str | Path, stage: str) -> dict[str, Any]:
-    """Return <workdir>/<stage>/stage.json.
-
-    Raises:
-      UserError: there is no such stage; the message names the stages that there are.
-    """
-    path = stage_directory(workdir, stage) / RECORD
-    if not path.is_file():
-        found = sorted(p.parent.name for p in Path(workdir).glob(f"*/{RECORD}"))
-        raise UserError(
-            f"no stage {stage!r} under {workdir}: {path} is missing; stages found: "
-            f"{', '.join(found) or 'none'}"
-        )
-    return json.loads(path.read_text())
-
-
 def checkpoint_steps(directory: str | Path) -> list[int]:
     """Return the steps of a stage's complete checkpoints, ascending.
 

@@ -43,7 +43,7 @@ Guidance (guidance.py)
   (5) is affine in the prediction and the weights add up to 1: guiding eps, v or x0 is the same.
     (15) D <- clip(D, -s, s) / s,  s = max(1, percentile of |D|).
 
-Sampling (transitions.py, samplers.py)
+Sampling (transitions.py, samplers.py, grids.py, respacing.py)
   Towards noise, from s to t, with the ratio of the alphas a = alpha_t / alpha_s:
     (16) x_t = a x_s + sigma_t sqrt(1 - exp(t - s)) noise       (t and s stand for their lam),
   because sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - SNR_t / SNR_s).

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imagen_jax import sharding
+from imagen_jax import chips
 from imagen_jax.errors import UserError
 from imagen_jax.models import layers
 from imagen_jax.models.base import cached
@@ -38,7 +38,7 @@ def attend(
 ) -> Float[Array, "b l n k"]:
     """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen, of
     each example at least one."""
-    if sharding.platform() == "cpu" and native_attention.applies(q, k, v):
+    if chips.platform() == "cpu" and native_attention.applies(q, k, v):
         return native_attention.attend(q, k, v, visible)
     mask = None if visible is None else visible[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)

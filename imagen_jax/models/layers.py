@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from imagen_jax import sharding
+from imagen_jax import chips
 from imagen_jax.errors import UserError
 from imagen_jax.native import winograd
 from imagen_jax.sharding import constrain
@@ -53,7 +53,7 @@ def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], *args: Any, **options: Any
 ) -> jax.Array:
     """jax.lax.conv_general_dilated, or what is faster on CPUs."""
-    if sharding.platform() == "cpu" and all(stride == 1 for stride in strides):
+    if chips.platform() == "cpu" and all(stride == 1 for stride in strides):
         if kernel.shape[:2] == (1, 1):
             return jnp.matmul(x, kernel[0, 0])
         if winograd.applies(x, kernel):
@@ -199,7 +199,7 @@ def residual_sum(x: Float[Array, "*b c"], y: Float[Array, "*b c"]) -> Float[Arra
     fusion that uses it; barriers do not stop that. On one CPU device the gradient goes through a
     `lax.cond` whose predicate is always true but opaque to XLA, which does.
     """
-    kept = sharding.platform() == "cpu" and sharding.one_device()
+    kept = chips.platform() == "cpu" and chips.one_device()
     return constrain(_kept_sum(x, y) if kept else x + y)
 
 

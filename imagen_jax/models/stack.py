@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imagen_jax import sharding
+from imagen_jax import chips
 from imagen_jax.models import layers
 from imagen_jax.models.base import TEXT_CACHE
 from imagen_jax.sharding import constrain
@@ -96,7 +96,7 @@ def repeat(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=len(names),
-        unroll=len(names) if sharding.platform() == "cpu" else 1,
+        unroll=len(names) if chips.platform() == "cpu" else 1,
         metadata_params={nn.PARTITION_NAME: "stack"},
     )
     stacked = None if skips is None else jax.vmap(constrain)(jnp.stack(skips))

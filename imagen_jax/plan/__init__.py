@@ -1,1 +1,11 @@
-"""Memory and time of a stage on given machines, read from the compiled program."""
+"""Memory and time of a stage on given machines, read from the compiled program.
+
+jobs.py         what the command line asks for -> the program that is compiled
+topology.py     devices that this machine does not have: TPU slices, and gpus.py: hosts of GPUs
+programs.py     the train step and the sampler of a stage, compiled as they are run
+hlo.py          the text of a compiled program: computations, instructions, shapes
+cost.py         what one run of it costs a device; products.py: its FLOPs; collectives.py: its
+                traffic
+report.py       the plan: needs, the least time, and whether it fits; chart.py: as an image
+search.py       meshes, rematerialisation and accumulation, tried and ranked
+"""

@@ -1,1 +1,8 @@
-"""Frozen text encoders: captions -> token states."""
+"""Frozen text encoders: captions -> token states.
+
+encoder.py        TextEncoder, and the encoders by name
+tokenizer.py      captions -> token ids; too long a caption is an error
+minilm.py         MiniLM, a small BERT
+t5.py             the encoder of T5 and its relatives
+t5_checkpoint.py  their weights, from T5X or Hugging Face
+"""

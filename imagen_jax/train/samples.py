@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding
 from imagen_jax.data.images import open_image
 from imagen_jax.data.records import Record
 from imagen_jax.grid import labelled_grid
-from imagen_jax.models.layers import downsample
 from imagen_jax.sampling import from_uint8, image_keys, sample_stage, to_uint8
 from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
 from imagen_jax.stage import Stage
@@ -26,7 +25,9 @@ from imagen_jax.typing import TextEmbedding
 def true_images(records: Sequence[Record], side: int) -> jax.Array:
     """The images of records, averaged over areas: float32 [n, side, side, 3] in [-1, 1]."""
     whole = np.stack([np.asarray(open_image(record.image).image) for record in records])
-    return downsample(jnp.asarray(from_uint8(whole)), whole.shape[1] // side)
+    n, factor = len(whole), whole.shape[1] // side
+    blocks = jnp.asarray(from_uint8(whole)).reshape(n, side, factor, side, factor, 3)
+    return blocks.mean((2, 4))
 
 
 class FixedSampler:

@@ -1,4 +1,20 @@
-"""Built-in data: scenes of shapes and real emoji art, captioned by a small grammar."""
+"""Built-in data: scenes of shapes and real emoji art, captioned by a small grammar.
+
+    vocabulary.py     nouns, colours, backgrounds, styles, relations
+    levels.py         how rich the scenes are
+    scene.py          the content of an image
+    sampling.py       scenes, each a pure function of (level, split, seed, index)
+    grammar.py        the sentences that describe them
+    art.py            the drawings behind the sprites; sprites.py: as RGBA images
+    render.py         places the sprites of a scene and draws them; sheet.py: a contact sheet
+    source.py         scenes as examples: (id, caption, image)
+
+of the level "emoji":
+
+    concepts.py       the emoji that it knows; make_concepts.py writes their list
+    open_sampling.py  its scenes; backgrounds.py: what they lie on
+    open_grammar.py   captions as people type them
+"""
 
 from imagen_jax.data.scenes.art import fetch_full_set
 from imagen_jax.data.scenes.grammar import caption
