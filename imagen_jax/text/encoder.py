@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ BATCH_BUCKETS = (8, 64)
 RESULT_LENGTHS = (8, 16, 32, 64, 128)
 """Lengths that `encode` pads to: coarse steps, so that few programs are compiled downstream."""
 
+IN_FLIGHT = 2
+"""Batches that are computed while the next one is put together."""
 MAX_LENGTH = 128
 """Most tokens of a caption, for all encoders; Imagen's T5 reads as many."""
 RANDOM_SEED = 0
@@ -107,11 +110,21 @@ class TextEncoder:
           n float32 arrays [l_i, d], in the order of `tokens`.
         """
         result: list[np.ndarray] = [np.zeros((0, self.width), np.float32)] * len(tokens)
-        for shape, members in self.batches([len(row) for row in tokens]):
-            states = self._run([tokens[i] for i in members], shape)
-            for i, row in zip(members, states, strict=True):
+        running: deque[tuple[list[int], Any]] = deque()
+
+        def finish() -> None:
+            members, states = running.popleft()
+            rows = np.asarray(states)[: len(members)].astype(np.float32, copy=False)
+            for i, row in zip(members, rows, strict=True):
                 result[i] = row[: len(tokens[i])].copy()
             on_progress(len(members))
+
+        for shape, members in self.batches([len(row) for row in tokens]):
+            running.append((members, self._start([tokens[i] for i in members], shape)))
+            if len(running) > IN_FLIGHT:
+                finish()
+        while running:
+            finish()
         return result
 
     def batches(self, lengths: Sequence[int]) -> Iterator[tuple[tuple[int, int], list[int]]]:
@@ -124,14 +137,14 @@ class TextEncoder:
                 chunk = members[start : start + BATCH_BUCKETS[-1]]
                 yield (_bucket(len(chunk), BATCH_BUCKETS), length), chunk
 
-    def _run(self, rows: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    def _start(self, rows: list[np.ndarray], shape: tuple[int, int]) -> Any:
+        """States of a batch, which may still be computed."""
         ids = np.zeros(shape, np.int32)
         mask = np.zeros(shape, bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = True
-        states = np.asarray(self.network(self.params, ids, mask))[: len(rows)]
-        return states.astype(np.float32, copy=False)
+        return self.network(self.params, ids, mask)
 
 
 def load_encoder(
