@@ -251,5 +251,5 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     assert [e.reason for e in found[:3] if isinstance(e, Dropped)] == ["rest of a damaged file"] * 3
     assert found[3].caption == CAPTIONS[3]
     path.write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=rf"{path} is damaged, or no parquet or Arrow file"):
+    with pytest.raises(ValueError, match=rf"{path} is no parquet or Arrow file; it is text"):
         open_corpus(path)

@@ -45,7 +45,8 @@ class ArrowTable:
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UserError(f"{place} is damaged, or no parquet or Arrow file: {error}") from error
+            said = next(iter(str(error).splitlines()), "")
+            raise UserError(f"{place} {_not_read(place)}: {said}") from error
         self.columns: dict[str, Any] = {
             field.name: _shape(field.type) for field in self._parts.schema
         }
@@ -224,6 +225,15 @@ def _arrow_batches(file: Any) -> Iterator[Any]:
             yield reader.get_batch(i)
     else:
         yield from reader
+
+
+def _not_read(place: str) -> str:
+    with storage.open_file(place) as file:
+        start = file.read(512)
+    if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+        return "is damaged"
+    kind = storage.kind_of(start)
+    return f"is no parquet or Arrow file; it is {kind}" if kind else "is no parquet or Arrow file"
 
 
 def is_parquet(place: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +17,10 @@ IMAGE_KEYS = (
 )  # fmt: skip
 CAPTION_KEYS = (
     "txt", "caption", "text", "captions", "captions/text", "image/caption", "title", "description",
-    "prompt", "alt_text", "sentences/raw",
+    "prompt", "alt_text", "sentences/raw", "raw",
 )  # fmt: skip
 """Names that are looked for, in this order, in any letters; / goes into what is nested."""
+MAX_LITERAL = 100_000
 _BOM = "\ufeff"
 
 
@@ -102,13 +104,18 @@ def check_encoding(encoding: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """A list or mapping that the text is in JSON, or None."""
+    """A list or mapping that the text is in JSON or as Python writes it, or None."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
+        pass
+    try:  # as Python and pandas write a list: ['a dog', 'a pet']
+        found = ast.literal_eval(text.strip()) if len(text) < MAX_LITERAL else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
+    return found if isinstance(found, list | dict) else None
 
 
 def at(value: Any, key: str) -> Any:

@@ -26,6 +26,16 @@ class DamagedFileError(UserError):
         self.fault = str(fault)
 
 
+class OtherKindError(DamagedFileError):
+    """A file that is whole, perhaps, but not of the kind that is read."""
+
+    def __init__(self, place: str, wanted: str, start: bytes):
+        found = storage.kind_of(start)
+        said = f": it is {found}" if found else ""
+        UserError.__init__(self, f"{place} is no {wanted}{said}")
+        self.fault = f"no {wanted}{said}"
+
+
 @dataclass(frozen=True)
 class Keys:
     """Keys to look for in a file.
@@ -104,6 +114,10 @@ class Files:
                     empty = False
                 if empty:
                     yield Dropped(self._names[i], "file without examples", self.places[i])
+            except OtherKindError as error:
+                if self._damaged != "drop":
+                    raise
+                yield Dropped(self._names[i], "file of another kind", error.fault)
             except DamagedFileError as error:
                 if self._damaged != "drop":
                     raise UserError(

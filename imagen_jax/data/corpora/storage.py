@@ -125,6 +125,8 @@ def oddities(name: str, folder: str = "") -> str:
 def _alternatives(name: str) -> Iterator[tuple[str, str]]:
     slashes = name.replace("\\", "/")
     yield "with / in their place", slashes
+    if name.startswith("~"):
+        yield "with the home directory,", os.path.expanduser(name)
     yield "without spaces around it", name.strip()
     yield "unescaped,", urllib.parse.unquote(name)
     for form in ("NFC", "NFD"):
@@ -183,6 +185,35 @@ def files_below(folder: str) -> list[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+_MAGIC = (
+    (b"PK\x03\x04", "a ZIP archive or an Excel workbook"),
+    (b"PAR1", "a parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "a PDF"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+)
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is by its beginning, for messages; "" where it does not say."""
+    if re.match(rb"\s*(<!doctype html|<html)", start, re.IGNORECASE):
+        return "an HTML page"
+    if start[257:262] == b"ustar":
+        return "a tar file"
+    found = next((kind for magic, kind in _MAGIC if start.startswith(magic)), "")
+    if not found and start and not re.search(rb"[^\t\r\n\x20-\x7e]", start[:200]):
+        return "text"
+    return found
 
 
 def size(place: str) -> int:

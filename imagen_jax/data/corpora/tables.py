@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from imagen_jax.data.corpora.captions import (
 )
 from imagen_jax.data.corpora.rows import Row, RowCorpus
 from imagen_jax.data.corpora.text_tables import (
+    LOOKED_AT,
     Delimited,
     Fault,
     JsonLines,
@@ -66,9 +69,12 @@ class JsonTable:
             raise UserError(f"{place} is not in {encoding}: {error.detail}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is no JSON: {error}") from error
+        self.coco = isinstance(found, dict) and is_coco(found)
         self._rows = _json_rows(place, found)
-        first = next((row for row in self._rows if isinstance(row, dict)), {})
-        self.columns = dict(first)
+        self.columns: dict[str, Any] = {}
+        for row in self._rows[:LOOKED_AT]:
+            if isinstance(row, dict):
+                self.columns = {**row, **self.columns}
 
     def index(self, on_fault: str) -> None:
         """Nothing is left to do."""
@@ -141,6 +147,20 @@ def _coco_rows(place: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ) from error
 
 
+def _coco_folder(table: JsonTable, folder: str, image_key: str) -> str:
+    """Where COCO's images lie: beside annotations/captions_train2017.json in train2017, say."""
+    first = next((row[image_key] for row in table._rows if isinstance(row, dict)), "")
+    stem = os.path.splitext(os.path.basename(table.place))[0]
+    split = re.sub(r"^captions_", "", stem)
+    above = storage.folder_of(folder) if folder else ".."
+    candidates = [
+        folder,
+        *(storage.join(place, name) for place in (folder, above, storage.join(above, "images"))
+          for name in (split, "images", "")),
+    ]  # fmt: skip
+    return next((c for c in candidates if storage.exists(storage.join(c, str(first)))), folder)
+
+
 class Tables:
     """The rows of several tables one after another; `Rows` of a RowCorpus.
 
@@ -163,9 +183,11 @@ class Tables:
         on_fault: str,
     ):
         first = tables[0]
-        columns = first.columns
-        self.image_key = choose_key(columns, image_key, IMAGE_KEYS, "image", first.place)
-        self.caption_key = choose_key(columns, caption_key, CAPTION_KEYS, "caption", first.place)
+        columns, where = first.columns, first.place
+        if isinstance(first, Delimited):
+            where += " (whose first line must name the columns)"
+        self.image_key = choose_key(columns, image_key, IMAGE_KEYS, "image", where)
+        self.caption_key = choose_key(columns, caption_key, CAPTION_KEYS, "caption", where)
         self._tables = tables
         self._folder = image_folder
         self._names = storage.names_of([table.place for table in tables])
@@ -191,7 +213,11 @@ class Tables:
         first = 0
         for table, name in zip(self._tables, self._names, strict=True):
             a, b = max(start - first, 0), min(end - first, len(table))
-            folder = storage.folder_of(table.place) if self._folder is None else self._folder
+            folder = self._folder
+            if folder is None:
+                folder = storage.folder_of(table.place)
+                if isinstance(table, JsonTable) and table.coco:
+                    folder = _coco_folder(table, folder, self.image_key)
             for i, line in enumerate(table.rows(a, b) if a < b else (), a):
                 number = f"{name}/{i}"
                 if isinstance(line.cells, Fault):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
-from imagen_jax.data.corpora.files import DamagedFileError, Keys
+from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample
 from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
@@ -67,6 +67,10 @@ def read_tar(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     """
     if not storage.size(place):
         raise DamagedFileError(place, "it is empty (0 bytes)")
+    with storage.open_file(place) as file:
+        start = file.read(tarfile.BLOCKSIZE)
+    if storage.kind_of(start) not in ("", "a tar file", "compressed by gzip"):
+        raise OtherKindError(place, "tar file", start)
     reader = _Reader(keys)
     try:
         with (
@@ -132,9 +136,7 @@ class _Reader:
             if member.size > storage.MAX_IMAGE_BYTES:
                 yield Dropped(path, "file of more than 1 GiB", path)
                 return
-            file = tar.extractfile(member)
-            assert file is not None  # of a regular file
-            content = file.read()
+            content = _content(tar, member)
             if suffix in self._images:
                 group.images[suffix] = (content, member)
             else:
@@ -152,14 +154,13 @@ class _Reader:
                 partners = by_base.get(posixpath.basename(group.name), [])
                 if len(partners) == 1 and partners[0].captions:
                     group.captions, partners[0].captions = partners[0].captions, {}
-                    for suffix, (_, member) in group.images.items():
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        group.images[suffix] = (file.read(), member)
                     partners[0].members = []
         for group in self._apart.values():
             if group.complete:
+                for suffix, (_, member) in group.images.items():
+                    group.images[suffix] = (_content(tar, member), member)
                 yield from self._examples(group)
+                group.images.clear()
             elif group.members:
                 what = "image without a caption" if group.images else "caption without an image"
                 if not group.captions and not group.images:
@@ -222,6 +223,12 @@ class _Reader:
             if suffix in group.captions:
                 return captions_of(group.captions[suffix], self._keys.encoding)
         return json_captions(group.captions["json"], self._keys.caption)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # of a regular file
+    return file.read()
 
 
 def json_captions(content: bytes, key: str | None) -> list[str]:

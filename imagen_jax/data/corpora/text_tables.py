@@ -20,12 +20,15 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import IO, Any, NamedTuple
 
 from imagen_jax.data.corpora import storage
 from imagen_jax.errors import UserError
 
 INDEX_EVERY = 1000
+LOOKED_AT = 100
+"""Rows of JSON that keys are looked for in: not every row has all."""
 DELIMITERS = (",", ";", "\t", "|")
 _BOM = codecs.BOM_UTF8
 _READ = 2**20
@@ -253,11 +256,11 @@ class JsonLines(TextTable):
 
     def _open(self) -> None:
         with self._opened() as file:
-            for _, line in self._lines(file, self._start, 1):
+            for _, line in islice(self._lines(file, self._start, 1), LOOKED_AT):
                 if isinstance(line.cells, dict):
-                    self.columns = line.cells
-                    return
-        raise UserError(f"{self.place} is empty, or has no JSON object on any line")
+                    self.columns = {**line.cells, **self.columns}
+        if not self.columns:
+            raise UserError(f"{self.place} is empty, or has no JSON object on its first lines")
 
     def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
         file.seek(offset)
@@ -307,6 +310,9 @@ def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
         start = file.read(2**16)
         if not start:
             raise UserError(f"{place} is empty")
+        kind = storage.kind_of(start)
+        if kind not in ("", "text", "compressed by gzip"):
+            raise UserError(f"{place} is {kind}, and no table of text")
         utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
         if utf16 and utf8:

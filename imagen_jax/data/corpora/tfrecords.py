@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from imagen_jax.data import records
 from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, IMAGE_KEYS, find_key
-from imagen_jax.data.corpora.files import DamagedFileError, Keys
+from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample, Row, examples_of
 from imagen_jax.data.sources import Dropped
 
@@ -27,16 +27,20 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     from imagen_jax.data.damage import first_line
 
     with storage.open_file(place) as file:
-        start = file.read(2)
+        start = file.read(512)
     if not start:
         raise DamagedFileError(place, "it is empty (0 bytes)")
+    if storage.kind_of(start) not in ("", "compressed by gzip"):
+        raise OtherKindError(place, "TFRecord file", start)
     with storage.local_copy(place) as path:
-        dataset = tf.data.TFRecordDataset(str(path), _COMPRESSIONS.get(start, ""))
+        dataset = tf.data.TFRecordDataset(str(path), _COMPRESSIONS.get(start[:2], ""))
         try:
             for number, serialized in enumerate(dataset.as_numpy_iterator()):
                 try:
                     features = tf.train.Example.FromString(serialized).features.feature
                 except DecodeError as error:
+                    if number == 0:
+                        raise OtherKindError(place, "file of tf.train.Examples", b"") from error
                     fault = f"record {number} is no tf.train.Example ({error})"
                     raise DamagedFileError(place, fault) from error
                 values = {name: list(f.bytes_list.value) for name, f in features.items()}
