@@ -205,7 +205,7 @@ _MAGIC = (
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is by its beginning, for messages; "" where it does not say."""
+    """Name the kind of a file by its beginning, for messages; "" where it does not show."""
     if re.match(rb"\s*(<!doctype html|<html)", start, re.IGNORECASE):
         return "an HTML page"
     if start[257:262] == b"ustar":
