@@ -148,7 +148,7 @@ def _coco_rows(place: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _coco_folder(table: JsonTable, folder: str, image_key: str) -> str:
-    """Find the folder of COCO's images: beside annotations/captions_train2017.json in train2017, say."""
+    """Find the folder of COCO's images: train2017 beside annotations, say."""
     first = next((row[image_key] for row in table._rows if isinstance(row, dict)), "")
     stem = os.path.splitext(os.path.basename(table.place))[0]
     split = re.sub(r"^captions_", "", stem)
