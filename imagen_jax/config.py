@@ -43,6 +43,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
     Returns:
       The config; an assignment to it raises an error.
 
+    Example:
+      >>> from imagen_jax import load_config
+      >>> config = load_config("quickstart", ["stages.base.train.steps=10"])
+      >>> config.stages.base.train.steps
+      10
+
     Raises:
       UserError: there is no such file; the message lists the configs there are; the file has no
         `get_config`, or an override is malformed, names an unknown key or a whole section, or has a

@@ -296,6 +296,13 @@ class StageConfig:
 class Stage:
     """A cascade stage, ready to be initialised, trained or sampled.
 
+    Example:
+      >>> from imagen_jax import load_config
+      >>> from imagen_jax.stage import make_stage
+      >>> stage = make_stage(load_config("quickstart"), "sr")
+      >>> stage.low_res, stage.resolution
+      (32, 64)
+
     Attributes:
       name: key in config.stages and the directory under the work directory.
       resolution: pixels per side of what the stage makes.

@@ -71,8 +71,7 @@ def package_of(path: Path) -> str:
 def test_imports_go_down(path: Path) -> None:
     here = package_of(path)
     if here == "__init__":
-        assert not imports_of(path), "imagen_jax/__init__.py must import nothing"
-        return
+        return  # the public API: imports from everywhere, but lazily, see tests/test_api.py
     assert here in HEIGHT, f"{here} has no floor: add it to FLOORS"
     for name in imports_of(path):
         if not name.startswith("imagen_jax."):

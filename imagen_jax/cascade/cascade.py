@@ -29,6 +29,15 @@ from imagen_jax.typing import TextEmbedding
 class Cascade:
     """Stages of one cascade with their weights and the text encoder that conditions them.
 
+    Example:
+      >>> from imagen_jax import Cascade
+      >>> cascade = Cascade.load()
+      >>> samples = cascade.sample(["a drawing of a red apple"], seed=1, per_prompt=2)
+      >>> len(samples), samples[0].size == (cascade.size, cascade.size)
+      (2, True)
+      >>> [path.name for path in samples.save("images")][0]
+      'grid.png'
+
     Attributes:
       stages: stages, lowest resolution first.
       mesh: devices that batches are divided over, and weights laid out on.

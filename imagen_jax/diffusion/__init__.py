@@ -1,5 +1,15 @@
 r"""Diffusion models in continuous time, as pure functions over arrays.
 
+Example, where the data is one point, so that every sampler must end there:
+  >>> import jax, jax.numpy as jnp
+  >>> from imagen_jax import diffusion
+  >>> schedule = diffusion.make_schedule("cosine")
+  >>> grid = diffusion.time_grid(schedule, steps=8, kind="uniform_t")
+  >>> noise = diffusion.initial_noise(jax.random.key(0), batch_size=4, shape=(8, 8, 3))
+  >>> x0 = diffusion.sample("heun", lambda x_t, logsnr: jnp.full_like(x_t, 0.5), noise, grid)
+  >>> bool(jnp.allclose(x0, 0.5))
+  True
+
 The code uses the symbols of this derivation and cites its equations. lam is logsnr; t is noisier
 than s; D(x_t, lam) is the denoiser, the estimate of x0.
 

@@ -60,6 +60,11 @@ def embed(
     damaged, too small or of another size, and what a corpus gives up of damaged files. What is
     changed is counted, too.
 
+    Example:
+      >>> from imagen_jax import embed
+      >>> embed("photos", "embeddings", image_size=32, fit="crop")["splits"]["train"]["examples"]
+      12
+
     Args:
       corpus: captioned images: what `open_corpus` opens, or any `Source`.
       output: the directory; made if it does not exist. Further splits may be added later, with the

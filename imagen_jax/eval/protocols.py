@@ -14,6 +14,7 @@ from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.coco import Captions
+from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files, Images, RenderedScenes
 from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.measure import Instruments, measure
@@ -169,6 +170,51 @@ def run(
     page = output / REPORT
     write_report(page, work.title, _facts(record), scores, store, suite, work.level, work.shown)
     return record
+
+
+def evaluate(
+    cascade: Cascade,
+    output: str | Path,
+    *,
+    work: Work | None = None,
+    network: FeatureNetwork | None = None,
+    clip: Clip | None = None,
+    per_category: int = 16,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Sample a cascade, measure its images, and write scores.json and report.html.
+
+    Example:
+      >>> from imagen_jax import Cascade, evaluate
+      >>> record = evaluate(Cascade.load(), "evaluation", per_category=1)
+      >>> 0 <= record["scores"]["alignment"]["all"]["all_correct"]["accuracy"] <= 1
+      True
+
+    Args:
+      cascade: what is judged.
+      output: the directory; images that are there from the same call are kept.
+      work: what is sampled, and what it is compared with, such as `suite_work` or `coco_work`;
+        None is the suite of scenes, for cascades that were trained on the built-in ones.
+      network: of the distances from real images, see features.network.load_network; None measures
+        none.
+      clip: of the CLIP score, see features.clip_weights.read_clip; None measures none.
+      per_category: prompts of each category, where work is None.
+      seed: image i has the noise of seed + i.
+      settings: sampling settings that replace the cascade's, such as {"guidance": 3.0}, see
+        Cascade.settings.
+
+    Returns:
+      What scores.json holds; "scores" is as `measure` returns it.
+
+    Raises:
+      UserError: a cascade that was trained on other images, where work is None; settings out of
+        range; a directory of another job.
+    """
+    if work is None:
+        work = scene_suite_work(level_of(cascade), per_category, 1, seed, cascade.size)
+    instruments = Instruments(network, clip)
+    return run(cascade, work, instruments, output, seed=seed, **(settings or {}))
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -55,6 +55,11 @@ def open_corpus(
 ) -> Corpus:
     """Opens captioned images of any common kind; `embed` embeds them.
 
+    Example:
+      >>> from imagen_jax import open_corpus
+      >>> print(open_corpus("photos").summary)
+      folder photos: 12 images, captions in files beside them
+
     Args:
       where: a file, a folder, a glob, a brace expression such as {00000..00999}.tar, or several of
         them; on this machine or with "://" where fsspec reaches. Or, of kind "tfds", NAME:SPLIT.

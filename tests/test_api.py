@@ -1,0 +1,106 @@
+"""The public API: lazy, typed, and its examples run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagen_jax
+
+# In the order in which examples use what the ones before them wrote.
+NAMES = (
+    "load_config",
+    "Stage",
+    "diffusion",
+    "open_corpus",
+    "embed",
+    "train",
+    "Cascade",
+    "evaluate",
+)
+
+
+def test_the_names_are_those_of_all() -> None:
+    assert {*NAMES, "__version__"} == set(imagen_jax.__all__) <= set(dir(imagen_jax))
+    assert imagen_jax.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "diffusion"])
+def test_parameters_are_named_and_typed(name: str) -> None:
+    signature = inspect.signature(getattr(imagen_jax, name))
+    for parameter in signature.parameters.values():
+        assert parameter.kind is not parameter.VAR_KEYWORD, f"{name}(**{parameter.name})"
+        assert parameter.annotation is not parameter.empty, f"{name}({parameter.name})"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'sample'"):
+        imagen_jax.sample  # noqa: B018
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_is_fast_and_loads_nothing_heavy() -> None:
+    code = """
+import sys, time
+start = time.perf_counter()
+import imagen_jax
+print(time.perf_counter() - start)
+assert not {"jax", "numpy", "flax", "tensorflow", "imagen_jax.config"} & set(sys.modules)
+"""
+    assert min(float(python(code)) for _ in range(5)) < 0.05
+
+
+@pytest.mark.parametrize("first", ["", "import imagen_jax.train.loop, imagen_jax.embed.job"])
+def test_train_and_embed_are_functions_whatever_was_imported_before(first: str) -> None:
+    code = f"""
+import imagen_jax
+{first}
+from imagen_jax import embed, train
+assert callable(embed) and callable(train) and imagen_jax.train is train
+from imagen_jax.train import state
+from imagen_jax.embed.job import embed as same
+assert same is embed is imagen_jax.embed and state.TrainState
+"""
+    python(code)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with captioned images, as the examples find it."""
+    where = tmp_path_factory.mktemp("examples")
+    (where / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+        image.save(where / "photos" / f"{i}.png")
+        (where / "photos" / f"{i}.txt").write_text(f"photo number {i}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        yield where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_of_docstrings_run(name: str, folder: Path) -> None:
+    thing = getattr(imagen_jax, name)
+    text = inspect.getdoc(thing) or ""
+    test = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert test.examples, f"{name} has no example"
+    said: list[str] = []
+    failed, _ = doctest.DocTestRunner().run(test, out=said.append)
+    assert not failed, "".join(said)
