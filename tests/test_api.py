@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (where / "photos").mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):
-        image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+        image = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
         image.save(where / "photos" / f"{i}.png")
         (where / "photos" / f"{i}.txt").write_text(f"photo number {i}")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,3 +106,47 @@ def test_examples_of_docstrings_run(name: str, folder: Path) -> None:
     said: list[str] = []
     failed, _ = doctest.DocTestRunner().run(test, out=said.append)
     assert not failed, "".join(said)
+
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+# Trains the snippets' configs for two steps of four images.
+SHORT = """
+import imagen_jax
+from imagen_jax.config import load_config
+from imagen_jax.train.loop import train
+
+def short(config, stage, data, workdir):
+    config = load_config(config) if isinstance(config, str) else config
+    config = ConfigDict(config)
+    config.stages[stage].train.update(steps=2, batch_size=4, sample_every=2, checkpoint_every=2)
+    return train(config, stage, data, workdir)
+
+from ml_collections import ConfigDict
+imagen_jax.train = short
+"""
+
+
+def test_the_readme_keeps_its_promise_of_length() -> None:
+    sampling, training, network, own = (snippet.strip().split("\n") for snippet in SNIPPETS)
+    assert len(sampling) == 3
+    assert len(training) <= 10
+    assert len(own) <= 9
+    assert "class Mine(BaseNetwork):" in network
+
+
+@pytest.mark.slow
+def test_the_snippets_of_the_readme_run(folder: Path, tmp_path: Path) -> None:
+    sampling, training, network, own = SNIPPETS
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "mine.py").write_text(network)
+    for code in (sampling, training, own):
+        (made,) = re.findall(r"\.save\(\"(.*)\"\)", code)
+        script = tmp_path / f"{made}.py"
+        script.write_text(SHORT + code)
+        done = subprocess.run(
+            [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / made / "grid.png").is_file()

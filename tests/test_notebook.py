@@ -44,6 +44,8 @@ def test_notebooks_are_committed_without_outputs_and_install_first(name: str) ->
     code = [cell for cell in CELLS[name].cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert 'SOURCE = ""' in code[0].source
+    lines = [line for cell in code for line in cell.source.splitlines()]
+    assert not any(line.startswith(("!", "%")) for line in lines), "notebooks call the API"
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,15 @@ def train(
 
     Stages are independent: they may be trained in any order, or at once on different machines.
 
+    Example:
+      >>> from imagen_jax import load_config, train
+      >>> small = ["steps=2", "batch_size=4", "log_every=1", "sample_every=2"]
+      >>> config = load_config("quickstart", [f"stages.base.train.{of}" for of in small])
+      >>> history = train(config, "base", "embeddings", "run")
+      >>> steps, losses = history["loss"]
+      >>> steps.tolist()
+      [1, 2]
+
     Args:
       config: as load_config returns it, or what load_config takes.
       stage: key in config.stages; None for the only one.
