@@ -35,8 +35,12 @@ class Installed:
         subprocess.run([sys.executable, "-m", "venv", where / "venv"], check=True)
 
     def pip(self, *arguments: str | Path) -> None:
-        """Installs, in the pinned versions."""
-        self.run("python", "-m", "pip", "install", "--quiet", "-c", self.constraints, *arguments)
+        """Installs, in the pinned versions; by uv where it is, because it is faster."""
+        if shutil.which("uv"):
+            pip: list[str | Path] = ["uv", "pip", "install", "--python", self.bin / "python"]
+        else:
+            pip = [self.bin / "python", "-m", "pip", "install"]
+        subprocess.run([*pip, "--quiet", "-c", self.constraints, *arguments], check=True)
 
     def run(self, *command: str | Path, status: int = 0) -> str:
         """Output of a command of the environment in the empty folder; checks its exit status."""
@@ -86,7 +90,9 @@ def test_sampling_needs_no_extra(wheel: Path, installed: Installed) -> None:
     assert list((installed.folder / "out").glob("*.png"))
     installed.run("imagen", "data", "show", "--scenes", "quickstart", "--output", "sheet.png")
     assert (installed.folder / "sheet.png").stat().st_size > 0
-    assert "fits" in installed.run("imagen", "plan", "--config", "quickstart", "--stage", "sr")
+    assert "parameters" in installed.run(
+        "imagen", "plan", "--config", "quickstart", "--stage", "sr"
+    )
     for command in (
         ["train", "--config", "quickstart", "--stage", "sr", "--data", "x", "--workdir", "y"],
         ["embed", "--scenes", "quickstart", "--output", "x"],
