@@ -14,6 +14,7 @@ from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.coco import Captions
+from imagen_jax.eval.features.clip_weights import Clip
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files, Images, RenderedScenes
 from imagen_jax.eval.job import ImageStore
