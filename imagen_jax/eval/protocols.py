@@ -197,9 +197,9 @@ def evaluate(
       output: the directory; images that are there from the same call are kept.
       work: what is sampled, and what it is compared with, such as `suite_work` or `coco_work`;
         None is the suite of scenes, for cascades that were trained on the built-in ones.
-      network: of the distances from real images, see features.network.load_network; None measures
-        none.
-      clip: of the CLIP score, see features.clip_weights.read_clip; None measures none.
+      network: feature network for distances from real images, see features.network.load_network;
+        None measures no distances.
+      clip: CLIP for its score, see features.clip_weights.read_clip; None measures none.
       per_category: prompts of each category, where work is None.
       seed: image i has the noise of seed + i.
       settings: sampling settings that replace the cascade's, such as {"guidance": 3.0}, see
