@@ -6,6 +6,7 @@ tests/testdata/t5x holds what T5X itself wrote and computed (README.txt there).
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -197,6 +198,9 @@ def test_hugging_face_names(activations: tuple[str, ...], tmp_path: Path) -> Non
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), t5.abstract_params(config)
     )
     tensors = hugging_face(params)
+    said = {"model_type": "t5", "feed_forward_proj": "-".join(["gated"] * (len(activations) - 1)
+                                                              + [activations[0]])}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(said))
     half = len(tensors) // 2
     for i, names in enumerate((sorted(tensors)[:half], sorted(tensors)[half:])):
         part = {name: tensors[name] for name in names}
@@ -211,7 +215,7 @@ def test_equals_transformers(tmp_path: Path) -> None:
     """Against the encoder of Hugging Face, where torch is installed."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    for kind in ("gated-gelu", "relu"):
+    for kind in ("gated-gelu", "relu", "gated-silu"):
         torch.manual_seed(0)
         sizes = transformers.T5Config(
             vocab_size=100, d_model=24, d_kv=16, d_ff=56, num_layers=3, num_heads=3,
@@ -335,3 +339,65 @@ def test_tokens_and_mask_of_other_shapes() -> None:
     _, params = load_t5_encoder(checkpoint("t5x"))
     with pytest.raises(ValueError, match=r"one shape \[b, l\], got \(2, 3\) and \(2, 4\)"):
         t5.encode(params, CONFIG, jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 4), bool))
+
+
+def zarray(target: Path, shape: list[int], chunks: list[int]) -> None:
+    path = target / NAME / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": shape, "chunks": chunks}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [([2**20, 2**20], [32, 64]), ([2**20, 2**20], [2**20, 2**20]), ([32, 64], [2**20, 2**20]),
+     ([2**62, 64], [32, 64]), ([-1, 64], [32, 64])],
+)  # fmt: skip
+def test_arrays_that_say_they_are_larger_than_memory(
+    shape: list[int], chunks: list[int], tmp_path: Path
+) -> None:
+    """TensorStore would end the process where it finds no memory."""
+    target = placeholder_layout(tmp_path)
+    zarray(target, shape, chunks)
+    with pytest.raises(UserError, match=r"wi_0/kernel|shape"):
+        load_t5_encoder(target)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x81" * 100_000, b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"", b"\x93\x01\x02",
+     b"\xc1", b"\x81\xa9optimizer\x01"],
+)  # fmt: skip
+def test_msgpack_of_strangers(content: bytes, tmp_path: Path) -> None:
+    target = copy("t5x", tmp_path)
+    (target / "checkpoint").write_bytes(content)
+    with pytest.raises(UserError):
+        load_t5_encoder(target)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "[]", "null", '{"tree_metadata": 1}',
+                                     '{"tree_metadata": {"a": {"key_metadata": 3}}}'])  # fmt: skip
+def test_metadata_of_strangers(content: str, tmp_path: Path) -> None:
+    target = copy("t5x_orbax", tmp_path)
+    (target / "state" / "_METADATA").write_text(content)
+    with pytest.raises(UserError):
+        load_t5_encoder(target)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "null", "{", "\x00"])
+def test_descriptions_of_arrays_of_strangers(content: str, tmp_path: Path) -> None:
+    target = placeholder_layout(tmp_path)
+    (target / NAME / ".zarray").write_text(content)
+    with pytest.raises(UserError, match="wi_0/kernel"):
+        load_t5_encoder(target)
+
+
+def test_activations_of_the_training_beside(tmp_path: Path) -> None:
+    """T5X keeps its config beside its checkpoints; UL2's is gated by SiLU."""
+    target = copy("t5x", tmp_path)
+    assert load_t5_encoder(target)[0].mlp_activations == ("gelu", "linear")
+    (tmp_path / "config.gin").write_text(
+        "network.T5Config:\n  mlp_activations = ('silu', 'linear')"
+    )
+    assert load_t5_encoder(target)[0].mlp_activations == ("silu", "linear")
+    (tmp_path / "config.gin").write_text("mlp_activations = ('geglu', 'linear')")
+    with pytest.raises(UserError, match=r"config\.gin: mlp_activations are \('geglu', 'linear'\)"):
+        load_t5_encoder(target)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import differences
 from imagen_jax.text import minilm, t5
 from imagen_jax.text.tokenizer import Bytes, SentencePiece, WordPiece
 from imagen_jax.typing import TextEmbedding
@@ -253,6 +254,10 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
             f"only {config.vocab_size}; they do not belong together"
         )
     digest = fingerprint(params, *files)
+    # What weights do not say, where it is not what they are usually for.
+    usual = t5.config_of(params)
+    if differing := differences(dataclasses.asdict(usual), dataclasses.asdict(config)):
+        digest = hashlib.sha256("\n".join([digest, *differing]).encode()).hexdigest()
     if dtype == "bfloat16":
         config = dataclasses.replace(config, dtype="bfloat16")
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

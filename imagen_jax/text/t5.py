@@ -4,7 +4,8 @@ Raffel et al. 2019 (arXiv:1910.10683): pre-norm blocks without biases,
   h <- h + Attention(norm(h));  h <- h + Mlp(norm(h));  then a last norm,
 with RMS norms, no 1/sqrt(d) in attention (it is in the initialisation), and a learned bias on the
 logits by bucket of relative position. Version 1.0 has an MLP relu(x wi) wo; version 1.1, mT5 and
-ByT5 have gelu(x wi_0) * (x wi_1) with the tanh form of gelu (Shazeer 2020, arXiv:2002.05202).
+ByT5 have gelu(x wi_0) * (x wi_1) with the tanh form of gelu (Shazeer 2020, arXiv:2002.05202), UL2
+has silu in its place (Tay et al. 2022, arXiv:2205.05131), and UMT5 a bias in every layer.
 """
 
 from __future__ import annotations
@@ -25,13 +26,11 @@ from imagen_jax.errors import UserError
 
 Params = dict[str, Any]
 
-RELATIVE_BUCKETS = 32
-MAX_DISTANCE = 128
-NORM_EPSILON = 1e-6
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,  # the tanh form
+    "silu": nn.silu,
+    "swish": nn.silu,  # as T5X calls it
     "linear": lambda x: x,
 }
 
@@ -46,9 +45,13 @@ class T5Config:
       heads, head_width: heads of attention and their width; the product need not be the width.
       mlp_width: hidden channels of the MLP.
       layers: number of blocks.
-      mlp_activations: ("relu",) in version 1.0; ("gelu", "linear") in 1.1, mT5 and ByT5.
-      shared_bias: one table of relative position biases for all layers, as everywhere but in the
-        scanned layout of T5X, which has one for each.
+      mlp_activations: ("relu",) in version 1.0; ("gelu", "linear") in 1.1, mT5, UMT5 and ByT5;
+        ("silu", "linear") in UL2.
+      shared_bias: one table of relative position biases for all layers, as everywhere but in UMT5
+        and in the scanned layout of T5X, which have one for each.
+      relative_buckets, max_distance: number of buckets of relative positions, and the distance from
+        which on all positions are in the last one.
+      norm_epsilon: added to mean squares in norms.
       dtype: dtype of activations; parameters keep their own, norms and softmax are float32.
     """
 
@@ -60,22 +63,27 @@ class T5Config:
     layers: int
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     shared_bias: bool = True
+    relative_buckets: int = 32
+    max_distance: int = 128
+    norm_epsilon: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def relative_position_bucket(distance: Int[np.ndarray, "q k"]) -> Int[np.ndarray, "q k"]:
+def relative_position_bucket(
+    distance: Int[np.ndarray, "q k"], buckets: int = 32, max_distance: int = 128
+) -> Int[np.ndarray, "q k"]:
     """Bucket of a signed distance, key minus query, for attention in both directions.
 
-    Half of the buckets are for keys behind the query. In each half the first 8 are exact, the
-    others grow logarithmically up to a distance of 128, beyond which all fall into the last one
-    (Raffel et al. 2019, section 2.1).
+    Half of the buckets are for keys behind the query. In each half, half of them are exact, the
+    others grow logarithmically up to max_distance, beyond which all fall into the last one
+    (Raffel et al. 2019, section 2.1, for 32 buckets up to 128).
     """
-    half = RELATIVE_BUCKETS // 2
+    half = buckets // 2
     exact = half // 2
     length = np.abs(distance)
     # float32, as in T5X: a distance on a boundary must fall into the same bucket.
     log_ratio = np.log(length.astype(np.float32) / exact + np.finfo(np.float32).eps)
-    logarithmic = exact + (log_ratio / math.log(MAX_DISTANCE / exact) * (half - exact)).astype(
+    logarithmic = exact + (log_ratio / math.log(max_distance / exact) * (half - exact)).astype(
         np.int32
     )
     bucket = np.where(length < exact, length, np.minimum(logarithmic, half - 1))
@@ -86,27 +94,30 @@ class RMSNorm(nn.Module):
     """Division by the root mean square over channels, in float32, and a learned scale."""
 
     dtype: jnp.dtype
+    epsilon: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         x = x.astype(jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         return (y * scale.astype(jnp.float32)).astype(self.dtype)
 
 
 class RelativeBias(nn.Module):
     """Learned bias on attention logits, by bucket of relative position."""
 
-    heads: int
+    config: T5Config
 
     @nn.compact
     def __call__(self, length: int) -> Float[Array, "h l l"]:
+        c = self.config
         table = self.param(
-            "rel_embedding", nn.initializers.normal(1.0), (self.heads, RELATIVE_BUCKETS)
+            "rel_embedding", nn.initializers.normal(1.0), (c.heads, c.relative_buckets)
         )
         position = np.arange(length)
-        buckets = relative_position_bucket(position[None, :] - position[:, None])
+        distance = position[None, :] - position[:, None]
+        buckets = relative_position_bucket(distance, c.relative_buckets, c.max_distance)
         return table.astype(jnp.float32)[:, buckets]
 
 
@@ -172,10 +183,11 @@ class Layer(nn.Module):
     ) -> Float[Array, "b l d"]:
         dtype = jnp.dtype(self.config.dtype)
         if bias is None:
-            bias = RelativeBias(self.config.heads, name="relpos_bias")(x.shape[1])
-        y = RMSNorm(dtype, name="pre_attention_layer_norm")(x)
+            bias = RelativeBias(self.config, name="relpos_bias")(x.shape[1])
+        epsilon = self.config.norm_epsilon
+        y = RMSNorm(dtype, epsilon, name="pre_attention_layer_norm")(x)
         x = x + Attention(self.config, name="attention")(y, mask, bias)
-        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x)
+        y = RMSNorm(dtype, epsilon, name="pre_mlp_layer_norm")(x)
         return x + Mlp(self.config, name="mlp")(y)
 
 
@@ -189,10 +201,10 @@ class Blocks(nn.Module):
         c = self.config
         bias = None
         if c.shared_bias:
-            bias = RelativeBias(c.heads, name="relpos_bias")(x.shape[1])
+            bias = RelativeBias(c, name="relpos_bias")(x.shape[1])
         for i in range(c.layers):
             x = Layer(c, name=f"layers_{i}")(x, mask, bias)
-        return RMSNorm(jnp.dtype(c.dtype), name="encoder_norm")(x)
+        return RMSNorm(jnp.dtype(c.dtype), c.norm_epsilon, name="encoder_norm")(x)
 
 
 class T5Encoder(nn.Module):
@@ -264,7 +276,9 @@ def config_of(params: Params) -> T5Config:
     vocab_size, width = shape("token_embedder/embedding", 2)
     shared = "encoder/relpos_bias/rel_embedding" in shapes
     bias = "encoder/relpos_bias" if shared else "encoder/layers_0/relpos_bias"
-    heads = shape(f"{bias}/rel_embedding", 2)[0]
+    heads, buckets = shape(f"{bias}/rel_embedding", 2)
+    if heads < 1 or buckets < 4 or buckets % 2:
+        raise UserError(f"{bias} has the shape {(heads, buckets)}; it must be of heads and buckets")
     joined = shape("encoder/layers_0/attention/query/kernel", 2)[1]
     if joined % heads:
         raise UserError(
@@ -275,7 +289,7 @@ def config_of(params: Params) -> T5Config:
     layers = len({name.split("/")[1] for name in shapes if name.startswith("encoder/layers_")})
     config = T5Config(
         vocab_size, width, heads, joined // heads, mlp_width, layers,
-        ("gelu", "linear") if gated else ("relu",), shared,
+        ("gelu", "linear") if gated else ("relu",), shared, buckets,
     )  # fmt: skip
     expected = {
         name: tuple(leaf.shape)

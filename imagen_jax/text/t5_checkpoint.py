@@ -11,44 +11,37 @@ Each with the parameters of every layer by themselves (t5x.examples.t5), or scan
 
 Only the encoder and its embedding are read, with TensorStore, each process only what its devices
 hold. A damaged checkpoint is an error: TensorStore would read zeros for a chunk that is missing.
+Checkpoints of Hugging Face are read by t5_hugging_face.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import flax.traverse_util
 import jax
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
 from imagen_jax.errors import UserError
-from imagen_jax.text.t5 import Params, T5Config, config_of
+from imagen_jax.text import t5_hugging_face
+from imagen_jax.text.leaves import Index, Leaf, first_line
+from imagen_jax.text.t5 import ACTIVATIONS, Params, T5Config, config_of
 
 PLACEHOLDER = "PLACEHOLDER://"
 SCANNED = "encoder/encoder/"
-Index = tuple[slice, ...]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A parameter that is not read yet.
-
-    Attributes:
-      shape: its shape.
-      read: the part at an index of whole-number slices, as a NumPy array.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[Index], np.ndarray]
-
-
+GIN = "config.gin"
+MAX_LAYERS = 1000
+MAX_COMPRESSION = 16
+"""Numbers of two bytes in a stored byte: weights hardly shrink, bombs do by thousands."""
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 """Name and shape of a parameter -> where it goes; None for the default device."""
 
@@ -64,19 +57,90 @@ def load_t5_encoder(
       shardings: sharding of each parameter, by its name in T5X ("encoder/layers_0/mlp/wo/kernel").
 
     Returns:
-      (config, params): sizes as read from the shapes, with dtype float32; parameters in T5X's
-      names, in the dtype they were saved in.
+      (config, params): sizes from the shapes, and what they do not say from config.json or
+      config.gin, with dtype float32; parameters in T5X's names, in the dtype they were saved in.
 
     Raises:
       UserError: there is no checkpoint; it is damaged, or holds something else than a T5 encoder;
         the message names the file or the parameter.
     """
-    leaves = _leaves(str(path))
+    try:
+        leaves, config = _open(str(path))
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # of descriptions that are not what they should be, nearly anything
+        raise UserError(
+            f"{path} is no T5 checkpoint, or damaged: {type(error).__name__}: {first_line(error)}"
+        ) from error
     flat = {
         name: _materialise(name, leaf, shardings(name, leaf.shape)) for name, leaf in leaves.items()
     }
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return config_of(params), params
+    return config, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _open(path: str) -> tuple[dict[str, Leaf], T5Config]:
+    """Parameters that are not read yet, and sizes, checked to fit together and the files."""
+    local = Path(path)
+    if "://" not in path and not local.exists():
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
+        raise UserError(
+            f"no T5 checkpoint at {path}: there is no such file or directory"
+            + hub
+            * "; a model of the Hugging Face hub must be downloaded first (hf download "
+            "NAME --local-dir DIR), and DIR given"
+        )
+    hugging_face = local.suffix == ".safetensors" or (
+        local.is_dir() and any(local.glob("*.safetensors"))
+    )
+    leaves = t5_hugging_face.read_leaves(local) if hugging_face else _leaves(path)
+    config = config_of(_abstract(leaves))
+    if hugging_face:
+        return leaves, t5_hugging_face.read_config(local, config)
+    if "://" not in path:
+        _check_stored(local, leaves)
+    return leaves, dataclasses.replace(
+        config, mlp_activations=_gin_activations(path, config.mlp_activations)
+    )
+
+
+def _abstract(leaves: Mapping[str, Leaf]) -> Params:
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, np.float32) for name, leaf in leaves.items()}
+    return flax.traverse_util.unflatten_dict(shapes, sep="/")
+
+
+def _check_stored(path: Path, leaves: Mapping[str, Leaf]) -> None:
+    """Raises UserError where arrays say that they are far larger than what is stored of them."""
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    most = MAX_COMPRESSION * stored + 2**24
+    for name, leaf in leaves.items():
+        size = 2 * max(math.prod(leaf.shape), leaf.chunk)
+        most -= 2 * math.prod(leaf.shape)
+        if size > MAX_COMPRESSION * stored + 2**24 or most < 0:
+            raise UserError(
+                f"parameter {name} is of shape {leaf.shape}, but all of {path} has {stored:,} bytes"
+            )
+
+
+def _gin_activations(path: str, of_shapes: tuple[str, ...]) -> tuple[str, ...]:
+    """Activations that the config.gin of a training beside its checkpoint says, if there is one.
+
+    Without it, a gated MLP is taken for that of version 1.1, mT5 and ByT5: of UL2's T5X checkpoints
+    the weights have the same shapes.
+    """
+    if "://" in path:
+        return of_shapes
+    for file in (Path(path) / GIN, Path(path).absolute().parent / GIN):
+        if not file.is_file():
+            continue
+        found = re.findall(r"mlp_activations\s*=\s*\(([^)]*)\)", file.read_text(errors="replace"))
+        names = tuple(re.findall(r"\w+", found[-1])) if found else of_shapes
+        if len(names) != len(of_shapes) or not set(names) <= set(ACTIVATIONS):
+            raise UserError(
+                f"{file}: mlp_activations are {names}, with weights for {len(of_shapes)}; choices: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return names
+    return of_shapes
 
 
 def _materialise(name: str, leaf: Leaf, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -84,19 +148,12 @@ def _materialise(name: str, leaf: Leaf, sharding: jax.sharding.Sharding | None) 
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf.read(index))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"parameter {name} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:500]
+    except (ValueError, MemoryError) as error:
+        raise UserError(f"parameter {name} cannot be read: {first_line(error)}") from error
 
 
 def _leaves(path: str) -> dict[str, Leaf]:
     """All parameters of the encoder by T5X's names, whatever the layout."""
-    local = Path(path)
-    if local.suffix == ".safetensors" or (local.is_dir() and any(local.glob("*.safetensors"))):
-        return _safetensors(local)
     store = ts.KvStore.open(_kvstore(path)).result()
     if (metadata := store.read("state/_METADATA").result()).state == "value":
         leaves = dict(_orbax(path, json.loads(metadata.value)))
@@ -107,7 +164,8 @@ def _leaves(path: str) -> dict[str, Leaf]:
     else:
         raise UserError(
             f"no T5 checkpoint in {path}: it has no file `checkpoint`, `state/_METADATA` or "
-            "*.safetensors. Give the directory of one step, such as .../checkpoint_1000000"
+            "*.safetensors (pytorch_model.bin and GGUF are not read). Give the directory of one "
+            "step, such as .../checkpoint_1000000"
         )
     if any(name.startswith(SCANNED) for name in leaves):
         leaves = dict(_unscan(leaves))
@@ -146,7 +204,7 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
     try:
         tree = flax.serialization.msgpack_restore(content)
     except Exception as error:  # of msgpack, many kinds
-        raise UserError(f"{path}/checkpoint is damaged: {_first_line(error)}") from error
+        raise UserError(f"{path}/checkpoint is damaged: {first_line(error)}") from error
     tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
     target = tree.get("target") if isinstance(tree, dict) else None
     if not isinstance(target, dict):
@@ -175,6 +233,8 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
 
 
 def _in_memory(array: np.ndarray) -> Leaf:
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+        raise UserError(f"a parameter is of dtype {array.dtype}, which are no weights")
     return Leaf(array.shape, lambda index: array[index])
 
 
@@ -206,13 +266,14 @@ def _tensorstore(name: str, spec: dict[str, Any], shape: list[int] | None) -> Le
     try:
         store = ts.open({**spec, "fill_missing_data_reads": False}, open=True).result()
     except ValueError as error:
-        raise UserError(f"parameter {name} cannot be opened: {_first_line(error)}") from error
+        raise UserError(f"parameter {name} cannot be opened: {first_line(error)}") from error
     if shape is not None and tuple(shape) != store.shape:
         raise UserError(
             f"parameter {name}: the checkpoint says {tuple(shape)}, the stored array has the shape "
             f"{store.shape}"
         )
-    return Leaf(tuple(store.shape), lambda index: store[index].read().result())
+    chunk = math.prod(n or 0 for n in store.chunk_layout.read_chunk.shape or ())
+    return Leaf(tuple(store.shape), lambda index: store[index].read().result(), chunk)
 
 
 def _unscan(leaves: dict[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
@@ -224,6 +285,8 @@ def _unscan(leaves: dict[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
         rest = name.removeprefix(SCANNED)
         if len(leaf.shape) < 2:
             raise UserError(f"parameter {name} of shape {leaf.shape} has no axis of layers")
+        if leaf.shape[1] > MAX_LAYERS:
+            raise UserError(f"parameter {name} of shape {leaf.shape} is of too many layers")
         for layer in range(leaf.shape[1]):
             yield f"encoder/layers_{layer}/{rest}", _layer(name, leaf, layer)
 
@@ -258,62 +321,3 @@ def _layer(name: str, leaf: Leaf, layer: int) -> Leaf:
 
 def _at(index: Index, layer: int) -> Index:
     return (index[0], slice(layer, layer + 1), *index[1:])
-
-
-HUGGING_FACE = (
-    (r"shared\.weight", "token_embedder/embedding"),
-    (r"encoder\.final_layer_norm\.weight", "encoder/encoder_norm/scale"),
-    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
-     "encoder/relpos_bias/rel_embedding"),
-    (r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.q\.weight",
-     r"encoder/layers_\1/attention/query/kernel"),
-    (r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.k\.weight",
-     r"encoder/layers_\1/attention/key/kernel"),
-    (r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.v\.weight",
-     r"encoder/layers_\1/attention/value/kernel"),
-    (r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.o\.weight",
-     r"encoder/layers_\1/attention/out/kernel"),
-    (r"encoder\.block\.(\d+)\.layer\.0\.layer_norm\.weight",
-     r"encoder/layers_\1/pre_attention_layer_norm/scale"),
-    (r"encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.(wi|wi_0|wi_1|wo)\.weight",
-     r"encoder/layers_\1/mlp/\2/kernel"),
-    (r"encoder\.block\.(\d+)\.layer\.1\.layer_norm\.weight",
-     r"encoder/layers_\1/pre_mlp_layer_norm/scale"),
-)  # fmt: skip
-"""Names of transformers' T5EncoderModel -> T5X's; matrices are transposed but for the embedding."""
-
-
-def _t5x_name(name: str) -> str | None:
-    """T5X's name of a tensor of transformers; None for the decoder and for copies."""
-    for pattern, replacement in HUGGING_FACE:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    return None
-
-
-def _tensor(part: Any, turned: bool) -> Leaf:
-    """A tensor of safetensors, transposed or as it is."""
-    shape = tuple(part.get_shape())
-    if turned:
-        return Leaf(shape[::-1], lambda index: part[index[::-1]].T)
-    return Leaf(shape, lambda index: part[index])
-
-
-def _safetensors(path: Path) -> dict[str, Leaf]:
-    from safetensors import safe_open
-
-    leaves: dict[str, Leaf] = {}
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        try:
-            content = safe_open(str(file), framework="numpy")
-        except Exception as error:  # SafetensorError is no ValueError
-            raise UserError(f"{file} is damaged: {_first_line(error)}") from error
-        for key in content.keys():  # noqa: SIM118
-            name = _t5x_name(key)
-            if name is None:
-                continue
-            turned = name.endswith(("/kernel", "/rel_embedding"))
-            leaves[name] = _tensor(content.get_slice(key), turned)
-    if "token_embedder/embedding" not in leaves:
-        raise UserError(f"{path} holds no T5 encoder: there is no tensor `shared.weight`")
-    return leaves
