@@ -211,3 +211,10 @@ def test_the_docstring_of_a_folder_is_its_map() -> None:
             if (is_module or is_folder) and not re.search(rf"\b{path.stem}\b", said):
                 missing.append(str(path.relative_to(ROOT)))
     assert not missing, "to be named in the docstring of their folder:\n" + "\n".join(missing)
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    missing = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    missing -= set(re.findall(r"\(([\w-]+\.md)\)", index))
+    assert not missing, f"docs/README.md does not name {sorted(missing)}"
