@@ -36,7 +36,6 @@ def get_config() -> ConfigDict:
             "stages": {
                 "base64": {
                     "resolution": 64,
-                    "low_res": 0,
                     "network": {
                         "kind": "unet",
                         "channels": 512,

@@ -52,7 +52,6 @@ def get_config() -> ConfigDict:
             "stages": {
                 "base": {
                     "resolution": 64,
-                    "low_res": 0,
                     "network": network
                     | {
                         "channels": (32, 64, 128, 224),

@@ -66,7 +66,6 @@ def get_config() -> ConfigDict:
             "stages": {
                 "base": {
                     "resolution": 32,
-                    "low_res": 0,
                     "network": {
                         "kind": "efficient_unet",
                         "channels": (48, 96, 144),

@@ -271,25 +271,31 @@ class StageConfig:
 
     Attributes:
       resolution: pixels per side of what the stage makes.
-      low_res: pixels per side of the image that it starts from; 0 for the base stage.
+      low_res: pixels per side of the image that it starts from; None for the base stage.
       network: "kind", a key of models.networks.NETWORKS or "module:Class", and the fields of that
         class.
       schedule: "kind", a key of diffusion.schedule.SCHEDULES, and the fields of that class.
       mesh: devices that it trains on; may change when training resumes.
-      crop: pixels per side of the random crops that it is trained on; 0 for whole images.
+      crop: pixels per side of the random crops that it is trained on; None for whole images.
       align_corners: see diffusion.augment.upsample_low_res; False in all stages of our own.
     """
 
     resolution: int
-    low_res: int
     network: Mapping[str, Any]
     schedule: Mapping[str, Any]
     diffusion: DiffusionConfig
     train: TrainConfig
     sample: SampleConfig
     mesh: MeshConfig = MeshConfig(data=-1)
-    crop: int = 0
+    low_res: int | None = None
+    crop: int | None = None
     align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("low_res", "crop"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"{field} is {value}; it must be at least 1, or left out for none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,7 +480,7 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
         raise UserError(
             f"{where}.schedule.kind is {schedule_kind!r}; choices: {', '.join(SCHEDULES)}"
         )
-    low_res = section.low_res or None
+    low_res = section.low_res
     if low_res is not None and section.resolution % low_res:
         raise UserError(
             f"{where}: resolution {section.resolution} is not a multiple of low_res {low_res}"
@@ -493,7 +499,7 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
         name=name,
         resolution=section.resolution,
         low_res=low_res,
-        crop=section.crop or None,
+        crop=section.crop,
         align_corners=section.align_corners,
         text=build(TextConfig, config.text, "text"),
         network=build(network_type, network, f"{where}.network"),

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -53,14 +55,11 @@ def start_two(data: Path, workdir: Path, *overrides: str) -> list[subprocess.Pop
     ]  # fmt: skip
 
 
-def printed_until(process: subprocess.Popen[str], step: int) -> str:
-    """Output of a process once its progress bar has reached a step of 50."""
-    assert process.stdout is not None
-    printed = ""
-    while not any(int(at) >= step for at in re.findall(r"(\d+)/50 ", printed)):
-        printed += (more := process.stdout.read(1))
-        assert more, printed
-    return printed
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until a condition holds; the process must not end before."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -77,17 +76,15 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
         num_shards=1,
     )  # fmt: skip
     told, other = start_two(data, workdir, *overrides)
-    before = printed_until(told, 11)
+    wait_for((workdir / "sr" / "samples" / "0000010.png").exists, told)
     told.send_signal(signal.SIGTERM)
     printed = [process.communicate(timeout=120)[0] for process in (told, other)]
-    printed[0] = before + printed[0]
     assert (told.returncode, other.returncode) == (PREEMPTED, PREEMPTED), printed
     assert sum("2 cpu device(s) of 2 host(s)" in text for text in printed) == 1  # one reports
     stopped = [re.search(r"stopped at step (\d+)", text) for text in printed]
     assert all(stopped)
     saved = checkpoint_steps(workdir / "sr")[-1]
     assert {int(match[1]) for match in stopped if match} == {saved}
-    assert (workdir / "sr" / "samples" / "0000010.png").exists()
 
     logged = tiny.metrics_of(workdir / "sr")
     batches = [
@@ -118,10 +115,10 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
         np.testing.assert_allclose(leaf, expected, atol=1e-5)
 
     left, killed = start_two(data, workdir, *overrides)
-    resumed = printed_until(left, saved + 1)
-    assert f"steps {saved} -> 50" in resumed
+    wait_for(lambda: checkpoint_steps(workdir / "sr")[-1] > saved, left)
     killed.kill()
     noticed, _ = (process.communicate(timeout=120)[0] for process in (left, killed))
+    assert f"steps {saved} -> 50" in noticed
     assert left.returncode not in (0, PREEMPTED, None)
     assert "imagen: error: host 0 of 2 has lost another" in noticed
 

@@ -29,9 +29,10 @@ def shrunk(config_name: str, stage_name: str) -> Stage:
     config = ConfigDict(load_config(config_name))
     config.text.update(encoder="tiny", width=tiny.WIDTH, max_length=5)
     stage = config.stages[stage_name]
-    is_base = not stage.low_res
+    is_base = not stage.get("low_res")
     stage.resolution = 16 if is_base else SIZE
-    stage.low_res = 0 if is_base else 8
+    if not is_base:
+        stage.low_res = 8
     if stage.get("crop"):
         stage.crop = 16
     if "image_size" in stage.schedule:

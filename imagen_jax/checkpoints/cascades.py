@@ -99,9 +99,10 @@ class Pretrained:
         """Return 16 hexadecimal digits, equal for stages that make equal images: the same weights,
         network, diffusion process and text encoder."""
         section = self.config["stages"][stage.name]
-        said = {name: section[name] for name in ("resolution", "low_res", "network", "schedule")}
-        said |= {"parametrization": stage.parametrization, "weights": self.digest(stage)}
+        said = {name: section[name] for name in ("resolution", "network", "schedule")}
+        said |= {"low_res": stage.low_res, "parametrization": stage.parametrization}
         said |= {"text": self.config["text"], "encoder": self.encoder["fingerprint"]}
+        said["weights"] = self.digest(stage)
         return fingerprint(said)[:16]
 
 
