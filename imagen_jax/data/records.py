@@ -19,6 +19,7 @@ Reading and checking manifests needs no TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -256,6 +257,7 @@ def check_encoder(
         )
 
 
+@functools.cache  # it is asked for with every record
 def tensorflow() -> ModuleType:
     """TensorFlow, which takes seconds to import, and must leave the accelerators to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
