@@ -1,4 +1,4 @@
-"""How embedding grows: processor time and peak memory by rows, and by shards.
+"""Growth of embedding: processor time and peak memory by rows, and by shards.
 
   python -m benchmarks.embed_load
   python -m benchmarks.embed_load --rows 1000 10000 100000 --shards 100 1000 10000
