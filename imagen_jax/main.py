@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from imagen_jax.cli import data, demo, embed, evaluate, export, plan, sample, train
+from imagen_jax.cli import data, demo, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
 from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, printable, status_of
 from imagen_jax.files import cache_directory
@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
               demo      the same in the browser, as a page on this machine
               evaluate  a cascade -> what its images are worth: alignment, distances, votes
               export    a trained cascade -> a small directory of its weights, to pass on
+              import    weights that others trained (DeepFloyd IF) -> such a directory
               plan      a config -> its memory and time on machines one does not have yet
               data      look at the built-in images, or fetch more of them"""),
         epilog=unindent("""
@@ -93,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, when_interrupted="")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (embed, train, sample, demo, evaluate, export, plan, data):
+    for module in (embed, train, sample, demo, evaluate, export, imports, plan, data):
         module.add_command(commands)
     return parser
 

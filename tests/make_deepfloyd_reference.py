@@ -7,7 +7,8 @@ own:
     python tests/make_deepfloyd_reference.py
 
 deepfloyd_network.npz holds outputs and gradients of the U-Nets, deepfloyd_keys.json.gz names and
-shapes of all parameters at the published sizes, deepfloyd_diffusion.npz steps of the scheduler.
+shapes of all parameters at the published sizes, deepfloyd_diffusion.npz steps of the scheduler,
+deepfloyd_text.npz states of captions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import deepfloyd_files as files
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.deepfloyd_if import timesteps
 
@@ -174,6 +176,19 @@ def diffusion() -> dict[str, np.ndarray]:
     }
 
 
+def text_states() -> np.ndarray:
+    """States of padded captions, as IF's pipelines compute them: all of them are used."""
+    network = transformers.T5EncoderModel(transformers.T5Config(**files.T5, dropout_rate=0.0))
+    drawn = {name: torch.from_numpy(x) for name, x in files.t5_weights().items()}
+    missing, unexpected = network.load_state_dict(drawn, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"encoder.embed_tokens.weight"}
+    ids = torch.from_numpy(files.token_rows())
+    with torch.no_grad():
+        states = network.eval()(ids, attention_mask=(ids != 0).long()).last_hidden_state
+    return states.numpy()
+
+
 def narrow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same with float64 stored as float32."""
     return {k: x.astype(np.float32) if x.dtype == np.float64 else x for k, x in arrays.items()}
@@ -193,16 +208,17 @@ def keys() -> dict[str, Any]:
 
 def main() -> None:
     """Makes all files."""
-    versions = {"diffusers": diffusers.__version__, "torch": torch.__version__}
+    versions = {lib.__name__: lib.__version__ for lib in (diffusers, torch, transformers)}
     np.savez_compressed(
         TESTDATA / "deepfloyd_network.npz",
         versions=np.array(json.dumps(versions)),
         **network_case("I"),
         **network_case("II"),
     )
+    np.savez_compressed(TESTDATA / "deepfloyd_text.npz", states=text_states())
     np.savez_compressed(TESTDATA / "deepfloyd_diffusion.npz", **narrow(diffusion()))
-    text = json.dumps(keys()).encode()
-    (TESTDATA / "deepfloyd_keys.json.gz").write_bytes(gzip.compress(text, mtime=0))
+    listed = json.dumps(keys()).encode()
+    (TESTDATA / "deepfloyd_keys.json.gz").write_bytes(gzip.compress(listed, mtime=0))
     for path in sorted(TESTDATA.glob("deepfloyd_*")):
         sys.stdout.write(f"{path}: {path.stat().st_size} bytes\n")
 

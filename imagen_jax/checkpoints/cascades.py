@@ -43,7 +43,7 @@ from imagen_jax.files import (
 )
 from imagen_jax.sharding import make_mesh, state_shardings
 from imagen_jax.stage import Stage, make_stage
-from imagen_jax.tensor_files import parse_safetensors
+from imagen_jax.tensor_files import open_safetensors
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 """The small cascade that comes with the package."""
@@ -63,7 +63,8 @@ class Pretrained:
       encoder: record of the text encoder that they were trained with: name and fingerprint.
       source: split -> description of the data that they were trained on.
       config: config of the cascade and its stages.
-      read: (stage, shapes with shardings) -> weights.
+      license: attribution of weights that others trained, under a licence of theirs; or None.
+      read: (stage, shapes with dtypes and shardings) -> weights.
       digest: stage -> hash of the weights that `read` returns.
     """
 
@@ -71,6 +72,7 @@ class Pretrained:
     encoder: Mapping[str, Any]
     source: Mapping[str, Any]
     config: Mapping[str, Any]
+    license: Mapping[str, str] | None
     read: Callable[[Stage, Any], Any] = dataclasses.field(repr=False)
     digest: Callable[[Stage], str] = dataclasses.field(repr=False)
 
@@ -88,12 +90,13 @@ class Pretrained:
         mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
         boxed = jax.eval_shape(stage.init, jax.random.key(0))
         shapes = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, dtype or leaf.dtype, sharding=sharding
+            ),
             nn.unbox(boxed),
             state_shardings(boxed, mesh),
         )
-        params = self.read(stage, shapes)
-        return params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return self.read(stage, shapes)
 
     def fingerprint(self, stage: Stage) -> str:
         """Return 16 hexadecimal digits, equal for stages that make equal images: the same weights,
@@ -186,7 +189,8 @@ def export_cascade(
     # Last: where it is, the weights are.
     write_json(
         record_path,
-        {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source},
+        {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
+        | ({} if cascade.license is None else {"license": cascade.license}),
     )
     return [record_path, *paths]
 
@@ -237,50 +241,75 @@ def _open_exported(directory: Path) -> Pretrained:
         raise UserError(
             f"{directory / EXPORTED} describes no cascade: {type(error).__name__}: {error}"
         ) from error
+    states: dict[str, tuple[int, int]] = {}
     digests: dict[str, str] = {}
 
-    def content(stage: Stage) -> bytes:
+    def file_of(stage: Stage) -> Path:
         path = directory / f"{stage.name}.safetensors"
         if not path.is_file():
             raise UserError(f"the cascade in {directory} lacks {path.name}")
-        found = path.read_bytes()
-        digest = hashlib.sha256(found).hexdigest()
-        if digests.setdefault(stage.name, digest) != digest:
+        state = (path.stat().st_size, path.stat().st_mtime_ns)
+        if states.setdefault(stage.name, state) != state:
             raise UserError(f"{path} has changed since it was read first; run the command again")
-        return found
+        return path
 
     def read(stage: Stage, shapes: Any) -> Any:
-        flat = parse_safetensors(content(stage), directory / f"{stage.name}.safetensors")
+        path = file_of(stage)
         of_network = flax.traverse_util.flatten_dict(shapes, sep="/")
         wanted = {name: of.shape for name, of in of_network.items()}
-        if lines := differences({name: value.shape for name, value in flat.items()}, wanted):
-            raise UserError(
-                f"the weights of stage {stage.name!r} in {directory} do not fit its network (there "
-                f"!= wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
-            )
-        for name, value in flat.items():
-            if value.dtype not in EXPORT_DTYPES:
+        with open_safetensors(path) as content:
+            parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            found = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            if lines := differences(found, wanted):
                 raise UserError(
-                    f"{stage.name}.safetensors in {directory}: {name} is {value.dtype}, not "
-                    + " or ".join(EXPORT_DTYPES)
+                    f"the weights of stage {stage.name!r} in {directory} do not fit its network "
+                    f"(there != wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
                 )
-        placed = {
-            name: jax.device_put(value.astype(np.float32), of_network[name].sharding)
-            for name, value in flat.items()
-        }
+            for name, part in parts.items():
+                if part.get_dtype() not in ("F16", "F32"):
+                    raise UserError(
+                        f"{path.name} in {directory}: {name} is {part.get_dtype()}, not "
+                        + " or ".join(EXPORT_DTYPES)
+                    )
+
+            def place(name: str, leaf: Any) -> jax.Array:
+                # Part by part and cast on the host: all weights are never there twice, or too wide.
+                def of_device(index: Any) -> np.ndarray:
+                    return np.asarray(parts[name][index or ...]).astype(leaf.dtype)
+
+                return jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
+
+            placed = {name: place(name, leaf) for name, leaf in of_network.items()}
         return flax.traverse_util.unflatten_dict(placed, sep="/")
 
     def digest(stage: Stage) -> str:
-        return digests.get(stage.name) or hashlib.sha256(content(stage)).hexdigest()
+        if stage.name not in digests:
+            with open(file_of(stage), "rb") as file:
+                digests[stage.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests[stage.name]
 
     return Pretrained(
         stages=stages,
         encoder=encoder,
         source=source,
         config=record["config"],
+        license=record.get("license"),
         read=read,
         digest=digest,
     )
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Return arrays or shapes in a dtype, or in those of another tree."""
+
+    def cast(leaf: Any, to: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, to, sharding=leaf.sharding)
+        return leaf.astype(to)
+
+    if isinstance(dtype, str):
+        return jax.tree.map(lambda leaf: cast(leaf, dtype), tree)
+    return jax.tree.map(lambda leaf, like: cast(leaf, like.dtype), tree, dtype)
 
 
 def _open_workdir(
@@ -317,6 +346,9 @@ def _open_workdir(
         encoder=first["encoder"],
         source=first["source"],
         config=first["config"] | {"cascade": trained, "stages": sections},
-        read=lambda stage, shapes: restore_ema(checkpoints[stage.name], shapes, ema_decay),
+        license=first.get("license"),
+        read=lambda stage, shapes: _cast(
+            restore_ema(checkpoints[stage.name], _cast(shapes, "float32"), ema_decay), shapes
+        ),
         digest=lambda stage: digests[stage.name],
     )

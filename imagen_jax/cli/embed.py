@@ -22,7 +22,7 @@ from imagen_jax.errors import UserError
 if TYPE_CHECKING:
     from imagen_jax.data.sources import Source
 
-ENCODERS = ("minilm", "minilm-random", "minilm-words", "t5")
+ENCODERS = ("minilm", "minilm-random", "minilm-words", "t5", "t5-if")
 """As in text.encoder, which takes seconds to load; the first is the default."""
 
 

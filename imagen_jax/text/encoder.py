@@ -18,15 +18,15 @@ from jax.typing import ArrayLike
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import differences
-from imagen_jax.text import minilm, t5
+from imagen_jax.text import minilm, t5, t5_if
 from imagen_jax.text.tokenizer import Bytes, SentencePiece, WordPiece
 from imagen_jax.typing import TextEmbedding
 
-LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 77, 96, 128)
 """Token counts that the network is compiled for: fine steps, since padded tokens cost as much."""
 BATCH_BUCKETS = (8, 64)
 """Batch sizes that the network is compiled for."""
-RESULT_LENGTHS = (8, 16, 32, 64, 128)
+RESULT_LENGTHS = (8, 16, 32, 64, 77, 128)
 """Lengths that `encode` pads to: coarse steps, so that few programs are compiled downstream."""
 
 IN_FLIGHT = 2
@@ -160,9 +160,10 @@ def load_encoder(
       name: "minilm" (pretrained), "minilm-random": the same architecture and tokenizer with
         weights as drawn before training, the baseline for what pretraining buys; "minilm-words":
         the pretrained word embeddings without the transformer, a bag of words, the baseline for
-        what context and order buy; or "t5": any T5 encoder, its sizes read from the weights.
+        what context and order buy; "t5": any T5 encoder, its sizes read from the weights; or
+        "t5-if": the same, with captions as DeepFloyd IF reads them, see t5_if.
       weights: for MiniLM, a directory with the weights and the tokenizer, or None for the installed
-        package; for T5, a checkpoint as load_t5_encoder reads it.
+        package; for T5, a checkpoint as load_t5_encoder reads it; for t5-if, see t5_if.find_files.
       vocabulary: for T5 only: the file of its SentencePiece model, "bytes" for ByT5, or None
         for the spiece.model beside the weights (as Hugging Face lays them out).
       dtype: dtype of weights and activations, "float32" or, of T5 only, "bfloat16": several times
@@ -184,12 +185,17 @@ def fingerprint(params: Any, *files: Path) -> str:
     """sha256 (hex) over names, shapes and values of the weights, and the bytes of files."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.tobytes())
+        hash_array(digest, jax.tree_util.keystr(path), leaf)
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def hash_array(digest: Any, name: str, values: ArrayLike) -> None:
+    """Update a hash by the name, the dtype, the shape and the values of an array."""
+    array = np.ascontiguousarray(values)
+    digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+    digest.update(array)
 
 
 def _minilm(
@@ -226,9 +232,6 @@ def _transformer(params: minilm.Params, ids: ArrayLike, mask: ArrayLike) -> jax.
 
 
 def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextEncoder:
-    # Imported here: its libraries would slow down the start of all that reads no checkpoint.
-    from imagen_jax.text.t5_checkpoint import load_t5_encoder
-
     if weights is None:
         raise UserError(
             "encoder 't5' needs its weights: the directory of a T5X checkpoint "
@@ -247,20 +250,7 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
                 f"trained with, or {BYTES!r} for ByT5"
             )
         tokenize = SentencePiece(files[0], MAX_LENGTH)
-    config, params = load_t5_encoder(weights, t5.shardings(jax.local_devices()))
-    if tokenize.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {tokenize.vocab_size} tokens, but the weights in {weights} embed "
-            f"only {config.vocab_size}; they do not belong together"
-        )
-    digest = fingerprint(params, *files)
-    # What weights do not say, where it is not what they are usually for.
-    usual = t5.config_of(params)
-    if differing := differences(dataclasses.asdict(usual), dataclasses.asdict(config)):
-        digest = hashlib.sha256("\n".join([digest, *differing]).encode()).hexdigest()
-    if dtype == "bfloat16":
-        config = dataclasses.replace(config, dtype="bfloat16")
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    config, params, digest = _read_t5(weights, tokenize.vocab_size, files, dtype)
     return TextEncoder(
         name="t5",
         width=config.width,
@@ -271,6 +261,61 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
         params=params,
         dtype=dtype,
     )
+
+
+def _t5_if(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextEncoder:
+    if weights is None:
+        raise UserError(
+            "encoder 't5-if' needs its weights: the directory of a DeepFloyd IF pipeline, with "
+            "text_encoder/ and tokenizer/ in it"
+        )
+    directory, file = t5_if.find_files(weights, vocabulary)
+    tokenize = t5_if.PaddedCaptions(file)
+    config, params, digest = _read_t5(directory, tokenize.vocab_size, [file], dtype)
+    return TextEncoder(
+        name="t5-if",
+        width=config.width,
+        max_length=t5_if.LENGTH,
+        fingerprint=hashlib.sha256(f"t5-if {digest}".encode()).hexdigest(),
+        tokenize=tokenize,
+        network=jax.jit(t5_if.make_network(config)),
+        params=params,
+        dtype=dtype,
+    )
+
+
+def _read_t5(
+    weights: str | Path, vocab_size: int, files: Sequence[Path], dtype: str
+) -> tuple[t5.T5Config, t5.Params, str]:
+    """The encoder of a checkpoint in a dtype, and the fingerprint of its weights and files.
+
+    Every parameter is cast as it is read: no second copy of all is in memory.
+    """
+    # Imported here: its libraries would slow down the start of all that reads no checkpoint.
+    from imagen_jax.text.t5_checkpoint import load_t5_encoder
+
+    digest = hashlib.sha256()
+
+    def take(name: str, array: np.ndarray) -> np.ndarray:
+        hash_array(digest, "".join(f"[{part!r}]" for part in name.split("/")), array)
+        return array.astype(jnp.bfloat16) if dtype == "bfloat16" else array
+
+    config, params = load_t5_encoder(weights, t5.shardings(jax.local_devices()), take)
+    if vocab_size > config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocab_size} tokens, but the weights in {weights} embed "
+            f"only {config.vocab_size}; they do not belong together"
+        )
+    for file in files:
+        digest.update(file.read_bytes())
+    found = digest.hexdigest()
+    # What weights do not say, where it is not what they are usually for.
+    usual = t5.config_of(params)
+    if differing := differences(dataclasses.asdict(usual), dataclasses.asdict(config)):
+        found = hashlib.sha256("\n".join([found, *differing]).encode()).hexdigest()
+    if dtype == "bfloat16":
+        config = dataclasses.replace(config, dtype="bfloat16")
+    return config, params, found
 
 
 def _bucket(size: int, buckets: tuple[int, ...]) -> int:
@@ -290,4 +335,5 @@ ENCODERS: Mapping[str, Callable[[str | Path | None, str | None, str], TextEncode
         lambda params, ids, mask: minilm.word_states(params, jnp.asarray(ids)),
     ),
     "t5": _t5,
+    "t5-if": _t5_if,
 }

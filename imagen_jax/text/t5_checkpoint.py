@@ -46,8 +46,14 @@ Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 """Name and shape of a parameter -> where it goes; None for the default device."""
 
 
+Take = Callable[[str, np.ndarray], np.ndarray]
+"""Name and values of a parameter -> what becomes of it."""
+
+
 def load_t5_encoder(
-    path: str | Path, shardings: Shardings = lambda name, shape: None
+    path: str | Path,
+    shardings: Shardings = lambda name, shape: None,
+    take: Take | None = None,
 ) -> tuple[T5Config, Params]:
     """The encoder of a checkpoint.
 
@@ -55,6 +61,8 @@ def load_t5_encoder(
       path: directory of one step of T5X (`checkpoint_1000000`), local or gs://; or the local
         directory or file of Hugging Face safetensors.
       shardings: sharding of each parameter, by its name in T5X ("encoder/layers_0/mlp/wo/kernel").
+      take: called with every parameter as a whole, in the order of their names, before the next one
+        is read. None reads only what this process's devices hold.
 
     Returns:
       (config, params): sizes from the shapes, and what they do not say from config.json or
@@ -73,7 +81,8 @@ def load_t5_encoder(
             f"{path} is no T5 checkpoint, or damaged: {type(error).__name__}: {first_line(error)}"
         ) from error
     flat = {
-        name: _materialise(name, leaf, shardings(name, leaf.shape)) for name, leaf in leaves.items()
+        name: _materialise(name, leaves[name], shardings(name, leaves[name].shape), take)
+        for name in sorted(leaves, key=lambda name: name.split("/"))
     }
     return config, flax.traverse_util.unflatten_dict(flat, sep="/")
 
@@ -143,10 +152,15 @@ def _gin_activations(path: str, of_shapes: tuple[str, ...]) -> tuple[str, ...]:
     return of_shapes
 
 
-def _materialise(name: str, leaf: Leaf, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _materialise(
+    name: str, leaf: Leaf, sharding: jax.sharding.Sharding | None, take: Take | None
+) -> jax.Array:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
+        if take is not None:
+            whole = take(name, np.asarray(leaf.read(tuple(slice(0, n) for n in leaf.shape))))
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: whole[index])  # type: ignore[arg-type]
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf.read(index))  # type: ignore[arg-type]
     except (ValueError, MemoryError) as error:
         raise UserError(f"parameter {name} cannot be read: {first_line(error)}") from error
