@@ -162,6 +162,8 @@ def write_text_encoder(directory: Path) -> Path:
     for name in ("text_encoder", "tokenizer"):
         (directory / name).mkdir()
     safetensors.numpy.save_file(t5_weights(), directory / "text_encoder" / "model.safetensors")
+    config = {"model_type": "t5", "architectures": ["T5EncoderModel"]} | T5
+    (directory / "text_encoder" / "config.json").write_text(json.dumps(config))
     SentencePieceTrainer.train(
         sentence_iterator=iter(captions * 20), model_prefix=str(directory / "tokenizer" / "spiece"),
         vocab_size=60, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
