@@ -66,7 +66,7 @@ TRAIN = {
     "checkpoint_every": 500,
     "keep_checkpoints": 2,
 }
-"""How an imported stage is fine-tuned unless its config is changed. Not yet run at full size."""
+"""Section `train` of an imported stage, to fine-tune it by. Not yet run at full size."""
 
 
 def import_deepfloyd(
@@ -85,7 +85,7 @@ def import_deepfloyd(
       output: directory that the cascade goes to.
       text_encoder: directory with text_encoder/ and tokenizer/; None is the first of paths that has
         them. It stays where it is: sampling reads it from there.
-      variant: of the U-Nets' weights, such as "fp16"; None is the plain one, or the only one. They
+      variant: variant of the U-Nets' weights, such as "fp16"; None is the plain one, or the only one. They
         are written in the dtype that they have.
       show: called with the terms of the licence.
 
@@ -153,7 +153,7 @@ class _Part:
 
     Attributes:
       directory: with config.json and weights.
-      name: of the stage.
+      name: name of the stage.
       resolution, low_res: pixels per side; low_res is 0 in stage I.
       text_width: channels of a token state.
     """
@@ -268,7 +268,7 @@ def _choose(stage: Stage, source: Tensors) -> dict[str, str]:
 
 
 def _axes(name: str, count: int) -> tuple[int, ...]:
-    """Which of torch's axes become ours: matrices and kernels of convolutions are turned."""
+    """Torch's axes in our order: matrices and kernels of convolutions are turned."""
     if name.endswith("/kernel"):
         return {2: (1, 0), 4: (2, 3, 1, 0)}.get(count, tuple(range(count)))
     return tuple(range(count))

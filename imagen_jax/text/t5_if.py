@@ -23,7 +23,7 @@ LENGTH = 77
 PADDING = 0
 """Token that T5 is padded with."""
 ENCODER, VOCABULARY = "text_encoder", "tokenizer/spiece.model"
-"""Where a pipeline of diffusers has the weights and the vocabulary."""
+"""Directory of the weights and file of the vocabulary in a pipeline of diffusers."""
 
 
 class PaddedCaptions:
@@ -53,7 +53,7 @@ def find_files(weights: str | Path, vocabulary: str | None) -> tuple[Path, Path]
     Args:
       weights: a pipeline's directory, with text_encoder/ and tokenizer/ in it; or text_encoder/
         itself.
-      vocabulary: of another place.
+      vocabulary: another file of the vocabulary; None for the one in tokenizer/.
 
     Raises:
       UserError: there is no vocabulary.
