@@ -85,8 +85,8 @@ def import_deepfloyd(
       output: directory that the cascade goes to.
       text_encoder: directory with text_encoder/ and tokenizer/; None is the first of paths that has
         them. It stays where it is: sampling reads it from there.
-      variant: variant of the U-Nets' weights, such as "fp16"; None is the plain one, or the only one. They
-        are written in the dtype that they have.
+      variant: variant of the U-Nets' weights, such as "fp16"; None is the plain one, or the only
+        one. They are written in the dtype that they have.
       show: called with the terms of the licence.
 
     Returns:

@@ -1,6 +1,7 @@
 """The commands of `imagen`: one module each, with its arguments and what runs it.
 
 embed.py, train.py, sample.py, demo.py, export.py, plan.py, data.py
+imports.py   is `imagen import`, which is no name of a module
 evaluate.py  with evaluate_protocols.py (cascades) and evaluate_features.py (images)
 
 command.py   the form of their help, and arguments that several have
