@@ -26,7 +26,7 @@ gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
 
 LONG = (
-    "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train", "sharding",
+    "wheel", "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train", "sharding",
     "stack",
 )  # fmt: skip
 """Files of tests that take a minute or more. Those of several processes come first, as they wait

@@ -115,13 +115,13 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = """
 import imagen_jax
 from imagen_jax.config import load_config
-from imagen_jax.train.loop import train
+from imagen_jax.train.loop import train as real_train
 
 def short(config, stage, data, workdir):
     config = load_config(config) if isinstance(config, str) else config
     config = ConfigDict(config)
-    config.stages[stage].train.update(steps=2, batch_size=4, sample_every=2, checkpoint_every=2)
-    return train(config, stage, data, workdir)
+    config.stages[stage].train.update(steps=2, warmup_steps=0, batch_size=4)
+    return real_train(config, stage, data, workdir)
 
 from ml_collections import ConfigDict
 imagen_jax.train = short

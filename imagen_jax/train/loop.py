@@ -58,7 +58,7 @@ def train(
 
     Example:
       >>> from imagen_jax import load_config, train
-      >>> small = ["steps=2", "batch_size=4", "log_every=1", "sample_every=2"]
+      >>> small = ["steps=2", "warmup_steps=0", "batch_size=4", "log_every=1"]
       >>> config = load_config("quickstart", [f"stages.base.train.{of}" for of in small])
       >>> history = train(config, "base", "embeddings", "run")
       >>> steps, losses = history["loss"]
