@@ -26,8 +26,8 @@ gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
 
 LONG = (
-    "wheel", "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train", "sharding",
-    "stack",
+    "wheel", "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train",
+    "sharding", "stack",
 )  # fmt: skip
 """Files of tests that take a minute or more. Those of several processes come first, as they wait
 for one another; the programs that they compile are there when the others need them."""
