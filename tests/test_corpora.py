@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,3 +217,21 @@ def test_ids_are_unique_in_folders_of_folders(tmp_path: Path) -> None:
     assert [example.id for example in source.examples_of_shard(0, 3)] == [
         "00000.tar/000000000", "00000.tar/000000001"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_compressed_tfrecords_to_where_they_are_cut(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    write_tfrecords(tmp_path)
+    first, second = ((tmp_path / f"0000{i}.tfrecord").read_bytes() for i in range(2))
+    path = tmp_path / "both.tfrecord.gz"
+    whole = gzip.compress(first) + gzip.compress(second)  # two members, as `cat` makes them
+    path.write_bytes(whole if compress is gzip.compress else compress(first + second))
+    found = list(open_corpus(path).examples_of_shard(0, 1))
+    assert [e.caption for e in found if not isinstance(e, Dropped)] == CAPTIONS
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=rf"{path} is damaged: cut off before the end of the comp"):
+        list(open_corpus(path).examples_of_shard(0, 1))
+    *_, last = open_corpus(path, damaged_files="drop").examples_of_shard(0, 1)
+    assert isinstance(last, Dropped)

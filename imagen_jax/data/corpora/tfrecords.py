@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 from imagen_jax.data import records
 from imagen_jax.data.corpora import storage
@@ -11,7 +16,9 @@ from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample, Row, examples_of
 from imagen_jax.data.sources import Dropped
 
-_COMPRESSIONS = {b"\x1f\x8b": "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
+_ZLIB = (b"\x78\x01", b"\x78\x9c", b"\x78\xda")
+_ANY_HEADER = 47  # of gzip or zlib
+_READ = 2**14
 
 
 def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
@@ -32,8 +39,8 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
         raise DamagedFileError(place, "it is empty (0 bytes)")
     if storage.kind_of(start) not in ("", "compressed by gzip"):
         raise OtherKindError(place, "TFRecord file", start)
-    with storage.local_copy(place) as path:
-        dataset = tf.data.TFRecordDataset(str(path), _COMPRESSIONS.get(start[:2], ""))
+    with _plain(place, start) as (path, fault_of_compression):
+        dataset = tf.data.TFRecordDataset(str(path))
         try:
             for number, serialized in enumerate(dataset.as_numpy_iterator()):
                 try:
@@ -46,7 +53,49 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
                 values = {name: list(f.bytes_list.value) for name, f in features.items()}
                 yield from _examples(values, number, keys)
         except tf.errors.OpError as error:
-            raise DamagedFileError(place, first_line(error)) from error
+            fault = fault_of_compression or first_line(error)
+            raise DamagedFileError(place, fault) from error
+        if fault_of_compression:
+            raise DamagedFileError(place, fault_of_compression)
+
+
+@contextmanager
+def _plain(place: str, start: bytes) -> Iterator[tuple[Path, str]]:
+    """(path of the records as they are, on this machine; what is wrong with their compression).
+
+    TensorFlow decompresses, too, but takes a stream that is cut off for its end.
+    """
+    if start[:2] != b"\x1f\x8b" and start[:2] not in _ZLIB:
+        with storage.local_copy(place) as path:
+            yield path, ""
+        return
+    fault = ""
+    with tempfile.NamedTemporaryFile(prefix="imagen-jax-") as copy:
+        with storage.open_file(place) as file:
+            try:
+                for part in _decompressed(file):
+                    copy.write(part)
+            except zlib.error as error:
+                fault = str(error)
+        copy.flush()
+        yield Path(copy.name), fault
+
+
+def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
+    """Content of gzip, of one member or several, or of zlib.
+
+    Raises:
+      zlib.error: damage; what comes before it has been given out.
+    """
+    decompressor = zlib.decompressobj(_ANY_HEADER)
+    while part := file.read(_READ):
+        while part:
+            yield decompressor.decompress(part)
+            part = decompressor.unused_data
+            if decompressor.eof and part:
+                decompressor = zlib.decompressobj(_ANY_HEADER)
+    if not decompressor.eof:
+        raise zlib.error("cut off before the end of the compression")
 
 
 def _examples(
