@@ -47,6 +47,7 @@ from imagen_jax.eval.prompts import (
 from imagen_jax.eval.scene_suite import DESCRIPTIONS, scene_suite
 from imagen_jax.eval.summary import summary
 from imagen_jax.eval.sweep import name_of, pareto, sweep
+from imagen_jax.files import only_writer
 from imagen_jax.main import main
 
 QUICKSTART, DEMO = get_level("quickstart"), get_level("demo")
@@ -131,6 +132,10 @@ def test_processes_divide_a_job(cascade: Cascade, tmp_path: Path) -> None:
         protocols.run(cascade, scene_work(80), instruments, tmp_path / "both", process=(1, 2))
     assert len(images_of(tmp_path / "both")) == 16
     assert not (tmp_path / "both" / "scores.json").exists()
+    lock = tmp_path / "both" / "processes" / "00000"
+    message = "is being written by imagen evaluate"
+    with only_writer(lock, "imagen evaluate"), pytest.raises(UserError, match=message):
+        protocols.run(cascade, scene_work(80), instruments, tmp_path / "both", process=(0, 2))
     both = protocols.run(cascade, scene_work(80), instruments, tmp_path / "both", process=(0, 2))
     alone = protocols.run(cascade, scene_work(80), instruments, tmp_path / "alone")
     assert both == alone

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from imagen_jax.cascade.files import FORMATS, read_record, save_image
 from imagen_jax.cascade.images import read_image
@@ -29,6 +28,7 @@ from imagen_jax.cascade.run import Finished
 from imagen_jax.errors import UserError
 from imagen_jax.files import atomic_path, local_path, only_writer
 from imagen_jax.grid import labelled_grid
+from imagen_jax.progress import progress
 
 if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade
@@ -133,7 +133,8 @@ class Folder:
             for start in range(0, len(request), CHUNK)
         ]
         many = len(chunks) > 1
-        with tqdm(total=len(self.paths), unit="image", disable=not (many and show_progress)) as bar:
+        hidden = not (many and show_progress)
+        with progress(len(self.paths), "images", "images", disable=hidden) as bar:
             for first, part in chunks:
                 paths = self.paths[first : first + len(part)]
                 if not all(path.is_file() for path in paths):

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from imagen_jax.cascade.images import resize, resize_mask
 from imagen_jax.cascade.request import Request, StageRequest
+from imagen_jax.progress import progress
 from imagen_jax.sampling import (
     StageInputs,
     from_uint8,
@@ -107,12 +107,8 @@ def run_stage(
     moves = number_of_moves(asked.settings, asked.edit, request.mask is not None)
     estimates = np.zeros((moves if intermediates else 0, *made.shape), np.uint8)
     batches = list(_batches(count, batch_divisor(mesh), batch_size, asked.size))
-    with tqdm(
-        desc=f"{name} {asked.size[0]} x {asked.size[1]} px",
-        unit="step",
-        total=moves * len(batches),
-        disable=not show_progress,
-    ) as bar:
+    what = f"{name} {asked.size[0]} x {asked.size[1]} px"
+    with progress(moves * len(batches), what, "steps", disable=not show_progress) as bar:
         for rows, padded in batches:
             steps = sample_steps(
                 asked.stage,

@@ -20,8 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from imagen_jax.data import records
 from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.corpora import open_corpus
@@ -32,6 +30,7 @@ from imagen_jax.embed.prepare import Handling
 from imagen_jax.embed.shard import Counts, write_shards
 from imagen_jax.errors import UserError
 from imagen_jax.files import differences, fingerprint, only_writer, write_json
+from imagen_jax.progress import progress
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 Job = dict[str, Any]
@@ -143,9 +142,9 @@ def embed(
         "num_shards": num_shards,
         "source": json.loads(json.dumps(corpus.describe())),
     }
-    progress = directory / "progress"
-    progress.mkdir(parents=True, exist_ok=True)
-    lock = progress / f"{split}-{min(mine, default=0):05d}"  # of processes that share the shards
+    notes = directory / "progress"
+    notes.mkdir(parents=True, exist_ok=True)
+    lock = notes / f"{split}-{min(mine, default=0):05d}"  # of processes that share the shards
     with only_writer(lock, "imagen embed"):
         _write(corpus, encoder, directory, job, mine, known)
     return _write_manifest(directory, job)
@@ -169,7 +168,7 @@ def _write(
     handling = Handling(job["image_size"], job["fit"], job["long_captions"], job["max_tokens"])
     paths = {shard: directory / records.shard_name(split, shard, num_shards) for shard in todo}
     started = time.monotonic()
-    with tqdm(total=total, desc=f"embed {split}", unit=" captions", disable=not todo) as bar:
+    with progress(total, f"embed {split}", "captions", disable=not todo) as bar:
         for shard, counts in write_shards(
             corpus, encoder, paths, num_shards, handling, job["states"], bar
         ):
@@ -200,9 +199,9 @@ def _claim(directory: Path, job: Job) -> None:
 
     A job of which no shard was finished has no claim: its options may have been the mistake.
     """
-    progress = directory / "progress"
-    progress.mkdir(parents=True, exist_ok=True)
-    jobs = {path: json.loads(path.read_text()) for path in sorted(progress.glob("*.job.json"))}
+    notes = directory / "progress"
+    notes.mkdir(parents=True, exist_ok=True)
+    jobs = {path: json.loads(path.read_text()) for path in sorted(notes.glob("*.job.json"))}
     if not jobs and (directory / records.MANIFEST).exists():
         raise UserError(f"{directory} holds finished embeddings, to which nothing can be added")
     for path, other in jobs.items():
@@ -213,14 +212,14 @@ def _claim(directory: Path, job: Job) -> None:
         lines = differences(
             {key: other.get(key) for key in shared}, {key: job[key] for key in shared}
         )
-        if lines and any(progress.glob(f"{other['split']}-*-of-*.json")):
+        if lines and any(notes.glob(f"{other['split']}-*-of-*.json")):
             raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
                 "(there != requested):\n  " + "\n  ".join(lines)
             )
         if lines:
             path.unlink()
-    write_json(progress / f"{job['split']}.job.json", job)
+    write_json(notes / f"{job['split']}.job.json", job)
 
 
 def _sweep(directory: Path, job: Job, todo: Iterable[int]) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from imagen_jax.cascade import Cascade, Request
 from imagen_jax.errors import UserError
@@ -27,7 +26,8 @@ from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files
 from imagen_jax.eval.metrics.moments import Moments, merge_all
-from imagen_jax.files import atomic_path, differences, fingerprint, write_json
+from imagen_jax.files import atomic_path, differences, fingerprint, only_writer, write_json
+from imagen_jax.progress import progress
 
 CHUNK = 16
 PART = 4 * CHUNK
@@ -95,6 +95,18 @@ class ImageStore:
         """
         request = cascade.request(self.prompts, seed=self.seeds, **overrides)
         self._claim(request)
+        lock = self.directory / "processes" / f"{self._process[0]:05d}"
+        with only_writer(lock, "imagen evaluate"):
+            self._sample(cascade, request, networks)
+        if absent := sum(not self.path(i).is_file() for i in range(len(self))):
+            raise Unfinished(
+                f"this process's part is done; {absent} of {len(self)} images of others are not "
+                "there yet, and the process that finds them all computes the scores"
+            )
+
+    def _sample(
+        self, cascade: Cascade, request: Request, networks: Sequence[FeatureNetwork]
+    ) -> None:
         process, processes = self._process
         chunks = [
             range(i, min(i + CHUNK, end))
@@ -103,9 +115,8 @@ class ImageStore:
         ]
         missing = [c for c in chunks if not all(self.path(i).is_file() for i in c)]
         done = sum(map(len, chunks)) - sum(map(len, missing))
-        with tqdm(
-            total=sum(map(len, chunks)), initial=done, desc="images", disable=not missing
-        ) as bar:
+        total = sum(map(len, chunks))
+        with progress(total, "images", "images", done, disable=not missing) as bar:
             for chunk in missing:
                 part = request.rows(chunk.start, chunk.stop)
                 samples = cascade.run(part, show_progress=False)
@@ -115,15 +126,11 @@ class ImageStore:
                         PILImage.fromarray(image).save(temporary, "PNG")
                 bar.update(len(chunk))
         for network in networks:
-            for number in tqdm(
-                range(process, len(self.parts), processes), desc=network.name, leave=False
-            ):
-                self._part_features(network, number)
-        if absent := sum(not self.path(i).is_file() for i in range(len(self))):
-            raise Unfinished(
-                f"this process's part is done; {absent} of {len(self)} images of others are not "
-                "there yet, and the process that finds them all computes the scores"
-            )
+            numbers = range(process, len(self.parts), processes)
+            with progress(len(numbers), network.name, "parts") as bar:
+                for number in numbers:
+                    self._part_features(network, number)
+                    bar.update()
 
     def features(self, network: FeatureNetwork) -> FeatureSet:
         """Features of all images; those that are there already are read."""

@@ -1,0 +1,45 @@
+"""Progress of long work where the output is no terminal."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from tqdm import tqdm
+
+from imagen_jax.progress import progress
+
+
+def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    begun = time.monotonic()
+    with progress(2000, "base", "steps", initial=1000, seconds=0.2) as bar:
+        for step in range(1000, 2000):
+            time.sleep(0.0005)
+            bar.set_postfix(loss=f"{1 / (1 + step):.4f}", refresh=False)
+            bar.update()
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert "\r" not in captured.err
+    assert 3 <= len(lines) <= 3 + (time.monotonic() - begun) / 0.2
+    assert lines[0].startswith("base: 1000 of 2000 steps, ")
+    assert re.fullmatch(
+        r"base: 2000 of 2000 steps, [ \d.]+ steps/s, 00:00 left, loss=0\.0005", lines[-1]
+    )
+
+
+def test_what_is_told_between_does_not_break_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(None, "embed train", "captions") as bar:
+        bar.update(5)
+        tqdm.write("a file is damaged")
+    captured = capsys.readouterr()
+    assert captured.out == "a file is damaged\n"
+    assert captured.err.splitlines()[-1].startswith("embed train: 5 captions")
+
+
+def test_progress_that_is_disabled_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(3, "base", "steps", disable=True) as bar:
+        bar.update(3)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
