@@ -361,6 +361,15 @@ def test_arrays_that_say_they_are_larger_than_memory(
         load_t5_encoder(target)
 
 
+def test_chunks_of_scanned_arrays_that_say_they_are_larger_than_memory(tmp_path: Path) -> None:
+    target = copy("t5x_scan", tmp_path)
+    name = "target.encoder.encoder.pre_attention_layer_norm.scale"
+    path = target / name / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chunks": [32, 2**31]}))
+    with pytest.raises(UserError, match="in chunks of 68,719,476,736 numbers"):
+        load_t5_encoder(target)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"\x81" * 100_000, b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"", b"\x93\x01\x02",

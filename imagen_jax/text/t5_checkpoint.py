@@ -126,7 +126,8 @@ def _check_stored(path: Path, leaves: Mapping[str, Leaf]) -> None:
         most -= 2 * math.prod(leaf.shape)
         if size > MAX_COMPRESSION * stored + 2**24 or most < 0:
             raise UserError(
-                f"parameter {name} is of shape {leaf.shape}, but all of {path} has {stored:,} bytes"
+                f"parameter {name} is of shape {leaf.shape}, in chunks of {leaf.chunk:,} numbers, "
+                f"but all of {path} has {stored:,} bytes"
             )
 
 
@@ -309,7 +310,7 @@ def _layer(name: str, leaf: Leaf, layer: int) -> Leaf:
     """One layer of a stacked parameter; heads and their channels become one axis."""
     shape = leaf.shape[:1] + leaf.shape[2:]
     if len(shape) < 3:
-        return Leaf(shape, lambda index: leaf.read(_at(index, layer))[:, 0])
+        return Leaf(shape, lambda index: leaf.read(_at(index, layer))[:, 0], leaf.chunk)
     heads_first = name.endswith("/out/kernel")
     if heads_first:  # [heads, head_width, width]
         joined, head_width = (shape[0] * shape[1], shape[2]), shape[1]
@@ -330,7 +331,7 @@ def _layer(name: str, leaf: Leaf, layer: int) -> Leaf:
         part = part.reshape(part.shape[0], -1)
         return part[:, start - first * head_width : stop - first * head_width]
 
-    return Leaf(joined, read)
+    return Leaf(joined, read, leaf.chunk)
 
 
 def _at(index: Index, layer: int) -> Index:

@@ -1,0 +1,324 @@
+"""The page of `imagen demo` under load: visitors who upload, brush, ask, stop, leave and misbehave.
+
+    python -m benchmarks.page_load                              # 50 visitors for five minutes
+    python -m benchmarks.page_load --visitors 10 --seconds 30
+
+Starts the page on loopback with the demo cascade, and visitors that speak to it as browsers do,
+over their own connections. Prints how long requests took to be answered, how the memory of the
+server grew after warm-up, and whether anybody saw the images or the prompt of somebody else: each
+asks for prompts and seeds of their own. Ends with status 1 if a request took longer than --limit,
+the memory grew by more than --growth after the first third, or somebody did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import hashlib
+import html
+import io
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+import socketio
+from PIL import Image
+
+WORDS = ("apple", "cat", "dog", "rocket", "star", "car")
+NASTY: tuple[Any, ...] = (None, "", -1, 3e6, 1e308, [], {}, "x" * 5000, True)
+
+
+class Visitor:
+    """One tab of a browser.
+
+    Attributes:
+      elements: what the page consists of, by id.
+      images: hashes of the images of jobs that it was shown.
+      waits: (what, seconds) of every request that was answered.
+    """
+
+    def __init__(self, address: str, number: int, session: aiohttp.ClientSession):
+        self._address, self._number, self._session = address, number, session
+        self._rng = random.Random(number)
+        self._seed = 1000 * number
+        self._changed = asyncio.Event()
+        self._socket: socketio.AsyncClient | None = None
+        self.elements: dict[str, dict[str, Any]] = {}
+        self.images: set[str] = set()
+        self.titles: set[str] = set()
+        self.waits: list[tuple[str, float]] = []
+        self.updates: collections.Counter[str] = collections.Counter()
+
+    async def open(self) -> None:
+        """Loads the page in a new tab."""
+        started = time.monotonic()
+        async with self._session.get(self._address) as response:
+            text = await response.text()
+            if response.status == 503:  # enough tabs are open
+                return
+            assert response.status == 200, response.status
+        self.waits.append(("page", time.monotonic() - started))
+        found = re.search(r"parseElements\(String\.raw`(.*?)`\)", text, re.DOTALL)
+        identity = re.search(r"'client_id': '([^']+)'", text)
+        assert found, "no elements"
+        assert identity, "no client"
+        self.elements = json.loads(html.unescape(found[1]))
+        self._client = identity[1]
+        self._socket = socketio.AsyncClient(reconnection=False, http_session=self._session)
+        self._socket.on("update", self._update)
+        query = {"client_id": self._client, "next_message_id": 0, "implicit_handshake": "true",
+                 "tab_id": str(uuid.uuid4()), "document_id": str(uuid.uuid4()),
+                 "old_tab_id": ""}  # fmt: skip
+        await self._socket.connect(
+            self._address + "?" + "&".join(f"{k}={v}" for k, v in query.items()),
+            socketio_path="/_nicegui_ws/socket.io", transports=["websocket"],
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Closes the tab."""
+        if self._socket is not None:
+            await self._socket.disconnect()
+            self._socket = None
+
+    def _update(self, changes: dict[str, Any]) -> None:
+        for key, element in changes.items():
+            if key.startswith("_"):
+                continue
+            if element is None:
+                self.elements.pop(key, None)
+                continue
+            self.elements[key] = element
+            self.updates[key] += 1
+            source = str(element.get("props", {}).get("src", ""))
+            classes = element.get("class", [])
+            if source.startswith("data:image") and len(source) > 100 and "canvas" not in classes:
+                self.images.add(hashlib.sha256(source.encode()).hexdigest())
+            if "title" in classes and element.get("text"):
+                self.titles.add(element["text"])
+        self._changed.set()
+
+    def find(self, name: str) -> tuple[str, dict[str, Any]]:
+        """(id, element) by its label."""
+        for key, element in self.elements.items():
+            props = element.get("props", {})
+            if name in (props.get("label"), props.get("aria-label")):
+                return key, element
+        raise KeyError(name)
+
+    def by_class(self, name: str) -> tuple[str, dict[str, Any]]:
+        """(id, element) by a class of it."""
+        return next((k, e) for k, e in self.elements.items() if name in e.get("class", []))
+
+    async def event(self, found: tuple[str, dict[str, Any]], kind: str, *args: Any) -> None:
+        """Does something to an element."""
+        key, element = found
+        listener = next(e for e in element["events"] if e["type"].lower() == kind.lower())
+        assert self._socket is not None
+        message = {"id": int(key), "client_id": self._client,
+                   "listener_id": listener["listener_id"],
+                   "args": [json.dumps(arg) for arg in args]}  # fmt: skip
+        await self._socket.emit("event", message)
+
+    async def type(self, name: str, value: Any) -> None:
+        """Sets a field."""
+        found = self.find(name)
+        kinds = [event["type"] for event in found[1]["events"]]
+        kind = next(kind for kind in kinds if kind.lower().startswith("update:"))
+        await self.event(found, kind, value)
+
+    async def answered(self, what: str, ready: Any, seconds: float = 60.0) -> bool:
+        """Waits until the page shows something; notes for how long."""
+        started = time.monotonic()
+        while not ready():
+            self._changed.clear()
+            left = seconds - (time.monotonic() - started)
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+            except TimeoutError:
+                self.waits.append((what, time.monotonic() - started))
+                return False
+        self.waits.append((what, time.monotonic() - started))
+        return True
+
+    async def mode(self, number: int) -> None:
+        """Chooses what is done, and waits until the page explains it."""
+        found = self.find("Mode")
+        explained = str(int(found[0]) + 1)
+        before = self.elements[explained].get("text")
+        await self.event(found, "update:modelValue", number)
+        if self.elements[found[0]]["props"].get("model-value") != number:
+            await self.answered("mode", lambda: self.elements[explained].get("text") != before, 5)
+
+    async def make(self) -> None:
+        """Asks for images, and waits until the page says what becomes of them."""
+        self._seed += 10
+        for name, value in (("Images", 2), ("Seed", self._seed), ("Steps, base", 3),
+                            ("Steps, sr", 2)):  # fmt: skip
+            await self.type(name, value)
+        prompt = f"a drawing of a {self._rng.choice(WORDS)}, visitor {self._number}"
+        await self.type("Prompt", prompt)
+        places = [self.by_class(name)[0] for name in ("state", "error", "title")]
+        before = [self.updates[place] for place in places]
+        await self.event(self.find("Make images"), "click")
+        changed = lambda: [self.updates[place] for place in places] != before  # noqa: E731
+        await self.answered("make", changed, 20)
+
+    async def stop(self) -> None:
+        """Stops the job that is shown."""
+        await self.event(self.find("Stop"), "click")
+
+    async def upload(self) -> None:
+        """Uploads an image of noise."""
+        side = self._rng.choice((48, 300, 900))
+        noise = np.random.default_rng(self._number).integers(0, 256, (side, side + 9, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "PNG", compress_level=1)
+        form = aiohttp.FormData()
+        form.add_field("file", file.getvalue(), filename="noise.png", content_type="image/png")
+        _, element = self.find("Choose an image, or drop it here")
+        address = self._address.rstrip("/") + element["props"]["url"]
+        started = time.monotonic()
+        async with self._session.post(address, data=form) as response:
+            await response.read()
+        self.waits.append(("upload", time.monotonic() - started))
+
+    async def brush(self) -> None:
+        """Draws a few strokes."""
+        found = self.by_class("canvas")
+        for _ in range(3):
+            for kind in ("mousedown", *["mousemove"] * 12, "mouseup"):
+                x, y = self._rng.uniform(-50, 150), self._rng.uniform(0, 99)
+                where = {"image_x": x, "image_y": y,
+                         "mouse_event_type": kind, "button": 0, "buttons": 1, "altKey": False,
+                         "ctrlKey": False, "metaKey": False, "shiftKey": False}  # fmt: skip
+                await self.event(found, "mouse", where)
+
+    async def misbehave(self) -> None:
+        """Sends values that no browser would."""
+        for name in ("Brush", "Images", "Seed", "Strength", "Passes", "Steps, base", "Prompt"):
+            await self.type(name, self._rng.choice(NASTY))
+        await self.event(self.find("Make images"), "click")
+        await self.type("Passes", 2)
+        await self.type("Strength", 0.3)
+
+    async def visit(self, until: float) -> None:
+        """Comes, does things, and goes, again and again."""
+        while time.monotonic() < until:
+            await self.open()
+            if self._socket is None:
+                await asyncio.sleep(1)
+                continue
+            for _ in range(self._rng.randrange(2, 6)):
+                deed = self._rng.choice(("make", "make", "edit", "paint", "stop", "misbehave"))
+                if deed in ("edit", "paint"):
+                    await self.mode(1 if deed == "edit" else 2)
+                    await self.upload()
+                    if deed == "paint":
+                        await self.brush()
+                    await self.make()
+                else:
+                    if deed == "make":
+                        await self.mode(0)
+                    await getattr(self, deed)()
+                await asyncio.sleep(self._rng.uniform(0.5, 3))
+                if time.monotonic() > until:
+                    break
+            await self.close()
+
+
+async def warm_up(visitor: Visitor) -> None:
+    """Waits until the first images are made, for which programs are compiled."""
+    await visitor.open()
+    await visitor.make()
+    state = visitor.by_class("state")[0]
+    done = lambda: "done in" in str(visitor.elements[state].get("text"))  # noqa: E731
+    assert await visitor.answered("first", done, 600), "nothing was made"
+    await visitor.close()
+
+
+async def load(address: str, server: psutil.Process, args: argparse.Namespace) -> int:
+    """Lets visitors come, and prints what they saw; the status to end with."""
+    async with aiohttp.ClientSession() as session:
+        await warm_up(Visitor(address, -1, session))
+    until = time.monotonic() + args.seconds
+    memory: list[float] = []
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            memory.append(server.memory_info().rss / 2**20)
+            await asyncio.sleep(1)
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        visitors = [Visitor(address, n, session) for n in range(args.visitors)]
+        ends = await asyncio.gather(
+            watch(), *(v.visit(until) for v in visitors), return_exceptions=True
+        )
+    errors = [end for end in ends if isinstance(end, BaseException)]
+    owners: dict[str, set[int]] = collections.defaultdict(set)
+    foreign = 0
+    for number, visitor in enumerate(visitors):
+        for image in visitor.images:
+            owners[image].add(number)
+        foreign += sum(f"visitor {number}" != t.split(", ")[-1] for t in visitor.titles)
+    shared = sum(len(of) > 1 for of in owners.values())
+    waits: dict[str, list[float]] = collections.defaultdict(list)
+    for visitor in visitors:
+        for what, seconds in visitor.waits:
+            waits[what].append(seconds)
+    longest = 0.0
+    for what, seconds in sorted(waits.items()):
+        longest = max(longest, *seconds)
+        print(f"{what:8} {len(seconds):6} answered, median {statistics.median(seconds):.3f} s, "
+              f"99% {np.quantile(seconds, 0.99):.3f} s, longest {max(seconds):.3f} s")  # fmt: skip
+    third = len(memory) // 3
+    later, last = memory[third : 2 * third], memory[-third:]
+    grown = statistics.mean(last) - statistics.mean(later)
+    print(
+        f"memory {memory[0]:.0f} MiB at first, {memory[third]:.0f} after a third, "
+        f"{memory[-1]:.0f} in the end; {grown:+.0f} from the second third to the last"
+    )
+    prompts = sum(len(visitor.titles) for visitor in visitors)
+    print(f"{len(owners)} images, {shared} seen by two; {prompts} prompts, {foreign} of others; "
+          f"{len(errors)} visitors ended by an error")  # fmt: skip
+    for error in errors[:3]:
+        print(f"  {type(error).__name__}: {error}")
+    bad = longest > args.limit or grown > args.growth or shared or foreign or errors or not prompts
+    return int(bool(bad))
+
+
+def main() -> int:
+    """Starts the page, and the load on it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--workdir", type=Path, help="a cascade (default: the demo)")
+    parser.add_argument("--limit", type=float, default=1.0, help="seconds of an answer")
+    parser.add_argument("--growth", type=float, default=64.0, help="MiB")
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0"]
+    command += ["--workdir", str(args.workdir)] if args.workdir else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline())
+            assert found, "the page did not start"
+            status = asyncio.run(load(found[0], psutil.Process(process.pid), args))
+        finally:
+            process.terminate()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
