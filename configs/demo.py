@@ -2,7 +2,7 @@
 
 Run:       bash launch/demo.sh
 Hardware:  2 CPU cores
-Data:      scenes, level "emoji": 120,000 of 64 px, 24,000 of 256 px and 6,000 of 1024 px, captions
+Data:      scenes, level "emoji": 60,000 of 64 px, 12,000 of 256 px and 6,000 of 1024 px, captions
            embedded by MiniLM (384 wide)
 Result:    not yet run to its end; the weights that are shipped are those of docs/demo.md
 

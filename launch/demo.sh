@@ -20,12 +20,12 @@ export PATH="$PWD/.venv/bin:$PATH"
 set -x
 
 stage() {  # stage NAME PIXELS COUNT  embeds a stage's scenes and trains it
-  imagen embed --scenes emoji --count "$3" --image-size "$2" --shards 24 --output "$workdir/data$2"
+  imagen embed --scenes emoji --count "$3" --image-size "$2" --shards 12 --output "$workdir/data$2"
   imagen train --config configs/demo.py --stage "$1" --data "$workdir/data$2" --workdir "$workdir"
 }
 
 imagen data fetch
-stage base 64 120000
-stage sr256 256 24000
+stage base 64 60000
+stage sr256 256 12000
 stage sr1024 1024 6000
 imagen export --workdir "$workdir" --output "$workdir/export"

@@ -28,7 +28,7 @@ def fetched_emoji(cache: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         directory = art.fetched_set()
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         for style, pack in packs.items():
             (directory / f"{style}.json").write_text(pack)
         _forget()

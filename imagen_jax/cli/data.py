@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from imagen_jax.cli.command import Commands, add_scenes, add_seed, command, positive
 from imagen_jax.cli.corpus import (
@@ -30,6 +31,7 @@ def add_command(commands: Commands) -> None:
         imagen data show --scenes quickstart --output sheet.png
         imagen data show --scenes demo --split heldout --output heldout.png
         imagen data fetch
+        imagen data words
         imagen data inspect runs/quickstart/embeddings --output report.html""",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
@@ -59,7 +61,7 @@ def add_command(commands: Commands) -> None:
         type=positive,
         default=128,
         metavar="PIXELS",
-        help="side of each image, at most 256 (default: %(default)s)",
+        help="side of each image, at most 1024 (default: %(default)s)",
     )
     add_seed(show, "of the scenes")
     show.set_defaults(run=_show)
@@ -77,6 +79,24 @@ def add_command(commands: Commands) -> None:
         imagen embed --scenes emoji --count 200000 --output runs/emoji/embeddings""",
     )
     fetch.set_defaults(run=_fetch)
+    words = command(
+        actions,
+        "words",
+        "the words that a cascade was trained with",
+        """
+        Lists what a cascade trained on scenes knows by name: things, colours, backgrounds, styles,
+        relations, sizes and counts. Other words may do, as far as the language model takes them
+        for these.""",
+        """
+        imagen data words
+        imagen data words --workdir runs/demo""",
+    )
+    words.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="of `imagen train`, or an exported cascade (default: the pretrained demo cascade)",
+    )
+    words.set_defaults(run=_words)
     inspect = command(
         actions,
         "inspect",
@@ -128,6 +148,21 @@ def _fetch(args: argparse.Namespace) -> None:
         raise UserError(error) from error
     drawn = ", ".join(f"{count} of {style}" for style, count in counts.items())
     print(f"emoji in {fetched_set()}: {drawn}")
+
+
+def _words(args: argparse.Namespace) -> None:
+    from imagen_jax.checkpoints.cascades import open_cascade
+    from imagen_jax.data.scenes.hints import words_of_source
+
+    words = words_of_source(open_cascade(args.workdir).source.get("train", {}))
+    if words is None:
+        raise UserError("this cascade was not trained on scenes; the words it knows are not listed")
+    for kind, listed in vars(words).items():
+        if listed:
+            print(f"{kind} ({len(listed)}):")
+            print(
+                textwrap.fill(", ".join(listed), 100, initial_indent="  ", subsequent_indent="  ")
+            )
 
 
 def _inspect(args: argparse.Namespace) -> None:

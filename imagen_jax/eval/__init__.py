@@ -14,6 +14,7 @@ Scores:
     reality.py            the reference set
     metrics/              distances of sets of features
     template_matching.py  what is in an image of a built-in scene; alignment.py: whether it is right
+    open_matching.py      the same over all emoji; open_alignment.py: against captions that say part
     scenes.py             `imagen evaluate scenes`
     measure.py            everything that is measured on the images of a job
 

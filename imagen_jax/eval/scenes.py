@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level
+from imagen_jax.data.scenes.open_grammar import Description, describe, unseen_words
+from imagen_jax.data.scenes.open_sampling import sample_open_scene
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.eval.job import ImageStore
+from imagen_jax.eval.open_alignment import ATTRIBUTES as OPEN_ATTRIBUTES
+from imagen_jax.eval.open_alignment import open_alignment_report, score
+from imagen_jax.eval.open_matching import read_all
 from imagen_jax.eval.protocols import level_of
 from imagen_jax.grid import labelled_grid
 
@@ -35,7 +43,8 @@ def evaluate_scenes(
 ) -> dict[str, Any]:
     """Measures how often the images of a cascade are what their prompts say.
 
-    Every split is measured for one and for two groups of objects, "unseen" for one. Writes
+    Every split is measured for one and for two groups of objects, "unseen" for one; of open scenes,
+    for the kinds of OPEN_SETS. Writes
     scores.json and a labelled grid for each, and prints a table. Images are kept in
     <output_dir>/<set>/, see job: after a kill, the same call resumes.
 
@@ -65,19 +74,20 @@ def evaluate_scenes(
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
-    for name, scenes, prompts in _prompt_sets(level, splits, seed, count):
-        store = ImageStore(output / name, prompts, range(seed, seed + count), cascade.size)
+    for asked in _prompt_sets(level, splits, seed, count):
+        seeds = range(seed, seed + count)
+        store = ImageStore(output / asked.name, asked.prompts, seeds, cascade.size)
         store.sample(cascade, **overrides)
         images = store.read(0, count)
-        scores[name] = alignment_report(scenes, images, level)
-        shown = images[:SHOWN]
-        results = score_all(scenes[:SHOWN], shown, level)
+        scores[asked.name] = asked.report(images)
         labels = [
-            f"{'right' if result['all_correct'] else 'wrong'}: {prompt}"
-            for result, prompt in zip(results, prompts[:SHOWN], strict=True)
+            f"{'right' if right else 'wrong'}: {prompt}"
+            for right, prompt in zip(asked.right(images[:SHOWN]), asked.prompts, strict=False)
         ]
-        grid = labelled_grid(shown, labels, columns=6, scale=2)
-        grid.save(output / f"{name}.png")
+        grid = labelled_grid(
+            images[:SHOWN], labels, columns=6, scale=2 if cascade.size < 128 else 1
+        )
+        grid.save(output / f"{asked.name}.png")
     record = {
         "level": level.name,
         "encoder": cascade.encoder.name,
@@ -92,27 +102,93 @@ def evaluate_scenes(
     return record
 
 
-def _prompt_sets(
-    level: Level, splits: Sequence[str], seed: int, count: int
-) -> list[tuple[str, list[Scene], list[str]]]:
-    sets = []
+@dataclasses.dataclass(frozen=True)
+class _PromptSet:
+    """Prompts of one kind, and the scenes that they describe."""
+
+    name: str
+    level: Level
+    scenes: list[Scene]
+    prompts: list[str]
+
+    def report(self, images: np.ndarray) -> dict[str, Any]:
+        return alignment_report(self.scenes, images, self.level)
+
+    def right(self, images: np.ndarray) -> list[bool]:
+        """Return True for each of the first images that shows everything."""
+        results = score_all(self.scenes[: len(images)], images, self.level)
+        return [result["all_correct"] for result in results]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenPromptSet(_PromptSet):
+    """Prompts of open scenes, which say part of them."""
+
+    said: list[Description]
+
+    def report(self, images: np.ndarray) -> dict[str, Any]:
+        return open_alignment_report(self.scenes, self.said, images, self.level)
+
+    def right(self, images: np.ndarray) -> list[bool]:
+        seen = read_all(images, self.level)
+        return [
+            score(said, [group.count for group in scene.groups], s)["all_correct"]
+            for scene, said, s in zip(self.scenes, self.said, seen, strict=False)
+        ]
+
+
+def _prompt_sets(level: Level, splits: Sequence[str], seed: int, count: int) -> list[_PromptSet]:
     # Training scenes have small seeds; prompts of seen compositions are other drawings of them.
     prompt_seed = 1_000_000 + seed
+    if level.open:
+        return [
+            _open_prompt_set(level, name, prompt_seed, count)
+            for split in splits
+            for name in OPEN_SETS[split]
+        ]
+    sets = []
     for split in splits:
         if split == "unseen":
             pairs = [sample_unseen_words(level, prompt_seed, i) for i in range(count)]
-            sets.append(("unseen-words", [s for s, _ in pairs], [text for _, text in pairs]))
+            texts = [text for _, text in pairs]
+            sets.append(_PromptSet("unseen-words", level, [s for s, _ in pairs], texts))
             continue
         for groups, word in ((1, "one"), (2, "two")):
             scenes = [sample_scene(level, split, prompt_seed, i, groups) for i in range(count)]
             name = f"{'seen' if split == 'train' else 'heldout'}-{word}"
-            sets.append((name, scenes, [caption(scene) for scene in scenes]))
+            sets.append(_PromptSet(name, level, scenes, [caption(scene) for scene in scenes]))
     return sets
+
+
+OPEN_SETS = {
+    "train": ("seen-one", "seen-count", "seen-two"),
+    "heldout": ("heldout-style", "heldout-colour", "heldout-pair"),
+    "unseen": ("unseen-words",),
+}
+"""Split -> kinds of prompts of open scenes; all but seen-count have one of each thing."""
+
+
+def _open_prompt_set(level: Level, name: str, seed: int, count: int) -> _OpenPromptSet:
+    drawn = dataclasses.replace(level, counts=1.0 if name == "seen-count" else 0.0)
+    groups = 2 if name in ("seen-two", "heldout-pair") else 1
+    kind = name.removeprefix("heldout-") if name.startswith("heldout-") else None
+    unseen = name == "unseen-words"
+    rng = np.random.default_rng([seed, sum(OPEN_SETS.values(), ()).index(name)])
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_open_scene(drawn, rng, groups, kind)
+        if not unseen or unseen_words(scene.groups[0].noun):
+            scenes.append(scene)
+    say = ("style",) if name == "heldout-style" else ()
+    said = [describe(scene, say, unseen) for scene in scenes]
+    return _OpenPromptSet(name, level, scenes, [d.text for d in said], said)
 
 
 def table(scores: dict[str, Any]) -> str:
     """The scores as text: percent per attribute, with the 95% interval of all-correct."""
-    attributes = [a for a in ATTRIBUTES if a != "all_correct"]
+    measured = {attribute for report in scores.values() for attribute in report["ceiling"]}
+    attributes = [a for a in dict.fromkeys((*ATTRIBUTES, *OPEN_ATTRIBUTES)) if a in measured]
+    attributes.remove("all_correct")
     lines = [f"{'prompts':<22}{'all correct (95%)':>20}" + "".join(f"{a:>12}" for a in attributes)]
     for name, report in scores.items():
         for part in ("images", "ceiling", "floor"):

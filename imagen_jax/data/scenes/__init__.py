@@ -8,6 +8,7 @@
     art.py            the drawings behind the sprites; sprites.py: as RGBA images
     render.py         places the sprites of a scene and draws them; sheet.py: a contact sheet
     source.py         scenes as examples: (id, caption, image)
+    hints.py          the words that a cascade was trained with, and those near a prompt's
 
 of the level "emoji":
 

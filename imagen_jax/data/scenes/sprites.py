@@ -30,6 +30,15 @@ def _kept_drawing(noun: str, style: str, colour: str | None, pixels: int) -> np.
     return _drawing(noun, style, colour, pixels)
 
 
+def small_drawing(noun: str, style: str, colour: str | None) -> np.ndarray:
+    """A noun as drawn at 128 pixels, cut to its ink: uint8 [h, w, 4], straight alpha.
+
+    Args:
+      colour: paint of a shape; None for emoji, which are drawn in their own colours (see `tint`).
+    """
+    return _kept_drawing(noun, style, colour, MASTER_PIXELS // 2)
+
+
 def _drawing(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarray:
     """A noun as drawn, cut to its ink: uint8 [h, w, 4]; only shapes are drawn in a colour."""
     import resvg_py
