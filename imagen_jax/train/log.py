@@ -24,7 +24,7 @@ class Measured(NamedTuple):
     Attributes:
       step: number of the step, from 1.
       metrics: metrics since the last call: means of the steps in between, and what was
-        measured of the averaged weights, see docs/training.md.
+        measured of the averaged weights, see docs/run-on-tpu.md.
       state: after the step; its arrays are taken back when the hook returns.
     """
 
