@@ -1,7 +1,7 @@
 """Overhead that data loading, metrics and checkpoints add to the time of a training step.
 
   python -m benchmarks.training_overhead --config configs/demo.py --stage base \\
-      --data runs/demo/embeddings
+      --data runs/quickstart/embeddings
 
 Rounds of each kind of step follow one another, and what is compared is a round with the one beside
 it: the machine's own ups and downs fall out. Checkpoints are too rare for that: a round that begins
