@@ -1,6 +1,6 @@
 """Overhead that data loading, metrics and checkpoints add to the time of a training step.
 
-  python -m benchmarks.training_overhead --config configs/demo.py --stage base \\
+  python -m benchmarks.training_overhead --config configs/quickstart.py --stage base \\
       --data runs/quickstart/embeddings
 
 Rounds of each kind of step follow one another, and what is compared is a round with the one beside
