@@ -211,7 +211,7 @@ class _Part:
         aug_level = float(SCHEDULE.t(table.logsnr((NOISE_LEVEL + 1) / table.steps)))
         return {
             "resolution": self.resolution,
-            "low_res": self.low_res,
+            "low_res": self.low_res or None,
             "align_corners": True,
             "network": {"kind": "deepfloyd_unet"}
             | {k: list(v) if isinstance(v, tuple) else v for k, v in self.network.items()},
