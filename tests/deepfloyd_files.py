@@ -174,6 +174,7 @@ def write_text_encoder(directory: Path) -> Path:
 
 PIPELINE_SIZES = {"I": 8, "II": 32}
 """sample_size of the stages' files: those of a tiny cascade."""
+PIPELINE_STEPS = {"I": 10, "II": 5}
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_schedule": "squaredcos_cap_v2",

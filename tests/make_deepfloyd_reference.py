@@ -8,7 +8,7 @@ own:
 
 deepfloyd_network.npz holds outputs and gradients of the U-Nets, deepfloyd_keys.json.gz names and
 shapes of all parameters at the published sizes, deepfloyd_diffusion.npz steps of the scheduler,
-deepfloyd_text.npz states of captions.
+deepfloyd_text.npz states of captions, and deepfloyd_pipelines.npz what the pipelines make.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    DDPMScheduler,
+    IFPipeline,
+    IFSuperResolutionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.deepfloyd_if import timesteps
 
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
@@ -189,6 +194,41 @@ def text_states() -> np.ndarray:
     return states.numpy()
 
 
+def pipelines() -> dict[str, np.ndarray]:
+    """Both pipelines one after another from states of captions, and all the noise they draw."""
+    states = torch.from_numpy(text_states())
+    caption, empty = states[1:3], states[:1].expand(2, -1, -1)
+    nothing = dict.fromkeys(("tokenizer", "text_encoder", "safety_checker"))
+    nothing |= {"feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
+    arrays, image = {}, None
+    for stage, pipeline in (("I", IFPipeline), ("II", IFSuperResolutionPipeline)):
+        size, steps = files.PIPELINE_SIZES[stage], files.PIPELINE_STEPS[stage]
+        scheduler = DDPMScheduler(
+            **{key: value for key, value in files.SCHEDULER.items() if not key.startswith("_")},
+            sample_max_value={"I": 1.5, "II": 1.0}[stage],
+        )
+        parts = {"unet": random_network(stage), "scheduler": scheduler} | nothing
+        given = {"guidance_scale": {"I": 7.0, "II": 4.0}[stage], "num_inference_steps": steps}
+        if stage == "II":
+            parts["image_noising_scheduler"] = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+            given |= {"image": image, "noise_level": 250}
+        image = pipeline(**parts)(
+            prompt_embeds=caption,
+            negative_prompt_embeds=empty,
+            height=size,
+            width=size,
+            generator=torch.Generator().manual_seed(5),
+            output_type="pt",
+            **given,
+        ).images
+        again = torch.Generator().manual_seed(5)
+        draws = steps + (stage == "II")  # the last step draws none
+        noise = [torch.randn(2, 3, size, size, generator=again) for _ in range(draws)]
+        arrays[f"{stage}/noise"] = np.moveaxis(torch.stack(noise).numpy(), 2, -1)
+        arrays[f"{stage}/images"] = np.moveaxis(image.numpy(), 1, -1)
+    return arrays
+
+
 def narrow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same with float64 stored as float32."""
     return {k: x.astype(np.float32) if x.dtype == np.float64 else x for k, x in arrays.items()}
@@ -215,6 +255,7 @@ def main() -> None:
         **network_case("I"),
         **network_case("II"),
     )
+    np.savez_compressed(TESTDATA / "deepfloyd_pipelines.npz", **pipelines())
     np.savez_compressed(TESTDATA / "deepfloyd_text.npz", states=text_states())
     np.savez_compressed(TESTDATA / "deepfloyd_diffusion.npz", **narrow(diffusion()))
     listed = json.dumps(keys()).encode()

@@ -148,6 +148,41 @@ def import_deepfloyd(
     return [record_path, notice, *licence, *weights]
 
 
+def stage_section(
+    network: Mapping[str, Any], resolution: int, low_res: int, percentile: float, cap: float
+) -> dict[str, Any]:
+    """A stage's section of a config, with the settings that IF is sampled with.
+
+    Args:
+      network: fields of DeepFloydUNet.
+      resolution, low_res: pixels per side; low_res is 0 in stage I.
+      percentile, cap: dynamic thresholding; a cap of 1 is static thresholding.
+    """
+    table = DiscreteCosineSchedule()
+    aug_level = float(SCHEDULE.t(table.logsnr((NOISE_LEVEL + 1) / table.steps)))
+    return {
+        "resolution": resolution,
+        "low_res": low_res or None,
+        "align_corners": True,
+        "network": {"kind": "deepfloyd_unet"}
+        | {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()},
+        "schedule": {"kind": "discrete_cosine"},
+        "diffusion": {"parametrization": "eps", "weighting": "eps", "time_sampling": "uniform"},
+        "train": dict(TRAIN),
+        "sample": {
+            "sampler": "ddpm(variance=learned)",
+            "steps": 50 if low_res else 100,
+            "time_grid": "leading",
+            "guidance": 4.0 if low_res else 7.0,
+            "threshold": "dynamic" if cap > 1 else "static",
+            "percentile": percentile,
+            "threshold_cap": cap,
+            "aug_level": aug_level if low_res else 0.0,
+        },
+        "mesh": {"data": -1},
+    }
+
+
 class _Part:
     """One stage as its config.json and scheduler_config.json say.
 
@@ -206,34 +241,7 @@ class _Part:
 
     def section(self) -> dict[str, Any]:
         """The stage's section of a config."""
-        percentile, cap = self.cap
-        table = DiscreteCosineSchedule()
-        aug_level = float(SCHEDULE.t(table.logsnr((NOISE_LEVEL + 1) / table.steps)))
-        return {
-            "resolution": self.resolution,
-            "low_res": self.low_res or None,
-            "align_corners": True,
-            "network": {"kind": "deepfloyd_unet"}
-            | {k: list(v) if isinstance(v, tuple) else v for k, v in self.network.items()},
-            "schedule": {"kind": "discrete_cosine"},
-            "diffusion": {
-                "parametrization": "eps",
-                "weighting": "eps",
-                "time_sampling": "uniform",
-            },
-            "train": TRAIN,
-            "sample": {
-                "sampler": "ddpm(variance=learned)",
-                "steps": 50 if self.low_res else 100,
-                "time_grid": "leading",
-                "guidance": 4.0 if self.low_res else 7.0,
-                "threshold": "dynamic" if cap > 1 else "static",
-                "percentile": percentile,
-                "threshold_cap": cap,
-                "aug_level": aug_level if self.low_res else 0.0,
-            },
-            "mesh": {"data": -1},
-        }
+        return stage_section(self.network, self.resolution, self.low_res, *self.cap)
 
     def licence_texts(self) -> list[Path]:
         """Files of the download that hold the licence."""
