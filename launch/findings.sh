@@ -156,7 +156,7 @@ prediction() {
 
 jit() {
   embeddings minilm
-  curves jit --config findings_jit --steps 400 --variant "U-Net, v" --variant "JiT, x0" stage=jit \
+  curves jit --config findings_jit --steps 200 --variant "U-Net, v" --variant "JiT, x0" stage=jit \
     --variant "JiT, v" stage=jit stages.jit.diffusion.parametrization=v
 }
 
