@@ -169,7 +169,8 @@ def test_images_their_stages_and_their_files(
     assert page.get_by_text("imagen sample --from imagen-8.png").is_visible()
     record = read_record(file)
     assert (record["prompt"], record["seed"]) == (PROMPT, 8)
-    again = repeat(Cascade.load(workdir), record, show_progress=False)
+    cascade = Cascade.load(workdir)
+    again = cascade.run(repeat(cascade, record), show_progress=False)
     difference = again.images[0].astype(int) - read_image(file)
     assert np.abs(difference).max() <= 1  # of another batch size
 
@@ -202,7 +203,9 @@ def test_an_uploaded_image_changed_painted_and_enlarged(
     assert mask[2:6, 1:3].all()
     assert not mask[:, 4:].any()
     np.testing.assert_array_equal(read_image(painted)[~mask], PHOTO[~mask])
-    again = repeat(Cascade.load(workdir), read_record(painted), image, mask, show_progress=False)
+    cascade = Cascade.load(workdir)
+    request = repeat(cascade, read_record(painted), image, mask)
+    again = cascade.run(request, show_progress=False)
     assert np.abs(again.images[0].astype(int) - read_image(painted)).max() <= 1
 
     mode(page, "Enlarge")
