@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 SECONDS = 30.0
 """Between two lines where the output is no terminal."""
 _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
+_UNKNOWN = re.compile(r", \?[^,]*/s(, \? left)?")
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}{postfix}"
 
 
@@ -18,9 +20,16 @@ class _Lines(tqdm):
 
     @staticmethod
     def status_printer(file: Any) -> Any:
+        shown = ""
+
         def show(line: str) -> None:
-            file.write(f"{line}\n")
-            file.flush()
+            nonlocal shown
+            line = line.replace("s/ ", " s/")  # slower than one unit a second
+            line = _UNKNOWN.sub("", line)
+            if line != shown:  # a bar is drawn once more when it is closed
+                file.write(f"{line}\n")
+                file.flush()
+            shown = line
 
         return show
 
