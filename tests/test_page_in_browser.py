@@ -239,7 +239,7 @@ def test_mistakes_are_told_and_the_server_lives_on(page: playwright.Page) -> Non
     button.click()
     alert.filter(has_text="choose an image to start from").wait_for()
     upload(page, b"no image at all", "notes.txt")
-    alert.filter(has_text="notes.txt: the given image is no image").wait_for()
+    alert.filter(has_text="notes.txt: the given image is text, which is not read").wait_for()
     upload(page, png(PHOTO)[:-30], "cut.png")
     alert.filter(has_text="cut.png: the given image is damaged").wait_for()
     upload(page, bytes(11 * 2**20), "large.png")

@@ -23,7 +23,7 @@ def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     assert captured.out == ""
     assert "\r" not in captured.err
     assert 3 <= len(lines) <= 3 + (time.monotonic() - begun) / 0.2
-    assert lines[0].startswith("base: 1000 of 2000 steps, ")
+    assert lines[0].startswith("base: 1000 of 2000 steps")
     assert re.fullmatch(
         r"base: 2000 of 2000 steps, [ \d.]+ steps/s, 00:00 left, loss=0\.0005", lines[-1]
     )
