@@ -103,6 +103,8 @@ def make(page: playwright.Page, prompt: str = PROMPT) -> None:
 
 
 def upload(page: playwright.Page, content: bytes, name: str = "photo.png") -> None:
+    # The page takes no file while it waits for the answer to the one before.
+    playwright.expect(page.locator(".q-uploader__spinner")).to_have_count(0)
     page.locator("input[type=file]").set_input_files(
         {"name": name, "mimeType": "image/png", "buffer": content}
     )
