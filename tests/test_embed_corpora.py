@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,9 @@ def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 def test_chunks_are_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagen_jax.embed.prepare.CHUNK_EXAMPLES", 3)
-    monkeypatch.setattr("imagen_jax.embed.prepare.CHUNK_BYTES", 1000)
+    module = sys.modules[prepare.__module__]
+    monkeypatch.setattr(module, "CHUNK_EXAMPLES", 3)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
     large = encoded(pixels(0, 20, 20))
     assert 1000 < len(large) < 2000
     images = [GOOD, GOOD, GOOD, GOOD, large, large, None, GOOD, GOOD, GOOD]
