@@ -258,7 +258,7 @@ def _prompts() -> tuple[Seeds, Read]:
         text = "\ufeffa red apple\na dog left of a cat\r\n\n\N{GRINNING FACE} and \u4e2d\u6587\n"
         (folder / "prompts.txt").write_text(text)
 
-    return seeds, lambda folder: cascade.check(read_prompts([], str(folder / "prompts.txt")))
+    return seeds, lambda folder: cascade.request(read_prompts([], str(folder / "prompts.txt")))
 
 
 def _image(kind: str) -> tuple[Seeds, Read]:

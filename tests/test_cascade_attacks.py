@@ -147,6 +147,34 @@ def test_records_that_ask_for_a_hundred_gigabytes(cascade: Cascade, size: Any) -
         repeat(cascade, record)
 
 
+@pytest.mark.parametrize("value", [None, 1, "x", [], [1], {"a": 1}, True, float("nan")])
+def test_records_with_values_of_other_types(cascade: Cascade, value: Any) -> None:
+    whole = json.loads(json.dumps(cascade.request("red").record(0)))
+    places: list[list[str]] = [[key] for key in whole if key != "version"]
+    for name, stage in whole["stages"].items():
+        places += [["stages", name], *(["stages", name, key] for key in stage)]
+        places += [["stages", name, "settings", key] for key in stage["settings"]]
+    places.remove(["stages", "base", "size"])  # which follows from that of the last stage
+    for place in places:
+        record = json.loads(json.dumps(whole))
+        node = record
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = value
+        try:
+            repeat(cascade, record)
+        except UserError:
+            continue
+        assert (place[-1], value) in MAY_BE, (place, value)
+
+
+MAY_BE = [
+    ("prompt", "x"), ("negative_prompt", "x"), ("seed", 1), ("given", {"a": 1}), ("edit", None),
+    ("dtype", None), ("steps", 1), ("guidance", 1), ("aug_level", 1), ("percentile", 1), ("pad", 1),
+]  # fmt: skip
+"""Values among these that stand for something in a record."""
+
+
 def test_records_nested_deep_and_with_escapes(
     cascade: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

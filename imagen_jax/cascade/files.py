@@ -110,6 +110,14 @@ def repeat(
         prompt, negative = record["prompt"], record["negative_prompt"]
         seed, dtype = record["seed"], record["dtype"]
         prompt = Blend(**prompt) if isinstance(prompt, dict) else prompt
+        edits = {
+            name: (edit["strength"], edit["resamples"], edit["jump"])
+            for name, (_, _, edit) in sections.items()
+            if edit is not None
+        }
+        objects = (given, *(said for _, said, _ in sections.values()))
+        if not all(isinstance(value, dict) for value in objects):
+            raise TypeError("what was given, or the settings of a stage, is no object")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"the record is damaged: {type(error).__name__}: {error}") from error
     _check_cascade(cascade, {name: said for name, (said, _, _) in sections.items()}, dtype)
@@ -128,8 +136,7 @@ def repeat(
                 f"the {name} is not the one that the image was made with: its hash is "
                 f"{hash_of(np.asarray(array))}, not {given[name]}"
             )
-    edits = {name: edit for name, (_, _, edit) in sections.items() if edit is not None}
-    of_edit = next(iter(edits.values()), {"resamples": 1, "jump": 1})
+    _, resamples, jump = next(iter(edits.values()), (None, 1, 1))
     settings = {name: build(SampleConfig, said, name) for name, (_, said, _) in sections.items()}
     request = cascade.request(
         [prompt],
@@ -138,9 +145,9 @@ def repeat(
         size=size,
         image=image,
         mask=mask,
-        strength={name: edit["strength"] for name, edit in edits.items()} or None,
-        resamples=of_edit["resamples"],
-        jump=of_edit["jump"],
+        strength={name: strength for name, (strength, _, _) in edits.items()} or None,
+        resamples=resamples,
+        jump=jump,
         start_stage=next(iter(stages)),
         guidance={name: of_stage.guidance for name, of_stage in settings.items()},
     )
