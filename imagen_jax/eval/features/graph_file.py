@@ -5,6 +5,7 @@ Its constants get the names that pytorch-fid and torch-fidelity have for them.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +100,23 @@ def read_graph_file(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is no frozen graph of TensorFlow: {error}") from error
     constants = {node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, axes: int) -> np.ndarray:
         if name not in constants:
             raise UserError(f"{path} has no constant {name!r}: it is not Inception of 2015-12-05")
         tensor = constants[name]
         shape = [dim.size for dim in tensor.tensor_shape.dim]
-        values = np.frombuffer(tensor.tensor_content, "<f4")
-        if tensor.dtype != types_pb2.DT_FLOAT or len(values) != np.prod(shape, dtype=int):
-            raise UserError(f"{path}: constant {name!r} is not of float32 of shape {shape}")
-        return values.reshape(shape)
+        content = tensor.tensor_content
+        whole = len(shape) == axes and min(shape) >= 0 and len(content) == 4 * math.prod(shape)
+        if tensor.dtype != types_pb2.DT_FLOAT or not whole:
+            raise UserError(
+                f"{path}: constant {name!r} is of {len(content)} bytes and shape {shape}, not of "
+                f"float32 with {axes} axes"
+            )
+        return np.frombuffer(content, "<f4").reshape(shape)
 
-    found = {"fc.weight": read("softmax/weights").T, "fc.bias": read("softmax/biases")}
+    found = {"fc.weight": read("softmax/weights", 2).T, "fc.bias": read("softmax/biases", 1)}
     for torch, there in layer_names().items():
-        found[f"{torch}.conv.weight"] = read(f"{there}/conv2d_params").transpose(3, 2, 0, 1)
+        found[f"{torch}.conv.weight"] = read(f"{there}/conv2d_params", 4).transpose(3, 2, 0, 1)
         for part, of_graph in _NORM.items():
-            found[f"{torch}.bn.{part}"] = read(f"{there}/batchnorm/{of_graph}")
+            found[f"{torch}.bn.{part}"] = read(f"{there}/batchnorm/{of_graph}", 1)
     return found
