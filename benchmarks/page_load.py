@@ -250,7 +250,7 @@ async def warm_up(visitor: Visitor) -> None:
 async def load(address: str, server: psutil.Process, args: argparse.Namespace) -> int:
     """Lets visitors come, and prints what they saw; the status to end with."""
     async with aiohttp.ClientSession() as session:
-        await warm_up(Visitor(address, -1, session))
+        await warm_up(Visitor(address, args.visitors, session))
     until = time.monotonic() + args.seconds
     memory: list[float] = []
 

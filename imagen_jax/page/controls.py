@@ -15,7 +15,7 @@ from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.page.canvas import Canvas
 from imagen_jax.page.form import MODES, Form, sizes
-from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS
+from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS, clamped
 from imagen_jax.page.uploads import Uploads
 
 FIRST = {"guidance": "Guidance", "steps": "Steps"}
@@ -176,7 +176,8 @@ class Controls:
             shown = ui.label()
         slider = ui.slider(min=low, max=high, step=step, value=round(value / step) * step)
         slider.props(f"aria-label={label}")
-        shown.bind_text_from(slider, "value", lambda x: f"{x:g}")
+        # A browser may send something else than a number.
+        shown.bind_text_from(slider, "value", lambda x: f"{clamped(x, low, high) or low:g}")
         return slider
 
     def _table(self, fields: dict[str, str], *, heads: bool) -> None:
