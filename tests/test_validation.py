@@ -46,6 +46,9 @@ def shrunk(config_name: str, stage_name: str) -> Stage:
             channels=4 if one_number else (8,) * levels,
             blocks=(1,) * levels, head_channels=4, text_channels=8,
         )  # fmt: skip
+    if stage.network.kind == "deepfloyd_unet":
+        config.text.max_length = 77
+        stage.network.update(features=16, groups=4, pool_heads=2)
     stage.train.update(batch_size=4, validation_batches=2)
     return make_stage(config, stage_name)
 
