@@ -171,6 +171,8 @@ def test_records_with_values_of_other_types(cascade: Cascade, value: Any) -> Non
 MAY_BE = [
     ("prompt", "x"), ("negative_prompt", "x"), ("seed", 1), ("given", {"a": 1}), ("edit", None),
     ("dtype", None), ("steps", 1), ("guidance", 1), ("aug_level", 1), ("percentile", 1), ("pad", 1),
+    *((key, value) for value in (None, 1) for key in
+      ("guidance_min_logsnr", "guidance_max_logsnr", "end_logsnr", "threshold_cap")),
 ]  # fmt: skip
 """Values among these that stand for something in a record."""
 
