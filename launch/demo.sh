@@ -7,8 +7,9 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
 usage: bash launch/demo.sh [WORKDIR]
 
 Fetches the emoji (needs npm), embeds scenes of three sizes, trains the stages of configs/demo.py in
-WORKDIR (default: runs/demo) and exports their weights to WORKDIR/export. Takes 10 to 12 hours on
-two cores. Interrupted, the same command resumes.
+WORKDIR (default: runs/demo) and exports their weights to WORKDIR/export. Not yet run to its end;
+estimated from the networks' operations at 10 to 12 hours on two cores. Interrupted, the same
+command resumes.
 HELP
   exit 0
 fi
