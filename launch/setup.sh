@@ -8,7 +8,8 @@ usage: bash launch/setup.sh [--dev] [--tpu | --cuda12 | --cuda13]
 
 Makes .venv with the packages of launch/pins.txt and the command `imagen`, on Linux (x86_64, aarch64)
 or macOS (arm64), with Python 3.11, 3.12 or 3.13. Every file is checked against its pinned hash.
-Where the program uv is installed, uv does the work, and fetches a Python if there is none.
+Where the program uv is installed, uv does the work, and fetches Python 3.12 if none is there that
+works.
 Does nothing where nothing has changed since the last time, so it is safe to run again.
 
 options:
@@ -20,7 +21,7 @@ options:
 environment:
   PYTHON  the Python to use (default: the first that fits of python3.12, python3.11, python3, python3.13)
 
-On Python 3.13 one package has to be compiled: that needs a C++ compiler and Python's headers.
+Python 3.13 works where there are a C++ compiler and Python's headers: it has one package to compile.
 HELP
 }
 
@@ -28,20 +29,39 @@ fail() { echo "launch/setup.sh: $*" >&2; exit 1; }
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; }
 
-# find_python  prints the Python to use, or nothing
+# compiles PYTHON  whether it can build the package editdistance, which has no wheel for Python 3.13
+compiles() {
+  "$1" -c 'import pathlib, shutil, sys, sysconfig
+header = pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
+compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+sys.exit(sys.version_info >= (3, 13) and not (header and compiler))'
+}
+
+# find_python  prints the Python to use, or nothing where uv is to fetch one
 find_python() {
-  local candidate
+  local candidate candidates=(python3.12 python3.11 python3 python3.13) lacking=
   if [[ -n "${PYTHON:-}" ]]; then
     fits "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13"
-    echo "$PYTHON"
-    return
+    candidates=("$PYTHON")
   fi
-  for candidate in python3.12 python3.11 python3 python3.13; do
-    if fits "$candidate"; then
+  for candidate in "${candidates[@]}"; do
+    if ! fits "$candidate"; then
+      continue
+    elif compiles "$candidate"; then
       echo "$candidate"
       return
     fi
+    lacking=$candidate
   done
+  if [[ -z "${PYTHON:-}" ]] && command -v uv > /dev/null; then
+    return
+  elif [[ -n "$lacking" ]]; then
+    fail "$lacking is Python 3.13, which needs a C++ compiler and Python's headers to build the \
+package editdistance: on Debian and Ubuntu install g++ and python3-dev; or use Python 3.11 or 3.12, \
+which uv fetches (pip install uv)"
+  fi
+  fail "needs Python 3.11, 3.12 or 3.13 and found none: install one, or install \
+uv (pip install uv), which fetches one; or say where it is: PYTHON=/path/to/python bash launch/setup.sh"
 }
 
 make_environment() {
@@ -53,21 +73,18 @@ make_environment() {
       fail "uv could not make an environment with Python ${python:-3.12}"
     return
   fi
-  [[ -n "$python" ]] || fail "needs Python 3.11, 3.12 or 3.13 and found none: install one, or install \
-uv (pip install uv), which fetches one; or say where it is: PYTHON=/path/to/python bash launch/setup.sh"
   echo "Making .venv with $("$python" --version) ..."
   "$python" -m venv --clear .venv ||
     fail "$python cannot make an environment: on Debian and Ubuntu install python3-venv, or uv"
 }
 
-# check_compiler  stops before a long download, not after
-check_compiler() {
-  .venv/bin/python -c 'import pathlib, shutil, sys, sysconfig
-header = pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
-compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-sys.exit(sys.version_info >= (3, 13) and not (header and compiler))' ||
-    fail "Python 3.13 needs a C++ compiler and Python's headers to build the package editdistance: \
-on Debian and Ubuntu install g++ and python3-dev, or use Python 3.11 or 3.12"
+# check_environment  refuses an environment of another Python than the one that is asked for
+check_environment() {
+  local version='import sys; print("Python %d.%d" % sys.version_info[:2])' there
+  there=$(.venv/bin/python -c "$version")
+  fits .venv/bin/python || fail ".venv is of $there; remove it, and run this again"
+  [[ -z "${PYTHON:-}" || "$("$PYTHON" -c "$version")" == "$there" ]] ||
+    fail ".venv is of $there, and PYTHON=$PYTHON is another; remove .venv, and run this again"
 }
 
 # install WHAT ARGUMENT...  shows the installer's log only on failure
@@ -129,7 +146,7 @@ and aarch64 and for macOS on arm64" ;;
 esac
 
 .venv/bin/python -c '' 2> /dev/null || make_environment
-check_compiler
+check_environment
 pins pins-build "what builds packages"
 pins pins "$(grep -c '^[a-z]' launch/pins.txt) packages (about 650 MB to download)"
 ! $dev || pins pins-dev "$(grep -c '^[a-z]' launch/pins-dev.txt) packages for tests"
