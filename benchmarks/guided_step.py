@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.checkpoints.cascades import abstract_params
+from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.config import load_config
 from imagen_jax.diffusion.guidance import stack_conditioning, stacked_denoiser
 from imagen_jax.diffusion.samplers import parse_sampler

@@ -48,7 +48,8 @@ from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.diffusion.parametrization import diffuse, to_x0
 from imagen_jax.eval.metrics.intervals import Z95
 from imagen_jax.files import differences, write_json
-from imagen_jax.stage import VALIDATION_LOSS, Stage, make_stage
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.stage_config import VALIDATION_LOSS
 from imagen_jax.train.start import open_batches
 from imagen_jax.train.state import TrainState, abstract_state, count_parameters, create_state
 from imagen_jax.train.step import Batch, batch_conditioning, make_train_step, model_flops

@@ -26,7 +26,8 @@ from clu import metric_writers
 from imagen_jax import sharding
 from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.config import load_config
-from imagen_jax.stage import VALIDATION_LOSS, make_stage
+from imagen_jax.stage import make_stage
+from imagen_jax.stage_config import VALIDATION_LOSS
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.loop import STEPS_AHEAD
 from imagen_jax.train.metrics import summarise

@@ -17,7 +17,8 @@ The public API; everything is imported when it is first asked for:
 The rooms behind it, from the ground up:
     errors, files, config, extras, sharding, chips, typing
     diffusion/, models/, text/, data/, native/     the parts
-    stage.py, sampling.py, checkpoints/            where the parts meet
+    stage.py, stage_config.py, sampling.py,
+    checkpoints/                                   where the parts meet
     train/, embed/, cascade/, eval/, plan/         the jobs
     page/, cli/, main.py                           the doors
 """

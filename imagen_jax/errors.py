@@ -9,6 +9,20 @@ class UserError(ValueError):
     """
 
 
+class UnusableError(UserError):
+    """Why an image, or an example of a corpus, cannot be used.
+
+    Attributes:
+      reason: in words that many share; embedding counts them by it.
+      detail: particulars of this case.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
 class MachineError(OSError):
     """Something that the machine refuses: the disk is full, a device is not there.
 

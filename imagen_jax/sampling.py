@@ -23,7 +23,8 @@ from imagen_jax.diffusion.grids import time_grid
 from imagen_jax.diffusion.samplers import parse_sampler, sample
 from imagen_jax.diffusion.transitions import Transition, path_transitions
 from imagen_jax.errors import UserError
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.stage_programs import (
     Padding,
     StageInputs,

@@ -30,7 +30,8 @@ from imagen_jax.diffusion.noise import initial_noise
 from imagen_jax.diffusion.parametrization import diffuse
 from imagen_jax.diffusion.transitions import Sampler, State, Transition, move, start_state
 from imagen_jax.sharding import on_mesh
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.typing import Conditioning, Denoiser, Image, PRNGKey, TextEmbedding
 
 Threshold = str | DynamicThreshold

@@ -27,22 +27,6 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def parse_safetensors(content: bytes, name: str | Path) -> dict[str, np.ndarray]:
-    """Return all arrays of the content of a file by name.
-
-    Args:
-      content: content of the file.
-      name: what it is called in an error.
-
-    Raises:
-      UserError: it is damaged, or something else.
-    """
-    import safetensors.numpy
-
-    with _told(name, content[: len(LFS_POINTER)]):
-        return safetensors.numpy.load(content)
-
-
 @contextmanager
 def open_safetensors(path: str | Path) -> Iterator[Any]:
     """Yield a file as safetensors.safe_open does: names at once, arrays as they are asked for.

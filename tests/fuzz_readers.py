@@ -125,16 +125,14 @@ def damage(path: Path, rng: random.Random) -> None:
 def _safetensors() -> tuple[Seeds, Read]:
     import safetensors.numpy
 
-    from imagen_jax.tensor_files import parse_safetensors, read_safetensors
+    from imagen_jax.tensor_files import read_safetensors
 
     def seeds(folder: Path) -> None:
         arrays = {"a": np.ones((3, 4), np.float32), "b/c": np.zeros(5, np.float16)}
         safetensors.numpy.save_file(arrays, folder / "weights.safetensors", {"format": "pt"})
 
     def read(folder: Path) -> None:
-        path = folder / "weights.safetensors"
-        read_safetensors(path)
-        parse_safetensors(path.read_bytes(), path)
+        read_safetensors(folder / "weights.safetensors")
 
     return seeds, read
 

@@ -19,7 +19,7 @@ import safetensors.numpy
 import tiny
 from PIL import Image
 
-from imagen_jax.cascade import Cascade, Samples, read_record, run
+from imagen_jax.cascade import Cascade, Samples, Settings, read_record, run
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.eval.scenes import evaluate_scenes
@@ -269,10 +269,10 @@ def test_evaluation(
     (scenes / "cascade.json").write_text(json.dumps(record))
     output = tmp_path / "scores"
 
-    def evaluate(where: Path, **overrides: Any) -> dict[str, Any]:
-        return evaluate_scenes(scenes, 3, ["heldout", "unseen"], 4, where, **overrides)
+    def evaluate(where: Path, settings: Settings | None = None) -> dict[str, Any]:
+        return evaluate_scenes(scenes, 3, ["heldout", "unseen"], 4, where, settings=settings)
 
-    result = evaluate(output, steps=2)
+    result = evaluate(output, settings={"steps": 2})
 
     sampled, calls = Cascade.run, 0
 
@@ -285,12 +285,12 @@ def test_evaluation(
 
     monkeypatch.setattr(Cascade, "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tmp_path / "killed", steps=2)
+        evaluate(tmp_path / "killed", settings={"steps": 2})
     assert not (tmp_path / "killed" / "scores.json").exists()
-    assert evaluate(tmp_path / "killed", steps=2) == result
+    assert evaluate(tmp_path / "killed", settings={"steps": 2}) == result
     assert calls == 4, "the third set alone is sampled again"
     with pytest.raises(ValueError, match=r"another job.*settings\.base\.steps: 2 != 1"):
-        evaluate(tmp_path / "killed", steps=1)
+        evaluate(tmp_path / "killed", settings={"steps": 1})
 
     assert json.loads((output / "scores.json").read_text()) == result
     assert (result["level"], result["encoder"], result["count"]) == ("quickstart", "tiny", 3)

@@ -16,7 +16,7 @@ import tiny
 from PIL import Image
 
 import imagen_jax.main as main_lib
-from imagen_jax.cascade import Cascade, Folder, Request, Samples, read_image, read_record
+from imagen_jax.cascade import Cascade, Folder, Request, Samples, Settings, read_image, read_record
 from imagen_jax.cascade import cascade as cascade_lib
 from imagen_jax.diffusion import DDIM
 
@@ -102,6 +102,7 @@ def test_sample_names_all_that_a_request_takes() -> None:
     run = inspect.signature(Cascade.run).parameters
     assert set(taken) == set(asked) | set(run) - {"request"}
     assert set(cascade_lib.SETTINGS) < set(asked)
+    assert set(Settings.__annotations__) == set(cascade_lib.SETTINGS)
 
 
 def test_a_sampler_is_given_as_text_or_as_it_is(cascade: Cascade) -> None:

@@ -28,7 +28,7 @@ from imagen_jax.checkpoints.reading import (
 )
 from imagen_jax.checkpoints.writing import DAMAGED, Checkpointer
 from imagen_jax.errors import UserError
-from imagen_jax.stage import ALL_CORRECT, VALIDATION_LOSS
+from imagen_jax.stage_config import ALL_CORRECT, VALIDATION_LOSS
 from imagen_jax.train.state import TrainState
 
 MESH = sharding.make_mesh()

@@ -118,7 +118,7 @@ def test_choices_are_those_of_the_library() -> None:
     from imagen_jax.eval.features.network import INCEPTION_PROTOCOLS, NETWORKS
     from imagen_jax.eval.images import FITS
     from imagen_jax.eval.scenes import SPLITS
-    from imagen_jax.stage import SampleConfig
+    from imagen_jax.stage_config import SampleConfig
     from imagen_jax.text.encoder import DTYPES, load_encoder
 
     assert tuple(levels) == LEVELS
@@ -390,7 +390,7 @@ def test_evaluate_scenes_calls_evaluate_scenes() -> None:
     assert called("imagen_jax.eval.scenes.evaluate_scenes", argv.split()) == {
         "workdir": "w", "count": 5, "splits": ("unseen", "heldout"), "seed": 0,
         "output_dir": "out", "encoder_weights": None, "vocabulary": None,
-        "overrides": {"steps": 3},
+        "settings": {"steps": 3},
     }  # fmt: skip
 
 

@@ -15,8 +15,9 @@ import safetensors.numpy
 
 import imagen_jax.main as main_lib
 from imagen_jax.cascade import Cascade
-from imagen_jax.checkpoints.cascades import export_cascade, flat_weights, open_cascade
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.checkpoints.deepfloyd import ATTRIBUTION, TERMS, import_deepfloyd
+from imagen_jax.checkpoints.exported import flat_weights
 from imagen_jax.errors import UserError
 
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
+from imagen_jax.checkpoints.cascades import open_cascade
 from imagen_jax.checkpoints.deepfloyd import import_deepfloyd
+from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.diffusion.augment import SCHEDULE, upsample_low_res
 from imagen_jax.diffusion.guidance import guided_denoiser
 from imagen_jax.diffusion.parametrization import diffuse

@@ -123,7 +123,9 @@ def test_a_killed_job_goes_on_to_the_same_images_and_scores(
     assert protocols.run(cascade, scene_work(80), instruments, tmp_path / "whole") == whole
     assert calls == 10, "nothing is sampled again"
     with pytest.raises(ValueError, match=r"another job.*settings\.base\.steps: 2 != 1"):
-        protocols.run(cascade, scene_work(80), instruments, tmp_path / "whole", steps=1)
+        protocols.run(
+            cascade, scene_work(80), instruments, tmp_path / "whole", settings={"steps": 1}
+        )
 
 
 def test_processes_divide_a_job(cascade: Cascade, tmp_path: Path) -> None:

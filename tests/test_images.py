@@ -16,7 +16,8 @@ from corpus_files import GOOD, SIZE, encoded, pixels
 from PIL import Image, ImageCms
 
 from imagen_jax.data.fitting import RecordImage, record_image
-from imagen_jax.data.images import UnusableError, open_image, readable_formats
+from imagen_jax.data.images import open_image, readable_formats
+from imagen_jax.errors import UnusableError
 
 
 def recorded(content: bytes, size: int = SIZE, fit: str = "exact") -> tuple[np.ndarray, list[str]]:

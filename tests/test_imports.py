@@ -30,7 +30,7 @@ FLOORS = {
         "flops",
     ),
     "parts": ("diffusion", "models", "text", "data"),
-    "stage": ("stage",),
+    "stage": ("stage_config", "stage"),
     "join": ("stage_programs", "sampling", "checkpoints"),
     "jobs": ("train", "embed", "cascade", "eval"),
     "plan": ("plan",),

@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 from imagen_jax import sharding
-from imagen_jax.checkpoints.cascades import abstract_params
+from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.checkpoints.reading import checkpoint_steps, newest_checkpoint, restore_ema
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import train_batches

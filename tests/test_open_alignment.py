@@ -14,7 +14,8 @@ from imagen_jax.data.scenes.concepts import concepts
 from imagen_jax.data.scenes.open_grammar import Description, describe
 from imagen_jax.data.scenes.open_sampling import sample_open_scene
 from imagen_jax.errors import UserError
-from imagen_jax.eval.open_alignment import accuracies, open_alignment_report, score
+from imagen_jax.eval.attributes import accuracies
+from imagen_jax.eval.open_alignment import ATTRIBUTES, open_alignment_report, score, score_all
 from imagen_jax.eval.open_matching import SIDE, find_objects, fit_background, read_all
 from imagen_jax.eval.scenes import OPEN_SETS, _prompt_sets
 
@@ -41,7 +42,7 @@ def drawn(level, count, groups, **changes):
 def test_real_images_show_what_their_captions_say(level, groups, side):
     scenes, said = drawn(level, 24, groups)
     seen = read_all([render(scene, side) for scene in scenes], level)
-    found = accuracies(scenes, said, seen)
+    found = accuracies(score_all(scenes, said, seen), ATTRIBUTES)
     assert found["object"]["accuracy"] >= 0.9
     assert found["count"]["accuracy"] >= 0.9
     assert found["top 5"]["correct"] >= found["object"]["correct"]

@@ -8,7 +8,7 @@ import flax.traverse_util
 import jax
 import pytest
 
-from imagen_jax.checkpoints.cascades import abstract_params
+from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.config import CONFIGS, load_config
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet

@@ -18,7 +18,7 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax import chips, sharding
-from imagen_jax.checkpoints.cascades import abstract_params
+from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.flops import flops_of, jaxpr_flops

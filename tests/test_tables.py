@@ -14,9 +14,8 @@ import pytest
 from corpus_files import CAPTIONS, IMAGES, write_csv, write_parquet
 
 from imagen_jax.data.corpora import CorpusExample, open_corpus
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UnusableError, UserError
 
 
 def content(example: Any) -> bytes | None:

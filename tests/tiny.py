@@ -166,7 +166,7 @@ def batch(of: Stage, batch_size: int, seed: int = 0) -> dict[str, jax.Array]:
 
 def random_params(of: Stage, seed: int = 0, scale: float = 0.2) -> Any:
     """Parameters of the stage without the zeros that networks start from."""
-    from imagen_jax.checkpoints.cascades import abstract_params
+    from imagen_jax.checkpoints.pretrained import abstract_params
 
     rng = np.random.default_rng(seed)
     return jax.tree.map(

@@ -26,6 +26,7 @@ from imagen_jax.cascade.prompts import Blend, check_prompts
 from imagen_jax.cascade.request import Request, StageRequest
 from imagen_jax.cascade.run import BATCH_SIZES, Finished, Step
 from imagen_jax.cascade.samples import Samples
+from imagen_jax.cascade.stages import Settings
 from imagen_jax.cascade.sweep import Axis, Sweep, combinations, sweep
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Folder",
     "Request",
     "Samples",
+    "Settings",
     "StageRequest",
     "Step",
     "Sweep",

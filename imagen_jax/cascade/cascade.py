@@ -6,22 +6,29 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
 import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.folder import CHUNK
 from imagen_jax.cascade.prompts import Prompt, check_words, encode, no_text
-from imagen_jax.cascade.request import PerStage, Request, lists_choices, make_request
+from imagen_jax.cascade.request import Request, lists_choices, make_request
 from imagen_jax.cascade.run import Finished, Step, run_stage
 from imagen_jax.cascade.samples import Samples
-from imagen_jax.cascade.stages import SETTINGS, choose_stages, stage_settings
-from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
+from imagen_jax.cascade.stages import (
+    SETTINGS,
+    PerStage,
+    Settings,
+    choose_stages,
+    stage_settings,
+)
+from imagen_jax.checkpoints.cascades import open_cascade
+from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
 from imagen_jax.sharding import make_mesh
-from imagen_jax.stage import SampleConfig
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.typing import TextEmbedding
 
@@ -159,7 +166,7 @@ class Cascade:
         """Stage name -> hash of all that decides its images, see Pretrained.fingerprint."""
         return {stage.name: self._pretrained.fingerprint(stage) for stage in self.stages}
 
-    def settings(self, **overrides: Any) -> dict[str, SampleConfig]:
+    def settings(self, **overrides: Unpack[Settings]) -> dict[str, SampleConfig]:
         """Return the settings of every stage: its defaults, replaced by what is not None.
 
         Args:
@@ -169,7 +176,7 @@ class Cascade:
         Raises:
           UserError: an unknown field or stage, or a value of another type or out of range.
         """
-        return stage_settings(self.stages, **overrides)
+        return stage_settings(self.stages, overrides)
 
     def encode(self, prompts: Sequence[Prompt]) -> TextEmbedding:
         """Return token states of prompts, as `sample` takes them for its text; see prompts.encode.
@@ -252,7 +259,7 @@ class Cascade:
             values out of range, arguments that do not fit one another, or an unknown one.
         """
         given = locals()
-        settings = {name: given[name] for name in SETTINGS}
+        settings = cast("Settings", {name: given[name] for name in SETTINGS})
         request = make_request(
             self.stages, self.fingerprints, self.dtype, prompts, seed=seed, per_prompt=per_prompt,
             negative_prompts=negative_prompts, text=text, size=size, image=image, mask=mask,

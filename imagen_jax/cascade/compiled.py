@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from imagen_jax.cascade import run_exported
-from imagen_jax.checkpoints.cascades import Pretrained, abstract_params, flat_weights, new_files
+from imagen_jax.checkpoints.exported import flat_weights, new_files
+from imagen_jax.checkpoints.pretrained import Pretrained, abstract_params
 from imagen_jax.chips import no_platform
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import image_keys, whole_sampler
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.stage_programs import StageInputs
 from imagen_jax.typing import TextEmbedding
 

@@ -16,7 +16,7 @@ from imagen_jax.cascade.request import VERSION, Request, hash_of
 from imagen_jax.config import build
 from imagen_jax.errors import UserError
 from imagen_jax.files import atomic_path, given_file
-from imagen_jax.stage import SampleConfig
+from imagen_jax.stage_config import SampleConfig
 
 if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade

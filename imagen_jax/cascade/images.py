@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import UnusableError, open_image
-from imagen_jax.errors import UserError
+from imagen_jax.data.images import open_image
+from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import given_file
 
 MAX_PIXELS = 64 * 2**20

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.stage import TextConfig
+from imagen_jax.stage_config import TextConfig
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 from imagen_jax.typing import TextEmbedding

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from imagen_jax.cascade.prompts import (
     check_text,
 )
 from imagen_jax.cascade.stages import (
+    PerStage,
+    Settings,
     check_size,
     first_stage,
     per_stage,
@@ -28,7 +30,8 @@ from imagen_jax.cascade.stages import (
 )
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import Edit
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 from imagen_jax.typing import TextEmbedding
 
 VERSION = 1
@@ -36,9 +39,6 @@ VERSION = 1
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-PerStage: TypeAlias = T | Mapping[str, T] | None
-"""One value for all stages, a mapping from stage names to values, or None for the config's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ def make_request(
     resamples: int,
     jump: int,
     start_stage: str | None,
-    settings: Mapping[str, Any],
+    settings: Settings,
 ) -> Request:
     """Return what is asked of stages, checked, with a row for each image.
 
@@ -205,7 +205,7 @@ def make_request(
         text = check_text(text, len(prompts), stages[0].text)
     images = None if image is None else check_images(image, len(prompts))
     asked = plan_stages(
-        stages, stage_settings(stages, **settings), fingerprints, size=size, images=images,
+        stages, stage_settings(stages, settings), fingerprints, size=size, images=images,
         masked=mask is not None, strength=strength, resamples=resamples, jump=jump,
         start_stage=start_stage,
     )  # fmt: skip

@@ -6,17 +6,41 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 
 from imagen_jax.config import build
 from imagen_jax.diffusion.samplers import Heun, format_sampler, parse_sampler
+from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
-from imagen_jax.stage import SampleConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import SampleConfig
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(SampleConfig))
 """Names of the sampling settings."""
+
+T = TypeVar("T")
+PerStage: TypeAlias = T | Mapping[str, T] | None
+"""One value for all stages, a mapping from stage names to values, or None for the config's."""
+
+
+class Settings(TypedDict, total=False):
+    """Sampling settings that replace those of a cascade: fields of SampleConfig, see there."""
+
+    sampler: PerStage[str | Sampler]
+    steps: PerStage[int]
+    time_grid: PerStage[str]
+    guidance: PerStage[float]
+    threshold: PerStage[str]
+    percentile: PerStage[float]
+    aug_level: PerStage[float]
+    guidance_min_logsnr: PerStage[float]
+    guidance_max_logsnr: PerStage[float]
+    threshold_cap: PerStage[float]
+    end_logsnr: PerStage[float]
+    pad: PerStage[int]
+
 
 MAX_ENLARGEMENT = 4
 """Sides of images, at most, over what the last stage was trained for. A record of a stranger, or a
@@ -47,12 +71,12 @@ def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[
     return chosen
 
 
-def stage_settings(stages: Sequence[Stage], **overrides: Any) -> dict[str, SampleConfig]:
+def stage_settings(stages: Sequence[Stage], overrides: Settings) -> dict[str, SampleConfig]:
     """Return the settings of every stage: its defaults, replaced by what is not None.
 
     Args:
-      **overrides: fields of SampleConfig; a value holds for all stages, a mapping from stage
-        names to values for those stages. A sampler may be its text or the sampler itself.
+      overrides: a value holds for all stages, a mapping from stage names to values for those
+        stages. A sampler may be its text or the sampler itself.
 
     Raises:
       UserError: an unknown field or stage, or a value of another type or out of range.

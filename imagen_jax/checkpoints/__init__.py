@@ -11,7 +11,8 @@
 writing.py    Checkpointer: saves and restores the state of a training
 reading.py    the newest or the best checkpoint of a stage, and its averaged weights
 checksums.py  by which damaged arrays are recognised
-cascades.py   a whole cascade, opened without its weights; its export as safetensors
+cascades.py   a whole cascade, opened or exported: pretrained.py is what opening returns,
+              exported.py the form that is shipped, of safetensors
 deepfloyd.py  import of DeepFloyd IF's public weights; deepfloyd_names.py has its names and config,
               diffusers_files.py reads the files that a user downloaded
 claim.py      stage.json: what a stage was started with, and what a resumed run may change

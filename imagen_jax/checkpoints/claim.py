@@ -9,12 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagen_jax.checkpoints.cascades import Pretrained, open_cascade
+from imagen_jax.checkpoints.cascades import open_cascade
+from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.config import build, to_plain
 from imagen_jax.errors import UserError
 from imagen_jax.files import differences, write_json
-from imagen_jax.stage import CHANGEABLE, TrainConfig
+from imagen_jax.stage_config import CHANGEABLE, TrainConfig
 
 SHIPPED_NAME = "demo"
 """Name of the package's cascade for --init-from."""

@@ -20,9 +20,10 @@ import flax.traverse_util
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagen_jax.checkpoints.cascades import EXPORTED, abstract_params, new_files
 from imagen_jax.checkpoints.deepfloyd_names import network_fields, our_name
 from imagen_jax.checkpoints.diffusers_files import Tensors, open_weights
+from imagen_jax.checkpoints.exported import EXPORTED, new_files
+from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.diffusion.augment import SCHEDULE
 from imagen_jax.diffusion.schedule import DiscreteCosineSchedule
 from imagen_jax.errors import UserError

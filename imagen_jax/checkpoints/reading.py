@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.errors import UserError
-from imagen_jax.stage import BETTER
+from imagen_jax.stage_config import BETTER
 
 CHECKPOINTS = "checkpoints"
 RECORD = "stage.json"
@@ -55,7 +55,7 @@ def quality(metrics: Mapping[str, float]) -> float:
 
     Args:
       metrics: the one measurement that a checkpoint is stored with; its name is a key of
-        stage.BETTER.
+        stage_config.BETTER.
     """
     ((name, value),) = metrics.items()
     return BETTER[name] * value

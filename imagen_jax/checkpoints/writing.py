@@ -72,7 +72,7 @@ class Checkpointer:
         keep: number of the newest checkpoints to keep.
         keep_every_hours: hours between older checkpoints that are kept; 0 keeps none.
         keep_best: number of the best checkpoints to keep by `best_metric`.
-        best_metric: key of stage.BETTER.
+        best_metric: key of stage_config.BETTER.
         report: shows a line.
         """
         self._directory = (Path(stage_directory) / CHECKPOINTS).absolute()

@@ -87,5 +87,5 @@ def _scenes(args: argparse.Namespace) -> None:
         output_dir=args.output,
         encoder_weights=args.encoder_weights,
         vocabulary=args.vocabulary,
-        **settings(args),
+        settings=settings(args),
     )

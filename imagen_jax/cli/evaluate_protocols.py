@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import (
     Commands,
@@ -18,7 +18,7 @@ from imagen_jax.cli.settings import add_settings, add_sweep, axes, settings
 from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from imagen_jax.cascade import Cascade
+    from imagen_jax.cascade import Cascade, Settings
     from imagen_jax.eval.measure import Instruments
     from imagen_jax.eval.protocols import Work
 
@@ -200,7 +200,10 @@ def _load(args: argparse.Namespace, distances: bool = True) -> tuple[Cascade, In
 
 
 def _run(
-    args: argparse.Namespace, loaded: tuple[Cascade, Instruments], work: Work, **overrides: Any
+    args: argparse.Namespace,
+    loaded: tuple[Cascade, Instruments],
+    work: Work,
+    chosen: Settings,
 ) -> None:
     from imagen_jax.eval.job import Unfinished
     from imagen_jax.eval.protocols import run
@@ -210,7 +213,7 @@ def _run(
     try:
         record = run(
             cascade, work, instruments, args.output,
-            seed=args.seed, process=args.process, **overrides,
+            seed=args.seed, process=args.process, settings=chosen,
         )  # fmt: skip
     except Unfinished as unfinished:
         print(unfinished)
@@ -233,7 +236,7 @@ def _prompts(args: argparse.Namespace) -> None:
         work = protocols.scene_suite_work(
             level, args.per_category, args.per_prompt, args.seed, cascade.size
         )
-    _run(args, loaded, work, **settings(args))
+    _run(args, loaded, work, settings(args))
 
 
 def _captions_work(args: argparse.Namespace, side: int) -> Work:
@@ -253,9 +256,9 @@ def _coco(args: argparse.Namespace) -> None:
 
     loaded = _load(args)
     cascade = loaded[0]
-    overrides = settings(args)
-    overrides.setdefault("guidance", {cascade.stages[0].name: PAPER_GUIDANCE})
-    _run(args, loaded, _captions_work(args, cascade.size), **overrides)
+    chosen = settings(args)
+    chosen.setdefault("guidance", {cascade.stages[0].name: PAPER_GUIDANCE})
+    _run(args, loaded, _captions_work(args, cascade.size), chosen)
 
 
 def _sweep(args: argparse.Namespace) -> None:

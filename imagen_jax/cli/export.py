@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.checkpoints.cascades import open_cascade
 
         cascade = open_cascade(args.workdir, args.ema_decay, args.best)
-        of_stages = stage_settings(cascade.stages, **settings(args))
+        of_stages = stage_settings(cascade.stages, settings(args))
         paths = []
         for stage in cascade.stages:
             how = of_stages[stage.name]

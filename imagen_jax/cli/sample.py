@@ -194,7 +194,7 @@ def _requests(
     mask: np.ndarray | None,
 ) -> list[Request]:
     """Return what is asked for: one request, or with --sweep one for each image."""
-    asked = {
+    asked: dict[str, Any] = {
         "negative_prompts": args.negative,
         "size": args.size,
         "strength": args.strength,
@@ -204,7 +204,8 @@ def _requests(
         "image": image,
         "mask": mask,
     }
-    given = settings(args) | {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in asked.items() if value is not None}
+    given.update(settings(args))
     if not args.sweep:
         blends = blended(prompts, args.blend_with, args.blends)
         return [cascade.request(blends, per_prompt=args.per_prompt or 1, **given)]

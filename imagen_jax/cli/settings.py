@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from imagen_jax.cli.command import positive
+
+if TYPE_CHECKING:
+    from imagen_jax.cascade import Settings
 
 THRESHOLDS = ("dynamic", "static", "none")
 
@@ -63,7 +66,7 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "enlarged, and cut them off: mends borders, takes longer",
     ),
 }  # fmt: skip
-"""Field of stage.SampleConfig -> type of its value, how help calls it, what it is."""
+"""Field of stage_config.SampleConfig -> type of its value, how help calls it, what it is."""
 
 SWEPT: dict[str, Callable[[str], Any]] = {
     **{name: kind for name, (kind, _, _) in SETTINGS.items()},
@@ -115,9 +118,10 @@ def add_settings(parser: argparse.ArgumentParser, guidance: str = "that of the c
         )
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings(args: argparse.Namespace) -> Settings:
     """Return the sampling settings that were given."""
-    return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    return cast("Settings", given)
 
 
 def add_sweep(parser: argparse.ArgumentParser, said: str, required: bool = False) -> None:

@@ -5,7 +5,8 @@ Corpora, as `imagen embed` reads them:
     corpora/     files of others: folders, tables, tars, TFRecords, TFDS
     scenes/      built-in scenes
     sources.py   Source: what an embedding job reads
-    images.py    the one way to open an image that someone else has made
+    images.py    the one way to open an image that someone else has made; image_bytes.py: what
+                 its bytes say before a decoder sees them
     fitting.py   images -> encoded squares of one size, or the reason why not
     preview.py   a look at a corpus before it is embedded; advice.py: why examples are left out
     choices.py   choices of an embedding job, for the command line

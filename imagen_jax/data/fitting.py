@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import OpenedImage, UnusableError, open_image
+from imagen_jax.data.images import OpenedImage, open_image
+from imagen_jax.errors import UnusableError
 
 JPEG_QUALITY = 95
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL")

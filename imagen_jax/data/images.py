@@ -12,15 +12,21 @@ import functools
 import importlib
 import io
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
-from imagen_jax.errors import UserError
+from imagen_jax.data.image_bytes import (
+    PNG_START,
+    check_structure,
+    damaged,
+    png_chunks,
+    unknown_kind,
+    webp_size,
+)
+from imagen_jax.errors import UnusableError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "HEIF", "JXL")
 """Pillow's names of the formats that are read; an MPO is a JPEG with further images behind it.
@@ -30,7 +36,6 @@ MAX_PIXELS = 2**27
 _PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = range(2, 9)
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _WITHOUT_TEXT = "without text chunks"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _SAME_COLOUR = 2  # levels of 255
@@ -38,20 +43,6 @@ _BITS_PER_SAMPLE = 258  # tag of TIFF
 
 # Of damaged metadata and of sizes: damage is an error here, and sizes have a limit of their own.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class UnusableError(UserError):
-    """Why an image, or an example of a corpus, cannot be used.
-
-    Attributes:
-      reason: in words that many share; embedding counts them by it.
-      detail: particulars of this case.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -86,8 +77,8 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False
       UnusableError: no image, a format that is not read (named), a damaged or truncated file, or
         too many pixels.
     """
-    _check_structure(content)
-    _check_size(_webp_size(content), max_pixels)
+    check_structure(content)
+    _check_size(webp_size(content), max_pixels)
     try:
         image = _open(content)
     except UnusableError:
@@ -95,18 +86,18 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False
     except Image.DecompressionBombError as error:
         raise UnusableError(f"image of more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:  # its own message differs from run to run
-        raise _unknown_kind(content) from error
+        raise unknown_kind(content) from error
     except MemoryError:
         raise  # says nothing about the image
     except Exception as error:  # damaged files make decoders raise nearly anything
-        raise _damaged(f"{type(error).__name__}: {error}") from error
+        raise damaged(f"{type(error).__name__}: {error}") from error
     _check_size(image.size, max_pixels)
     try:
         return _decode(image, content, alpha)
     except (UnusableError, MemoryError):
         raise
     except Exception as error:
-        raise _damaged(f"{type(error).__name__}: {error}") from error
+        raise damaged(f"{type(error).__name__}: {error}") from error
 
 
 @functools.cache
@@ -127,11 +118,11 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(content), formats=readable_formats())
     except ValueError:
-        if not content.startswith(_PNG_START):
+        if not content.startswith(PNG_START):
             raise
         # Pillow refuses text chunks above its limits. They are no part of the pixels.
-        kept = [raw for name, raw in _png_chunks(content) if name not in _PNG_TEXT]
-        image = Image.open(io.BytesIO(b"".join([_PNG_START, *kept])), formats=("PNG",))
+        kept = [raw for name, raw in png_chunks(content) if name not in _PNG_TEXT]
+        image = Image.open(io.BytesIO(b"".join([PNG_START, *kept])), formats=("PNG",))
         image.info[_WITHOUT_TEXT] = True
         return image
 
@@ -259,108 +250,3 @@ def _probe(mode: str) -> Image.Image:
 def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
         raise UnusableError(f"image of more than {max_pixels} pixels", f"{size[0]} x {size[1]}")
-
-
-def _damaged(detail: str) -> UnusableError:
-    return UnusableError("damaged image", detail)
-
-
-# Structure: what decoders read past, or read only when memory is taken
-
-
-def _check_structure(content: bytes) -> None:
-    """Raises where a PNG or JPEG is not whole."""
-    if not content:
-        raise UnusableError("image of 0 bytes")
-    if content.startswith(_PNG_START):
-        for _ in _png_chunks(content):
-            pass
-    elif content.startswith(b"\xff\xd8\xff"):
-        _check_jpeg(content)
-
-
-def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    """(name, chunk with length and checksum) of every chunk to IEND."""
-    chunks = []
-    at = len(_PNG_START)
-    while at + 12 <= len(content):
-        (length,) = struct.unpack_from(">I", content, at)
-        end = at + 12 + length
-        if end > len(content):
-            break
-        name = content[at + 4 : at + 8]
-        (checksum,) = struct.unpack_from(">I", content, end - 4)
-        if zlib.crc32(memoryview(content)[at + 4 : end - 4]) != checksum:
-            raise _damaged(f"PNG: wrong checksum of chunk {name!r}")
-        chunks.append((name, content[at:end]))
-        if name == b"IEND":
-            return chunks
-        at = end
-    raise _damaged("PNG: cut off before its end (IEND)")
-
-
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
-"""Of JPEG, but for those within entropy-coded data: stuffed zeros and restarts."""
-
-
-def _check_jpeg(content: bytes) -> None:
-    """Walks from marker to marker to the end of the first image."""
-    at = 2
-    while (found := _MARKER.search(content, at)) is not None:
-        at = found.end()
-        marker = found.group(1)[0]
-        if marker == 0xD9:
-            return
-        if marker not in (0x01, 0xD8):
-            if at + 2 > len(content):
-                break
-            at += struct.unpack_from(">H", content, at)[0]
-    raise _damaged("JPEG: cut off before its end (EOI)")
-
-
-def _webp_size(content: bytes) -> tuple[int, int] | None:
-    """Of a WebP, whose decoder takes memory for its pixels when it is opened."""
-    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
-        return None
-    if content[12:16] == b"VP8X":
-        width, height = (int.from_bytes(content[i : i + 3], "little") + 1 for i in (24, 27))
-    elif content[12:16] == b"VP8L":
-        bits = int.from_bytes(content[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width, height = (int.from_bytes(content[i : i + 2], "little") & 0x3FFF for i in (26, 28))
-    return width, height
-
-
-# What else it may be
-
-_KINDS: tuple[tuple[str, str], ...] = (
-    (r"\A....ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", "HEIC"),
-    (r"\A(\xff\x0a|\x00\x00\x00\x0cJXL )", "JPEG XL"),
-    (r"\A....ftypavi[fs]", "AVIF"),
-    (r"\A....ftyp(crx |qt  )", "a raw photograph or film"),
-    (r"\A(%!PS|\xc5\xd0\xd3\xc6)", "PostScript"),
-    (r"\A%PDF", "PDF"),
-    (r"\A8BPS", "Photoshop"),
-    (r"\A(\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51)", "JPEG 2000"),
-    (r"\AP[1-7]\s", "PPM"),
-    (r"\A\x00\x00[\x01\x02]\x00", "an icon"),
-    (r"\Aversion https://git-lfs", "a Git LFS pointer in place of the file"),
-    (r"(?i)\A\s*(<!doctype html|<html|<head|<script)", "an HTML page"),
-    (r"(?i)\A\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", "SVG"),
-    (r"\A\x1f\x8b", "gzip"),
-    (r"\APK\x03\x04", "ZIP"),
-    (r"\A(\xef\xbb\xbf)?[\t\r\n\x20-\x7e]+\Z", "text"),
-    (r"\A\x00+\Z", "zeros alone"),
-)
-_ADVICE = {"HEIC": "pip install pillow-heif", "JPEG XL": "pip install pillow-jxl-plugin"}
-
-
-def _unknown_kind(content: bytes) -> UnusableError:
-    start = content[:1024].decode("latin1")
-    for pattern, kind in _KINDS:
-        if re.match(pattern, start, re.DOTALL):
-            if kind in _ADVICE:
-                return UnusableError(f"image is {kind}, which is not read here", _ADVICE[kind])
-            return UnusableError(f"image is {kind}, which is not read")
-    return UnusableError("image of no known format")

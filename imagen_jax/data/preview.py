@@ -12,9 +12,10 @@ from typing import Any
 
 from imagen_jax.data.advice import advice_on
 from imagen_jax.data.fitting import fit_image
-from imagen_jax.data.images import UnusableError, open_image
+from imagen_jax.data.images import open_image
 from imagen_jax.data.pages import bars, figure, histogram, sheet, spaced, table, write_page
 from imagen_jax.data.sources import Dropped, Source
+from imagen_jax.errors import UnusableError
 
 SHOWN = 64
 

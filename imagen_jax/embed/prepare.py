@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.fitting import RecordImage, record_image
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped, Example
+from imagen_jax.errors import UnusableError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
 

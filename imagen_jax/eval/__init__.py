@@ -15,6 +15,7 @@ Scores:
     metrics/              distances of sets of features
     template_matching.py  what is in an image of a built-in scene; alignment.py: whether it is right
     open_matching.py      the same over all emoji; open_alignment.py: against captions that say part
+    attributes.py         what both alignments share
     scenes.py             `imagen evaluate scenes`
     measure.py            everything that is measured on the images of a job
 

@@ -21,7 +21,15 @@ from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.errors import UserError
-from imagen_jax.eval.metrics.intervals import wilson_interval
+from imagen_jax.eval.attributes import (
+    AXIS,
+    Report,
+    accuracies,
+    centre,
+    check_counts,
+    others,
+    relation_holds,
+)
 from imagen_jax.eval.template_matching import (
     SIDE,
     Decoded,
@@ -33,8 +41,6 @@ from imagen_jax.eval.template_matching import (
 ATTRIBUTES = ("background", "object", "colour", "count", "style", "relation", "size", "all_correct")
 LARGE = 34 / 64
 """Longer side, as a fraction of the image, between what counts as small and as large."""
-_AXIS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Relation -> (axis 0 for x or 1 for y, sign of second minus first along it)."""
 
 
 def score(scene: Scene, image: np.ndarray, level: Level) -> dict[str, bool]:
@@ -84,7 +90,7 @@ def _compare(scene: Scene, seen: Decoded) -> dict[str, bool]:
         "style": all(members) and all(thing.style == scene.style for thing, _ in pairs),
     }
     if scene.relation is not None:
-        result["relation"] = all(members) and _relation_holds(scene.relation, *members)
+        result["relation"] = all(members) and relation_holds(scene.relation, *members)
     if scene.size is not None:
         sides = [max(thing.box[2:]) for thing in members[0]]
         result["size"] = bool(sides) and all(
@@ -98,8 +104,8 @@ def _likeliest_group(thing: DecodedObject, scene: Scene) -> int:
     """Index of the group an object belongs to: by noun, else by colour, else by its side."""
     if scene.relation is None:
         return 0
-    axis, sign = _AXIS[scene.relation]
-    before = (_centre(thing)[axis] - 0.5) * sign < 0
+    axis, sign = AXIS[scene.relation]
+    before = (centre(thing)[axis] - 0.5) * sign < 0
     fits = [
         4 * (thing.noun == group.noun) + 2 * _colour_fits(thing, group) + (before == (index == 0))
         for index, group in enumerate(scene.groups)
@@ -117,23 +123,9 @@ def _colour_fits(thing: DecodedObject, group: Group) -> bool:
     return len(named) == 1 and is_like_natural(thing.noun, thing.style, named[0])
 
 
-def _centre(thing: DecodedObject) -> tuple[float, float]:
-    left, top, width, height = thing.box
-    return left + width / 2, top + height / 2
-
-
-def _relation_holds(relation: str, first: list[DecodedObject], second: list[DecodedObject]) -> bool:
-    """Every object of the first group on its side, and further that way than across."""
-    axis, sign = _AXIS[relation]
-    a, b = (np.array([_centre(thing) for thing in things]) for things in (first, second))
-    along = sign * (b[None, :, axis] - a[:, None, axis])
-    offset = np.abs(b.mean(0) - a.mean(0))
-    return bool((along > 0).all() and offset[axis] > offset[1 - axis])
-
-
 def alignment_report(
     scenes: Sequence[Scene], images: Sequence[np.ndarray] | np.ndarray, level: Level
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> Report:
     """Score images against their scenes, between the best and the worst that can be expected.
 
     Args:
@@ -149,29 +141,13 @@ def alignment_report(
     Raises:
       UserError: no scenes, or not as many images as scenes.
     """
-    if len(scenes) == 0 or len(scenes) != len(images):
-        raise UserError(f"{len(images)} images for {len(scenes)} scenes; need as many")
-    real = [render(scene, SIDE) for scene in scenes]
-    # Half way round: neighbours may stem from one prompt, sampled several times.
-    others = np.roll(np.arange(len(scenes)), max(1, len(scenes) // 2))
+    check_counts(len(scenes), len(images))
+
+    def shares(of: Sequence[np.ndarray] | np.ndarray) -> dict[str, dict[str, float]]:
+        return accuracies(score_all(scenes, of, level), ATTRIBUTES)
+
     return {
-        "images": _accuracies(scenes, images, level),
-        "ceiling": _accuracies(scenes, real, level),
-        "floor": _accuracies(scenes, [images[int(i)] for i in others], level),
+        "images": shares(images),
+        "ceiling": shares([render(scene, SIDE) for scene in scenes]),
+        "floor": shares([images[i] for i in others(len(scenes))]),
     }
-
-
-def _accuracies(
-    scenes: Sequence[Scene], images: Sequence[np.ndarray] | np.ndarray, level: Level
-) -> dict[str, dict[str, float]]:
-    results = score_all(scenes, images, level)
-    accuracies = {}
-    for attribute in ATTRIBUTES:
-        held = [result[attribute] for result in results if attribute in result]
-        if held:
-            low, high = wilson_interval(sum(held), len(held))
-            accuracies[attribute] = {
-                "accuracy": sum(held) / len(held), "low": low, "high": high,
-                "correct": sum(held), "n": len(held),
-            }  # fmt: skip
-    return accuracies

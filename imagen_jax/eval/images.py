@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import UnusableError, open_image
+from imagen_jax.data.images import open_image
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

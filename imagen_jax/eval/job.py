@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from imagen_jax.cascade import Cascade, Request
+from imagen_jax.cascade import Cascade, Request, Settings
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
@@ -85,7 +85,10 @@ class ImageStore:
         return [(i, min(i + PART, len(self))) for i in range(0, len(self), PART)]
 
     def sample(
-        self, cascade: Cascade, networks: Sequence[FeatureNetwork] = (), **overrides: Any
+        self,
+        cascade: Cascade,
+        networks: Sequence[FeatureNetwork] = (),
+        settings: Settings | None = None,
     ) -> None:
         """Samples what is not there yet of this process's parts, and computes their features.
 
@@ -93,7 +96,7 @@ class ImageStore:
           UserError: the directory holds images of another job; a prompt is too long.
           Unfinished: parts of other processes are not there yet.
         """
-        request = cascade.request(self.prompts, seed=self.seeds, **overrides)
+        request = cascade.request(self.prompts, seed=self.seeds, **(settings or {}))
         self._claim(request)
         lock = self.directory / "processes" / f"{self._process[0]:05d}"
         with only_writer(lock, "imagen evaluate"):

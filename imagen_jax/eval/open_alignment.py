@@ -21,8 +21,15 @@ from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.open_grammar import BESIDE, Description
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
-from imagen_jax.errors import UserError
-from imagen_jax.eval.metrics.intervals import wilson_interval
+from imagen_jax.eval.attributes import (
+    AXIS,
+    Report,
+    accuracies,
+    centre,
+    check_counts,
+    others,
+    relation_holds,
+)
 from imagen_jax.eval.open_matching import SIDE, Seen, Thing, read_all
 
 ATTRIBUTES = (
@@ -35,7 +42,6 @@ TOLERANCE = 1.1
 some drawings hardly differ from them."""
 _COLOUR, _STYLE = 1, 2
 """Their places in (noun, colour, style)."""
-_AXIS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 
 
 def score(said: Description, counts: Sequence[int], seen: Seen) -> dict[str, bool]:
@@ -78,6 +84,16 @@ def score(said: Description, counts: Sequence[int], seen: Seen) -> dict[str, boo
     return result
 
 
+def score_all(
+    scenes: Sequence[Scene], said: Sequence[Description], seen: Sequence[Seen]
+) -> list[dict[str, bool]]:
+    """Return `score` of many: of each scene, what its caption says, and the image as read."""
+    return [
+        score(description, [group.count for group in scene.groups], image)
+        for scene, description, image in zip(scenes, said, seen, strict=True)
+    ]
+
+
 def _looks(thing: Thing, nouns: frozenset[str], what: int, word: str) -> bool:
     """Return True if a drawing of a noun in a colour or style is about as near as any is.
 
@@ -92,8 +108,8 @@ def _likeliest_group(thing: Thing, said: Description) -> int:
     """Index of the group an object belongs to: by noun, else by its side."""
     if said.relation is None:
         return 0
-    axis, sign = _AXIS.get(said.relation, (0, 1))
-    before = (_centre(thing)[axis] - 0.5) * sign < 0
+    axis, sign = AXIS.get(said.relation, (0, 1))
+    before = (centre(thing)[axis] - 0.5) * sign < 0
     fits = [
         4 * bool({*thing.nouns[:1]} & nouns)
         + 2 * bool({*thing.nouns} & nouns)
@@ -103,20 +119,11 @@ def _likeliest_group(thing: Thing, said: Description) -> int:
     return int(np.argmax(fits))
 
 
-def _centre(thing: Thing) -> tuple[float, float]:
-    left, top, width, height = thing.box
-    return left + width / 2, top + height / 2
-
-
 def _relation_holds(relation: str, first: list[Thing], second: list[Thing]) -> bool:
-    """Every object of the first group on its side, and further that way than across."""
-    a, b = (np.array([_centre(thing) for thing in things]) for things in (first, second))
-    offset = np.abs(b.mean(0) - a.mean(0))
     if relation == BESIDE:
-        return bool(offset[0] > offset[1])
-    axis, sign = _AXIS[relation]
-    along = sign * (b[None, :, axis] - a[:, None, axis])
-    return bool((along > 0).all() and offset[axis] > offset[1 - axis])
+        a, b = (np.mean([centre(thing) for thing in things], axis=0) for things in (first, second))
+        return bool(abs(b[0] - a[0]) > abs(b[1] - a[1]))
+    return relation_holds(relation, first, second)
 
 
 def open_alignment_report(
@@ -124,7 +131,7 @@ def open_alignment_report(
     said: Sequence[Description],
     images: Sequence[np.ndarray] | np.ndarray,
     level: Level,
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> Report:
     """Score images against their captions, between the best and the worst that can be expected.
 
     Args:
@@ -141,34 +148,14 @@ def open_alignment_report(
     Raises:
       UserError: no scenes, or not as many images as scenes.
     """
-    if len(scenes) == 0 or len(scenes) != len(images):
-        raise UserError(f"{len(images)} images for {len(scenes)} scenes; need as many")
+    check_counts(len(scenes), len(images))
+
+    def shares(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
+        return accuracies(score_all(scenes, said, seen), ATTRIBUTES)
+
     seen = read_all(images, level)
-    real = read_all([render(scene, SIDE) for scene in scenes], level)
-    # Half way round: neighbours may stem from one prompt, sampled several times.
-    other = np.roll(np.arange(len(scenes)), max(1, len(scenes) // 2))
     return {
-        "images": accuracies(scenes, said, seen),
-        "ceiling": accuracies(scenes, said, real),
-        "floor": accuracies(scenes, said, [seen[int(i)] for i in other]),
+        "images": shares(seen),
+        "ceiling": shares(read_all([render(scene, SIDE) for scene in scenes], level)),
+        "floor": shares([seen[i] for i in others(len(scenes))]),
     }
-
-
-def accuracies(
-    scenes: Sequence[Scene], said: Sequence[Description], seen: Sequence[Seen]
-) -> dict[str, dict[str, float]]:
-    """Attribute -> share of the images that show it, of those whose caption says it."""
-    results = [
-        score(d, [group.count for group in scene.groups], s)
-        for scene, d, s in zip(scenes, said, seen, strict=True)
-    ]
-    found = {}
-    for attribute in ATTRIBUTES:
-        held = [result[attribute] for result in results if attribute in result]
-        if held:
-            low, high = wilson_interval(sum(held), len(held))
-            found[attribute] = {
-                "accuracy": sum(held) / len(held), "low": low, "high": high,
-                "correct": sum(held), "n": len(held),
-            }  # fmt: skip
-    return found

@@ -22,8 +22,8 @@ from scipy import ndimage
 
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.sprites import is_loose, small_drawing, tint
-from imagen_jax.data.scenes.vocabulary import BACKGROUNDS, COLOURS, NOUNS
-from imagen_jax.errors import UserError
+from imagen_jax.data.scenes.vocabulary import COLOURS, NOUNS
+from imagen_jax.eval.template_matching import at_side, nearest_background
 
 SIDE = 128
 """Images are brought to this side before they are read."""
@@ -111,9 +111,10 @@ def read_all(images: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[Se
     """
     backgrounds, cuts = [], []
     for index, original in enumerate(images):
-        image = _at_side(original)
+        image = at_side(original, SIDE).astype(np.float32)
         slope = fit_background(image)
-        backgrounds.append(_nearest_background(slope.mean((0, 1)), level.backgrounds))
+        nearest, distance = nearest_background(slope.mean((0, 1)), level.backgrounds)
+        backgrounds.append(nearest if distance <= SAME_BACKGROUND else None)
         boxes = find_objects(image, slope)
         cuts += [_cut(image, index, box, slope, whole=False) for box in boxes]
         if len(boxes) > 1:
@@ -136,16 +137,6 @@ def _one_or_several(found: list[tuple[Thing, bool]]) -> tuple[Thing, ...]:
     return tuple(parts)
 
 
-def _at_side(image: np.ndarray) -> np.ndarray:
-    side = image.shape[0]
-    if image.shape != (side, side, 3) or image.dtype != np.uint8:
-        raise UserError(f"image must be uint8 [h, h, 3]; got {image.dtype} {list(image.shape)}")
-    if side == SIDE:
-        return image.astype(np.float32)
-    resized = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(resized, np.float32)
-
-
 def fit_background(image: np.ndarray) -> np.ndarray:
     """The background [h, w, 3] of an image: a plane through the colours of its border.
 
@@ -166,12 +157,6 @@ def fit_background(image: np.ndarray) -> np.ndarray:
             break
         plane = np.linalg.lstsq(places[near], colours[near], rcond=None)[0]
     return np.clip(terms @ plane, 0, 255)
-
-
-def _nearest_background(colour: np.ndarray, names: tuple[str, ...]) -> str | None:
-    distances = {name: float(np.linalg.norm(colour - BACKGROUNDS[name])) for name in names}
-    nearest = min(distances, key=distances.__getitem__)
-    return nearest if distances[nearest] <= SAME_BACKGROUND else None
 
 
 def find_objects(image: np.ndarray, background: np.ndarray) -> list[tuple[int, int, int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, Settings
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
@@ -128,7 +128,7 @@ def run(
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
     real_features: str | Path | None = None,
-    **overrides: Any,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Samples what is missing, measures, and writes scores.json and report.html.
 
@@ -140,7 +140,7 @@ def run(
       seed: image i has the noise of seed + i.
       process: (which of several processes this is, how many there are).
       real_features: directory where features of real images are kept; None is <output>/real.
-      **overrides: sampling settings, see Cascade.settings.
+      settings: sampling settings that replace the cascade's.
 
     Returns:
       What scores.json holds.
@@ -153,7 +153,7 @@ def run(
     texts = [prompt.text for prompt in suite.prompts] * work.per_prompt
     seeds = [seed + i for i in range(len(texts))]
     store = ImageStore(output, texts, seeds, cascade.size, process)
-    store.sample(cascade, instruments.networks, **overrides)
+    store.sample(cascade, instruments.networks, settings)
     reality = None
     if work.real is not None:
         reality = Reality(work.real, work.others, Path(real_features or output / "real"))
@@ -182,7 +182,7 @@ def evaluate(
     clip: Clip | None = None,
     per_category: int = 16,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Sample a cascade, measure its images, and write scores.json and report.html.
 
@@ -202,8 +202,7 @@ def evaluate(
       clip: CLIP for its score, see features.clip_weights.read_clip; None measures none.
       per_category: prompts of each category, where work is None.
       seed: image i has the noise of seed + i.
-      settings: sampling settings that replace the cascade's, such as {"guidance": 3.0}, see
-        Cascade.settings.
+      settings: sampling settings that replace the cascade's, such as {"guidance": 3.0}.
 
     Returns:
       What scores.json holds; "scores" is as `measure` returns it.
@@ -215,7 +214,7 @@ def evaluate(
     if work is None:
         work = scene_suite_work(level_of(cascade), per_category, 1, seed, cascade.size)
     instruments = Instruments(network, clip)
-    return run(cascade, work, instruments, output, seed=seed, **(settings or {}))
+    return run(cascade, work, instruments, output, seed=seed, settings=settings)
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, Settings
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level
 from imagen_jax.data.scenes.open_grammar import Description, describe, unseen_words
@@ -18,10 +18,9 @@ from imagen_jax.data.scenes.open_sampling import sample_open_scene
 from imagen_jax.data.scenes.sampling import sample_scene, sample_unseen_words
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
+from imagen_jax.eval import open_alignment
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.eval.job import ImageStore
-from imagen_jax.eval.open_alignment import ATTRIBUTES as OPEN_ATTRIBUTES
-from imagen_jax.eval.open_alignment import open_alignment_report, score
 from imagen_jax.eval.open_matching import read_all
 from imagen_jax.eval.protocols import level_of
 from imagen_jax.grid import labelled_grid
@@ -39,7 +38,7 @@ def evaluate_scenes(
     output_dir: str | Path,
     encoder_weights: str | None = None,
     vocabulary: str | None = None,
-    **overrides: Any,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Measures how often the images of a cascade are what their prompts say.
 
@@ -54,7 +53,7 @@ def evaluate_scenes(
       splits: some of SPLITS.
       seed: seed of the prompts; image i has the noise of seed + i.
       output_dir: folder for scores and images.
-      **overrides: sampling settings, see Cascade.settings.
+      settings: sampling settings that replace the cascade's.
 
     Returns:
       What scores.json holds: for each measured set the report of alignment_report.
@@ -77,7 +76,7 @@ def evaluate_scenes(
     for asked in _prompt_sets(level, splits, seed, count):
         seeds = range(seed, seed + count)
         store = ImageStore(output / asked.name, asked.prompts, seeds, cascade.size)
-        store.sample(cascade, **overrides)
+        store.sample(cascade, settings=settings)
         images = store.read(0, count)
         scores[asked.name] = asked.report(images)
         labels = [
@@ -93,7 +92,7 @@ def evaluate_scenes(
         "encoder": cascade.encoder.name,
         "count": count,
         "seed": seed,
-        "overrides": overrides,
+        "overrides": settings or {},
         "scores": scores,
     }
     (output / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -127,14 +126,14 @@ class _OpenPromptSet(_PromptSet):
     said: list[Description]
 
     def report(self, images: np.ndarray) -> dict[str, Any]:
-        return open_alignment_report(self.scenes, self.said, images, self.level)
+        return open_alignment.open_alignment_report(self.scenes, self.said, images, self.level)
 
     def right(self, images: np.ndarray) -> list[bool]:
-        seen = read_all(images, self.level)
-        return [
-            score(said, [group.count for group in scene.groups], s)["all_correct"]
-            for scene, said, s in zip(self.scenes, self.said, seen, strict=False)
-        ]
+        count = len(images)
+        results = open_alignment.score_all(
+            self.scenes[:count], self.said[:count], read_all(images, self.level)
+        )
+        return [result["all_correct"] for result in results]
 
 
 def _prompt_sets(level: Level, splits: Sequence[str], seed: int, count: int) -> list[_PromptSet]:
@@ -187,7 +186,8 @@ def _open_prompt_set(level: Level, name: str, seed: int, count: int) -> _OpenPro
 def table(scores: dict[str, Any]) -> str:
     """The scores as text: percent per attribute, with the 95% interval of all-correct."""
     measured = {attribute for report in scores.values() for attribute in report["ceiling"]}
-    attributes = [a for a in dict.fromkeys((*ATTRIBUTES, *OPEN_ATTRIBUTES)) if a in measured]
+    known = dict.fromkeys((*ATTRIBUTES, *open_alignment.ATTRIBUTES))
+    attributes = [attribute for attribute in known if attribute in measured]
     attributes.remove("all_correct")
     lines = [f"{'prompts':<22}{'all correct (95%)':>20}" + "".join(f"{a:>12}" for a in attributes)]
     for name, report in scores.items():

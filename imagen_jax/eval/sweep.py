@@ -12,11 +12,11 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from imagen_jax.cascade import Axis, Cascade, combinations
+from imagen_jax.cascade import Axis, Cascade, Settings, combinations
 from imagen_jax.cascade.sweep import check_not_given, label_of
 from imagen_jax.errors import UserError
 from imagen_jax.eval.measure import ALL, Instruments
@@ -35,7 +35,7 @@ def sweep(
     *,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
-    **fixed: Any,
+    fixed: Settings | None = None,
 ) -> list[dict[str, Any]]:
     """Sample the same prompts from the same noise under all combinations of settings.
 
@@ -48,7 +48,7 @@ def sweep(
         an axis over guidance the first stage.
       process: (which of several processes this is, how many there are); each takes whole
         combinations.
-      **fixed: settings that are the same for all.
+      fixed: settings that are the same for all.
 
     Returns:
       The lines of sweep.csv of all combinations that are done.
@@ -61,16 +61,17 @@ def sweep(
     if work.level is None and instruments.clip is None:
         raise UserError("alignment of prompts that are no scenes needs CLIP: give its weights")
     output = Path(output)
+    fixed = fixed or {}
     check_not_given(axes, fixed)
     chosen = combinations(axes)
     for combination in chosen:  # what is wrong with one should not show after hours
-        cascade.settings(**fixed, **combination.settings)
+        cascade.settings(**(fixed | cast("Settings", combination.settings)))
     for combination in chosen[process[0] :: process[1]]:
         name = name_of(combination.values)
         print(f"{name} ({chosen.index(combination) + 1} of {len(chosen)})", flush=True)
         run(
             cascade, work, instruments, output / name, seed=seed,
-            real_features=output / "real", **fixed, **combination.settings,
+            real_features=output / "real", settings=fixed | cast("Settings", combination.settings),
         )  # fmt: skip
     rows = []
     for combination in chosen:

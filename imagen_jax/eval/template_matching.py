@@ -95,10 +95,10 @@ def decode_all(images: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[
     cuts: dict[str, list[_Cut]] = defaultdict(list)
     backgrounds: list[str | None] = []
     for index, original in enumerate(images):
-        image = _at_side(original)
+        image = at_side(original, SIDE)
         pixels = image.astype(np.float32)
         colour = np.median(_border(pixels), axis=0)
-        nearest, distance = _nearest_background(colour, level.backgrounds)
+        nearest, distance = nearest_background(colour, level.backgrounds)
         backgrounds.append(nearest if distance <= SAME_BACKGROUND else None)
         cuts[nearest] += [
             _Cut(index, box, _cut_features(image, box, nearest))
@@ -112,14 +112,18 @@ def decode_all(images: Sequence[np.ndarray] | np.ndarray, level: Level) -> list[
     return [Decoded(b, tuple(o)) for b, o in zip(backgrounds, objects, strict=True)]
 
 
-def _at_side(image: np.ndarray) -> np.ndarray:
-    side = image.shape[0]
-    if image.shape != (side, side, 3) or image.dtype != np.uint8:
+def at_side(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image at [side, side, 3], scaled where it has another size.
+
+    Raises:
+      UserError: it is not square uint8 RGB.
+    """
+    own = image.shape[0]
+    if image.shape != (own, own, 3) or image.dtype != np.uint8:
         raise UserError(f"image must be uint8 [h, h, 3]; got {image.dtype} {list(image.shape)}")
-    if side == SIDE:
+    if own == side:
         return image
-    resized = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:
@@ -127,7 +131,8 @@ def _border(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([side.reshape(-1, 3) for side in sides])
 
 
-def _nearest_background(colour: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
+def nearest_background(colour: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
+    """Return (name of the background that is nearest to a colour [3], its distance)."""
     distances = {name: float(np.linalg.norm(colour - BACKGROUNDS[name])) for name in names}
     nearest = min(distances, key=distances.__getitem__)
     return nearest, distances[nearest]

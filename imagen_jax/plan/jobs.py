@@ -16,7 +16,8 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.stack import REMAT
 from imagen_jax.plan.programs import Program, embed_program, sample_program, train_program
 from imagen_jax.plan.topology import topology_devices
-from imagen_jax.stage import MeshConfig, Stage, make_stage
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.stage_config import MeshConfig
 from imagen_jax.text.t5 import T5Config
 
 

@@ -15,7 +15,8 @@ from imagen_jax.models.stack import REMAT
 from imagen_jax.plan.jobs import Target
 from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.report import Plan, make_plan
-from imagen_jax.stage import MeshConfig, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import MeshConfig
 
 ACCUMULATION = (1, 2, 4)
 TERMS = ("compute", "memory", "links", "network")

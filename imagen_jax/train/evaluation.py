@@ -26,7 +26,8 @@ from imagen_jax.eval.features.network import load_network
 from imagen_jax.eval.metrics.frechet import frechet_of_features
 from imagen_jax.eval.metrics.kernel import squared_mmd
 from imagen_jax.sampling import to_uint8
-from imagen_jax.stage import ALL_CORRECT, FRECHET, KERNEL, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import ALL_CORRECT, FRECHET, KERNEL
 from imagen_jax.train.samples import FixedSampler, true_images
 from imagen_jax.train.validation import SPLIT, open_validation
 

@@ -18,7 +18,8 @@ from optax.contrib import MuonDimensionNumbers
 
 from imagen_jax.errors import UserError
 from imagen_jax.models.base import BaseNetwork
-from imagen_jax.stage import Stage, TrainConfig
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import TrainConfig
 
 
 def _adam(learning_rate: optax.Schedule, network: BaseNetwork) -> optax.GradientTransformation:

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagen_jax import sharding
-from imagen_jax.checkpoints.cascades import Pretrained
 from imagen_jax.checkpoints.claim import check_origin, claim_stage, make_record
+from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import BatchIterator, train_batches

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from imagen_jax import sharding
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.errors import UserError
-from imagen_jax.stage import VALIDATION_LOSS, Stage
+from imagen_jax.stage import Stage
+from imagen_jax.stage_config import VALIDATION_LOSS
 from imagen_jax.train.start import open_batches
 from imagen_jax.train.step import Batch, stage_loss
 

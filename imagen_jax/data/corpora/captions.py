@@ -8,8 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from imagen_jax.data.images import UnusableError
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UnusableError, UserError
 
 IMAGE_KEYS = (
     "image", "jpg", "jpeg", "png", "webp", "img", "file_name", "filename", "file", "filepath",

@@ -11,9 +11,8 @@ from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import check_encoding
 from imagen_jax.data.corpora.rows import Row, RowCorpus
 from imagen_jax.data.corpora.tars import CAPTION_SUFFIXES, IMAGE_SUFFIXES, json_captions
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import fingerprint
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import captions_of
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
+from imagen_jax.errors import UnusableError
 
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
 

@@ -29,9 +29,8 @@ from imagen_jax.data.corpora.text_tables import (
     damage_named,
     open_text,
 )
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UnusableError, UserError
 
 
 class Table(Protocol):

@@ -19,8 +19,8 @@ from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
 from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample
-from imagen_jax.data.images import UnusableError
 from imagen_jax.data.sources import Dropped
+from imagen_jax.errors import UnusableError
 
 IMAGE_SUFFIXES = (
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl",

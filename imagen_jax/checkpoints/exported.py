@@ -1,0 +1,165 @@
+"""A cascade to ship: cascade.json, and the averaged weights of each stage as <stage>.safetensors.
+
+cascade.json holds the config, the record of the text encoder and the source of the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from imagen_jax.checkpoints.pretrained import Pretrained
+from imagen_jax.checkpoints.reading import RECORD
+from imagen_jax.errors import UserError
+from imagen_jax.files import (
+    atomic_path,
+    differences,
+    local_path,
+    read_json,
+    write_json,
+)
+from imagen_jax.stage import Stage, make_stage
+from imagen_jax.tensor_files import open_safetensors
+
+EXPORTED = "cascade.json"
+EXPORT_DTYPES = ("float16", "float32")
+
+
+def open_exported(directory: Path) -> Pretrained:
+    """Open an exported cascade, without its weights.
+
+    Raises:
+      UserError: its record describes no cascade; and of weights that are read later: they are not
+        there, have changed since, do not fit the network, or are damaged.
+    """
+    record = read_json(directory / EXPORTED, "description of a cascade")
+    try:
+        config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
+        stages = tuple(make_stage(config, name) for name in config.cascade)
+        _ = encoder["name"], encoder["fingerprint"]
+        if not stages or not isinstance(source, dict):
+            raise TypeError("no stages, or no source")
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{directory / EXPORTED} describes no cascade: {type(error).__name__}: {error}"
+        ) from error
+    states: dict[str, tuple[int, int]] = {}
+    digests: dict[str, str] = {}
+
+    def file_of(stage: Stage) -> Path:
+        path = directory / f"{stage.name}.safetensors"
+        if not path.is_file():
+            raise UserError(f"the cascade in {directory} lacks {path.name}")
+        state = (path.stat().st_size, path.stat().st_mtime_ns)
+        if states.setdefault(stage.name, state) != state:
+            raise UserError(f"{path} has changed since it was read first; run the command again")
+        return path
+
+    def read(stage: Stage, shapes: Any) -> Any:
+        path = file_of(stage)
+        of_network = flax.traverse_util.flatten_dict(shapes, sep="/")
+        wanted = {name: of.shape for name, of in of_network.items()}
+        with open_safetensors(path) as content:
+            parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            found = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            if lines := differences(found, wanted):
+                raise UserError(
+                    f"the weights of stage {stage.name!r} in {directory} do not fit its network "
+                    f"(there != wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
+                )
+            for name, part in parts.items():
+                if part.get_dtype() not in ("F16", "F32"):
+                    raise UserError(
+                        f"{path.name} in {directory}: {name} is {part.get_dtype()}, not "
+                        + " or ".join(EXPORT_DTYPES)
+                    )
+
+            def place(name: str, leaf: Any) -> jax.Array:
+                # Part by part and cast on the host: all weights are never there twice, or too wide.
+                def of_device(index: Any) -> np.ndarray:
+                    return np.asarray(parts[name][index or ...]).astype(leaf.dtype)
+
+                return jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
+
+            placed = {name: place(name, leaf) for name, leaf in of_network.items()}
+        return flax.traverse_util.unflatten_dict(placed, sep="/")
+
+    def digest(stage: Stage) -> str:
+        if stage.name not in digests:
+            with open(file_of(stage), "rb") as file:
+                digests[stage.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests[stage.name]
+
+    return Pretrained(
+        stages=stages,
+        encoder=encoder,
+        source=source,
+        config=record["config"],
+        license=record.get("license"),
+        read=read,
+        digest=digest,
+    )
+
+
+def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[Path]:
+    """Write the averaged weights of every stage as safetensors; see cascades.export_cascade."""
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
+    record_path, *paths = new_files(
+        output, [EXPORTED, *(f"{stage.name}.safetensors" for stage in cascade.stages)]
+    )
+    weights = []
+    for stage in cascade.stages:
+        flat = flat_weights(cascade.weights(stage))
+        weights.append({name: value.astype(dtype) for name, value in flat.items()})
+        for name, value in weights[-1].items():
+            if not np.isfinite(value).all():
+                raise UserError(f"{stage.name}: {name} does not fit {dtype}")
+    record_path.parent.mkdir(parents=True, exist_ok=True)
+    for path, of_stage in zip(paths, weights, strict=True):
+        with atomic_path(path) as temporary:
+            safetensors.numpy.save_file(of_stage, temporary)
+    # Last: where it is, the weights are.
+    write_json(
+        record_path,
+        {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
+        | ({} if cascade.license is None else {"license": cascade.license}),
+    )
+    return [record_path, *paths]
+
+
+def new_files(output: str | Path, names: Sequence[str]) -> list[Path]:
+    """Return paths of files to be written into a directory.
+
+    Raises:
+      UserError: one of them is there already, or the directory is a work directory: exported
+        weights would hide those that training writes later.
+    """
+    output = local_path(output)
+    if stages := sorted(record.parent.name for record in output.glob(f"*/{RECORD}")):
+        raise UserError(
+            f"{output} is a work directory, with the stages {', '.join(stages)}; export into a "
+            "directory of its own (--output)"
+        )
+    paths = [output / name for name in names]
+    if found := [path.name for path in paths if path.exists()]:
+        raise UserError(
+            f"{output} has {', '.join(found)} already; choose another --output, or remove what is "
+            "there"
+        )
+    return paths
+
+
+def flat_weights(params: Any) -> dict[str, np.ndarray]:
+    """Return weights by their names, "conv_in/conv/kernel", as NumPy arrays."""
+    return flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
