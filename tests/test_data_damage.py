@@ -7,6 +7,7 @@ import pytest
 from embedding_shards import EXAMPLES, batches, order, write_shards
 
 from imagen_jax.data import records
+from imagen_jax.errors import UserError
 
 
 def damage(directory, shard, places):
@@ -41,7 +42,9 @@ def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
     # In their place come those after them, 4 and 14; after the last of a file its first.
     assert sorted(found) == sorted([*(set(range(EXAMPLES)) - {3, 13, 17}), 4, 14, 9])
     counted = sum((host.damage.by_file for host in together), collections.Counter())
-    assert counted == {str(path): 2, str(tmp_path / "train-00000-of-00004.tfrecord"): 1}
+    # Each host counts what it meets, in its windows of several batches.
+    assert counted.keys() == {str(path), str(tmp_path / "train-00000-of-00004.tfrecord")}
+    assert 3 <= counted.total() <= 3 * hosts
     assert f"{path}: record 4 is damaged" in capsys.readouterr().err
 
 
@@ -62,9 +65,9 @@ def test_a_host_tolerates_damage_in_what_it_reads(tmp_path):
     with pytest.raises(ValueError, match="and 4 of the 18 that this host reads are tolerated"):
         list(batches(tmp_path, repeat=False, max_damaged=0.25, host=(0, 2)))
     # In later epochs it reads others, and may find the damage of all.
-    endless = batches(tmp_path, max_damaged=0.45, host=(0, 2))
+    endless = batches(tmp_path, max_damaged=0.6, host=(0, 2))
     order(endless, 36)
-    assert endless.damage.by_file.total() > int(0.45 * 18)
+    assert endless.damage.by_file.total() > int(0.6 * 18)
 
 
 def test_the_first_records_are_sound_and_of_all_files(tmp_path):
@@ -82,3 +85,26 @@ def test_the_first_records_are_sound_and_of_all_files(tmp_path):
     assert spread == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     with pytest.raises(ValueError, match=r"37 examples are wanted, and .* has 36"):
         iterator.spread_records(37)
+
+
+@pytest.mark.parametrize("suffix", ["offsets", "tfrecord"])
+def test_the_first_host_looks_for_all_files_and_the_others_as_they_read(tmp_path, suffix):
+    write_shards(tmp_path)
+    for path in tmp_path.glob(f"*.{suffix}"):
+        path.unlink()
+    missing = rf"train-0000\d-of-00004\.{suffix} is missing, though manifest.json"
+    with pytest.raises(UserError, match=missing):
+        batches(tmp_path, host=(0, 2))
+    second = batches(tmp_path, host=(1, 2))
+    with pytest.raises(UserError, match=rf"^cannot read the embeddings in \S+: .*\.{suffix}"):
+        next(second)
+
+
+def test_offsets_that_were_cut(tmp_path):
+    write_shards(tmp_path)
+    for path in tmp_path.glob("*.offsets"):
+        path.write_bytes(path.read_bytes()[:8])
+    with pytest.raises(UserError, match=r"offsets has \d+ bytes; by manifest.json it has 80"):
+        batches(tmp_path)
+    with pytest.raises(UserError, match=r"\.offsets has no offset of record \d: it was cut"):
+        next(batches(tmp_path, host=(1, 2)))

@@ -10,7 +10,7 @@ import pytest
 import seqio
 from embedding_shards import EXAMPLES, assert_equal, batches, order, write_shards
 
-from imagen_jax.data.order import BLOCK, GlobalOrder, ShuffledSource
+from imagen_jax.data.order import BLOCK, GlobalOrder, Permutation, ShuffledSource
 from imagen_jax.data.tasks import register_embeddings_task
 
 SIZES = [(36, 4, 2), (36, 5, 3), (16, 4, 1024), (1000, 64, 4), (1001, 48, 7), (17, 3, 1),
@@ -48,18 +48,42 @@ def test_records_are_spread() -> None:
     assert batch_means.std() == pytest.approx(1 / np.sqrt(12 * 64), rel=0.1)
 
 
-def test_memory_of_an_epoch() -> None:
-    """In bytes for each block of 16 records: what stays, and what an epoch needs to begin."""
-    blocks = 2**18
-    source = ShuffledSource(BLOCK * blocks, 2048, 2, seed=0)
-    ShuffledSource(1000, 4, 2, seed=0).records(np.arange(1))  # loads what it needs of NumPy
+@pytest.mark.parametrize("count", [*range(1, 40), 255, 256, 257, 5000])
+def test_permutation_and_its_inverse(count: int) -> None:
+    permutation = Permutation(count, (3, 1))
+    places = permutation(np.arange(count))
+    np.testing.assert_array_equal(np.sort(places), np.arange(count))
+    np.testing.assert_array_equal(permutation.inverse(places), np.arange(count))
+
+
+def test_permutations_are_as_uniform_as_drawn_ones() -> None:
+    """Chi-square of where each of 10 numbers, and each pair of neighbours, lands in 4,000."""
+    drawn = np.stack([Permutation(10, (seed, 0))(np.arange(10)) for seed in range(4000)])
+    places = np.stack([np.bincount(column, minlength=10) for column in drawn.T])
+    assert ((places - 400) ** 2 / 400).sum() < 81 + 5 * np.sqrt(2 * 81)
+    pairs = np.bincount(drawn[:, 4] * 10 + drawn[:, 5], minlength=100).reshape(10, 10)
+    assert (pairs.diagonal() == 0).all()
+    expected = 4000 / 90
+    assert ((pairs[~np.eye(10, dtype=bool)] - expected) ** 2 / expected).sum() < 89 + 5 * np.sqrt(
+        178
+    )
+
+
+def test_an_order_of_a_trillion_records_takes_no_memory() -> None:
+    examples = 10**12 + 5
+    first = ShuffledSource(examples, 2048, 2, seed=0)
+    last = ShuffledSource(examples, 2048, 2, seed=0)
+    first.records(np.arange(1))  # loads what it needs of NumPy
     tracemalloc.start()
-    for epoch in range(3):
-        source.records(np.array([epoch * BLOCK * blocks]))
-    held, peak = (size / blocks for size in tracemalloc.get_traced_memory())
+    found = first.records(np.arange(2 * examples - 4096, 2 * examples + 4096))
+    assert tracemalloc.get_traced_memory()[1] < 4e6
     tracemalloc.stop()
-    assert held < 4.5
-    assert peak < 21
+    assert len(np.unique(found[:4096])) == 4096
+    assert found.min() >= 0
+    assert found.max() < examples
+    np.testing.assert_array_equal(
+        last.records(np.arange(2 * examples, 2 * examples + 7)), found[4096:4103]
+    )
 
 
 def test_hosts_read_whole_blocks() -> None:

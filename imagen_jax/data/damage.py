@@ -110,6 +110,7 @@ def first_line(error: tf.errors.OpError) -> str:
     lines = error.message.split("[[{{node", 1)[0].splitlines()
     line = next((line.strip() for line in reversed(lines) if line.strip()), "")
     line = re.sub(r"^\{\{.*?\}\}\s*|\s*\[Op:.*$", "", line)
+    line = re.sub(r"^Error in user-defined function .*? Iterator::\S+: ", "", line)
     if "assertion failed: " in line:
         line = line.split("assertion failed: ", 1)[1].replace("] [", " ").strip("[] ")
     return line

@@ -107,17 +107,20 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 self._batches = iter(self._dataset(self.step))
             try:
                 batch = next(self._batches)
+            except (tf.errors.NotFoundError, tf.errors.UnknownError) as error:
+                raise self._unreadable(error) from error
             except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
                 if not self.damage.examine(self._reader.window(self.step), self._given):
-                    raise UserError(
-                        f"cannot read the embeddings in {self._data}: {first_line(error)}"
-                    ) from error
+                    raise self._unreadable(error) from error
                 self.seek(self.step)  # others are read in place of those found
             else:
                 self.step += 1
                 self.ids = [name.decode() for name in batch.pop("id").numpy()]
                 self._given += len(self.ids)
                 return {name: value.numpy() for name, value in batch.items()}
+
+    def _unreadable(self, error: tf.errors.OpError) -> UserError:
+        return UserError(f"cannot read the embeddings in {self._data}: {first_line(error)}")
 
     def first_records(self, count: int) -> list[records.Record]:
         """The first records of the data, the same on every host; fewer if it has fewer.
@@ -237,6 +240,8 @@ def train_batches(
         )
     embeddings = tasks.open_data(data)
     table, examples = embeddings.table(split), embeddings.examples(split)
+    for source in embeddings.sources:
+        source.check_files(split, index)
     if len(examples) > 1 and not repeat:
         raise UserError(f"{embeddings.name!r} mixes sources, which have no common epoch: repeat")
     if max_damaged == 0:

@@ -17,17 +17,15 @@ Several sources: cumulative rates R_k, in millionths, cut the first n batches at
 floor(R_k n B); what lies between two cuts has come from one source. So each batch holds the shares
 of its sources to within one example, and over n batches the error stays below one.
 
-All permutations sort the raw output of Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405),
-which NumPy keeps the same in all of its versions, with places in the low bits.
-
-Memory: 4 bytes for each block of the current epoch, 115 MB for the 460 million pairs of Imagen's
-own data; when an epoch begins, 20 bytes for each block, the epoch before included.
+A window is permuted by sorting the raw output of Philox (Salmon et al. 2011,
+doi:10.1145/2063384.2063405), which NumPy keeps the same in all of its versions, with places in the
+low bits. Blocks are permuted by a Feistel network, which computes the place of any one block alone:
+an order takes no memory and no time before its first batch, however many records there are.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -39,7 +37,60 @@ BLOCK = 16
 LANES = 64
 """Most lanes; with more hosts than lanes, hosts share lanes and read some blocks several times."""
 _RATE_UNIT = 10**6
-_OF_BLOCKS = 2**63  # a lane's number that no lane has
+_ROUNDS = 8
+
+
+class Permutation:
+    """A permutation of the numbers below `count`, computed number by number.
+
+    A Feistel network (Luby and Rackoff 1988, doi:10.1137/0217022) permutes the numbers of an even
+    number of bits, at most 4 count of them; what falls outside is permuted again until it does not
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its round function is the
+    finaliser of SplitMix64 (Steele et al. 2014, doi:10.1145/2660193.2660195).
+
+    Args:
+      count: at least 1, at most 2**62.
+      seed: integers from 0 that name the permutation.
+    """
+
+    def __init__(self, count: int, seed: Sequence[int]):
+        self._count = np.uint64(count)
+        self._half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        self._keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
+
+    def __call__(self, numbers: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Places of numbers in [0, count), both int64."""
+        return self._walk(numbers, self._forward)
+
+    def inverse(self, places: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Numbers that have these places, both int64 in [0, count)."""
+        return self._walk(places, self._backward)
+
+    def _walk(self, numbers: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        result = step(np.atleast_1d(numbers).astype(np.uint64))
+        while (outside := result >= self._count).any():
+            result[outside] = step(result[outside])
+        return result.astype(np.int64).reshape(np.shape(numbers))
+
+    def _forward(self, numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> self._half, numbers & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_mixed(right ^ key) & self._mask)
+        return left << self._half | right
+
+    def _backward(self, numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> self._half, numbers & self._mask
+        for key in self._keys[::-1]:
+            left, right = right ^ (_mixed(left ^ key) & self._mask), left
+        return left << self._half | right
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """Each uint64 as another one, all of whose bits depend on all bits."""
+    bits = (bits ^ bits >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ bits >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return bits ^ bits >> np.uint64(31)
 
 
 class ShuffledSource:
@@ -72,7 +123,6 @@ class ShuffledSource:
         starts = np.arange(lanes) * self._rows
         self._lengths = steps * self._rows + np.clip(rest - starts, 0, self._rows)
         self._offsets = np.cumsum(self._lengths) - self._lengths
-        self._blocks = functools.lru_cache(maxsize=1)(self._permuted_blocks)
 
     def records(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Records in [0, N) at positions from 0, both [n] int64."""
@@ -93,26 +143,20 @@ class ShuffledSource:
             k, w = divmod(int(key), windows)
             here = (lane == k) & (window == w)
             size = min(self._window, int(self._lengths[k]) - w * self._window)
-            shuffled[here] = self._permutation(epoch, k, w, size)[at[here]]
+            shuffled[here] = self._shuffled(epoch, k, w, size)[at[here]]
         return self._unblock(epoch, self._offsets[lane] + window * self._window + shuffled)
 
     def _unblock(self, epoch: int, index: np.ndarray) -> np.ndarray:
         """Records at indices of the concatenation of the permuted blocks."""
-        blocks, short_at = self._blocks(epoch)
-        size = self._block
-        short = self._examples - (len(blocks) - 1) * size  # records of the last, shorter block
-        after = index >= short_at * size + short
+        count, size = -(-self._examples // self._block), self._block
+        blocks = Permutation(count, (self._seed, epoch))
+        short = self._examples - (count - 1) * size  # records of the last, shorter block
+        after = index >= int(blocks.inverse(np.int64(count - 1))) * size + short
         # As if the short block were whole: what comes after it moves up.
         block, within = np.divmod(index + np.where(after, size - short, 0), size)
-        return blocks[block].astype(np.int64) * size + within
+        return blocks(block) * size + within
 
-    def _permuted_blocks(self, epoch: int) -> tuple[np.ndarray, int]:
-        """The blocks in their order, and where in it the last, shorter one is."""
-        count = -(-self._examples // self._block)
-        blocks = self._permutation(epoch, _OF_BLOCKS, 0, count).astype(np.uint32)
-        return blocks, int(np.flatnonzero(blocks == count - 1)[0])
-
-    def _permutation(self, epoch: int, lane: int, window: int, count: int) -> np.ndarray:
+    def _shuffled(self, epoch: int, lane: int, window: int, count: int) -> np.ndarray:
         key = np.array([self._seed, epoch], np.uint64)
         counter = np.array([0, 0, lane, window], np.uint64)
         numbers = np.random.Philox(counter=counter, key=key).random_raw(count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,8 @@ import tensorflow as tf
 from imagen_jax.data import records
 
 _PARALLEL_RUNS = 4
+_PARALLEL_OFFSETS = 16
+_REMEMBERED = 2**16  # offsets: a small corpus asks for them again in every epoch
 _LONGEST_RUN = 2**20
 _FOREVER = 2**62
 
@@ -29,13 +32,13 @@ class ShardTable:
     Attributes:
       paths: paths of the shards.
       first: [shards + 1] number of each shard's first record, and of all records.
-      offsets: path -> where its records begin; remembers those of some shards.
+      offset: (path, place of a record in it) -> where the record begins; remembers some.
     """
 
     paths: Sequence[str]
     first: np.ndarray
-    offsets: Callable[[str], np.ndarray] = field(
-        default_factory=lambda: functools.lru_cache(maxsize=1024)(records.read_offsets),
+    offset: Callable[[str, int], int] = field(
+        default_factory=lambda: functools.lru_cache(maxsize=_REMEMBERED)(records.read_offset),
         init=False,
         repr=False,
     )
@@ -71,9 +74,9 @@ class ShardTable:
         counts = np.diff([*starts, len(wanted)])
         places = wanted[starts] - self.first[shard[starts]]
         paths = [self.paths[s] for s in shard[starts]]
-        offsets = [
-            int(self.offsets(path)[place]) for path, place in zip(paths, places, strict=True)
-        ]
+        # A shard may lie on storage that takes milliseconds to answer: all are asked at once.
+        with ThreadPoolExecutor(_PARALLEL_OFFSETS) as pool:
+            offsets = list(pool.map(self.offset, paths, places.tolist()))
         return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
 
     def read(self, record: int) -> tf.Tensor:
@@ -83,7 +86,7 @@ class ShardTable:
           tf.errors.DataLossError: it is damaged.
         """
         path, place = self.locate(record)
-        dataset = _records_from(tf.constant(path), tf.constant(self.offsets(path)[place], tf.int64))
+        dataset = _records_from(tf.constant(path), tf.constant(self.offset(path, place), tf.int64))
         return dataset.take(1).get_single_element()
 
 

@@ -23,6 +23,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
 OFFSETS_DTYPE = np.dtype("<u8")
+_PARALLEL_CHECKS = 32
 _FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksums
 
 Manifest = dict[str, Any]
@@ -179,13 +181,29 @@ def read_offsets(shard: str | Path) -> np.ndarray:
     return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
 
 
-def load_manifest(directory: str | Path) -> Manifest:
-    """Reads and checks the manifest of an embedding directory.
+def read_offset(shard: str | Path, place: int) -> int:
+    """Byte offset of one record of a shard, read alone: a shard may have very many.
 
     Raises:
-      UserError: no such directory, embedding has not finished, or a shard is missing; not a
-        manifest of this format, altered after it was written, or a shard of another size than the
-        manifest says.
+      UserError: the shard has no offset of that place.
+    """
+    with offsets_path(shard).open("rb", buffering=0) as file:
+        found = os.pread(file.fileno(), OFFSETS_DTYPE.itemsize, place * OFFSETS_DTYPE.itemsize)
+    if len(found) < OFFSETS_DTYPE.itemsize:
+        raise UserError(f"{offsets_path(shard)} has no offset of record {place}: it was cut")
+    return int(np.frombuffer(found, OFFSETS_DTYPE)[0])
+
+
+def load_manifest(directory: str | Path, check_files: bool = True) -> Manifest:
+    """Reads and checks the manifest of an embedding directory.
+
+    Args:
+      directory: output folder of `imagen embed`.
+      check_files: check the sizes of all shards too, as `check_shards` does.
+
+    Raises:
+      UserError: no such directory, or embedding has not finished; not a manifest of this format, or
+        altered after it was written; a shard is missing or has another size than it says.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -208,21 +226,38 @@ def load_manifest(directory: str | Path) -> Manifest:
         )
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
         raise UserError(f"{path} was changed after it was written: its fingerprint does not match")
-    for split in manifest["splits"].values():
-        for name, size, examples in zip(
-            split["shards"], split["shard_bytes"], split["shard_examples"], strict=True
-        ):
-            shard = directory / name
-            _check_size(shard, size)
-            _check_size(offsets_path(shard), offsets_size(examples))
+    if check_files:
+        for split in manifest["splits"]:
+            check_shards(directory, manifest, split)
     return manifest
 
 
+def check_shards(directory: str | Path, manifest: Manifest, split: str) -> None:
+    """Checks that the shards of a split are there and as large as the manifest says.
+
+    Two questions to the storage a shard, asked in parallel.
+
+    Raises:
+      UserError: one is missing or has another size; names it.
+    """
+    entry = manifest["splits"][split]
+    sizes = {Path(directory) / name: size
+             for name, size in zip(entry["shards"], entry["shard_bytes"], strict=True)}  # fmt: skip
+    sizes |= {
+        offsets_path(shard): offsets_size(examples)
+        for shard, examples in zip(list(sizes), entry["shard_examples"], strict=True)
+    }
+    with ThreadPoolExecutor(_PARALLEL_CHECKS) as pool:
+        list(pool.map(_check_size, sizes.keys(), sizes.values()))
+
+
 def _check_size(path: Path, size: int) -> None:
-    if not path.exists():
-        raise UserError(f"{path} is missing, though {MANIFEST} beside it lists it")
-    if path.stat().st_size != size:
-        raise UserError(f"{path} has {path.stat().st_size} bytes; by {MANIFEST} it has {size}")
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, though {MANIFEST} beside it lists it") from None
+    if found != size:
+        raise UserError(f"{path} has {found} bytes; by {MANIFEST} it has {size}")
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ class EmbeddingShards(seqio.DataSource):
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = str(local_path(directory))
-        self.manifest = records.load_manifest(self.directory)
+        self.manifest = records.load_manifest(self.directory, check_files=False)
         # num_input_examples stays unset: below 10,000 examples seqio would cache the first epoch in
         # memory, and the cache would become part of every iterator checkpoint.
         super().__init__(splits=self.manifest["splits"], caching_permitted=False)
@@ -70,6 +70,15 @@ class EmbeddingShards(seqio.DataSource):
         paths = [os.path.join(self.directory, name) for name in entry["shards"]]
         return list(zip(paths, entry["shard_examples"], strict=True))
 
+    def check_files(self, split: str, host: int) -> None:
+        """Check the shards of a split, on the first host alone; the others find out on reading.
+
+        Raises:
+          UserError: see `records.check_shards`.
+        """
+        if host == 0:
+            records.check_shards(self.directory, self.manifest, split)
+
     def list_shards(self, split: str) -> list[str]:
         """Return the paths of a split's shards."""
         return [path for path, _ in self.shards(split)]
@@ -92,6 +101,7 @@ class EmbeddingShards(seqio.DataSource):
         """
         host, hosts = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         table = ShardTable.of(self.shards(split))
+        self.check_files(split, host)
         examples = self.manifest["splits"][split]["examples"]
         window_steps = max(1, SHUFFLE_RECORDS // hosts)
         order: Order = FileOrder(hosts)
@@ -112,7 +122,7 @@ def embeddings_task(name: str, directory: str | os.PathLike[str]) -> seqio.Task:
       directory: output folder of `imagen embed`.
 
     Raises:
-      UserError: see `records.load_manifest`.
+      UserError: see `records.load_manifest`; the shards are checked when they are read.
     """
     return seqio.Task(
         name,
