@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import imagen_jax
 
 ROOT = Path(imagen_jax.__file__).parent
@@ -48,18 +46,43 @@ def room(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+PIPELINE = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "clu"}
+PIPELINE_MODULES = {
+    "data/corpora/tfds.py",
+    "data/damage.py",
+    "data/features.py",
+    "data/iterator.py",
+    "data/reading.py",
+    "data/records.py",
+    "data/tasks.py",
+    "train/log.py",
+}
+"""Modules that import libraries of the data pipeline: all others run without them."""
+
+
 @functools.cache
-def imports_of(path: Path) -> tuple[str, ...]:
-    """Full names of everything that a file imports, also inside functions."""
+def imports_of(path: Path, typing: bool = True) -> tuple[str, ...]:
+    """Full names of everything that a file imports, also inside functions.
+
+    Args:
+      typing: with what is imported for type checkers alone.
+    """
     package = ("imagen_jax", *path.parts[:-1])
-    found = []
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
+            return
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            found += [f"{module}.{alias.name}" for alias in node.names]
+            found.extend(f"{module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse((ROOT / path).read_text()))
     return tuple(found)
 
 
@@ -67,34 +90,69 @@ def package_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_imports_go_down(path: Path) -> None:
-    here = package_of(path)
-    if here == "__init__":
-        return  # the public API: imports from everywhere, but lazily, see tests/test_api.py
-    assert here in HEIGHT, f"{here} has no floor: add it to FLOORS"
-    for name in imports_of(path):
-        if not name.startswith("imagen_jax."):
-            continue
-        there = room(name)
-        assert there in HEIGHT, f"{path} imports {name}, which has no floor"
-        if there == here:
-            continue
-        assert HEIGHT[there] <= HEIGHT[here], f"{path} imports {name}, which is above it"
-        if here in FLOORS["parts"] and there in FLOORS["parts"]:
-            exception = here == "data" and name.startswith("imagen_jax.text.tokenizer")
-            assert exception, f"{path} imports {name}: the parts do not import each other"
+def upward(here: str, name: str) -> str | None:
+    """Why a room may not import a name of the package; None where it may."""
+    there = room(name)
+    if there not in HEIGHT:
+        return "has no floor"
+    if there == here:
+        return None
+    if HEIGHT[there] > HEIGHT[here]:
+        return "is above it"
+    both = here in FLOORS["parts"] and there in FLOORS["parts"]
+    if both and not (here == "data" and name.startswith("imagen_jax.text.tokenizer")):
+        return "is beside it: the parts do not import each other"
+    return None
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
-    here = package_of(path)
-    libraries = {name.split(".")[0] for name in imports_of(path)}
-    if here not in ("data", "train") or path.parts[:2] == ("data", "scenes"):
-        pipeline = libraries & {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
-        assert not pipeline, f"{path} imports {pipeline}, which belongs to the data pipeline"
-    if here == "diffusion":
-        assert not libraries & {"flax", "haiku"}, f"{path}: diffusion is pure jnp"
+def test_imports_go_down() -> None:
+    # __init__.py is the public API: it imports from everywhere, but lazily, see tests/test_api.py.
+    paths = [path for path in MODULES if package_of(path) != "__init__"]
+    assert {package_of(path) for path in paths} == set(HEIGHT), "FLOORS has every room, once"
+    found = [
+        f"{path} imports {name}, which {why}"
+        for path in paths
+        for name in imports_of(path)
+        if name.startswith("imagen_jax.") and (why := upward(package_of(path), name))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_modules_do_not_import_in_a_circle() -> None:
+    """Not even where an import inside a function hides it."""
+    names = {}
+    for path in MODULES:
+        parts = ("imagen_jax", *path.with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    del names["imagen_jax"]  # the public API
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for imported in imports_of(path, typing=False):
+            module = imported if imported in names else imported.rpartition(".")[0]
+            graph[name] |= {module} & names.keys() - {name}
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+def test_libraries_of_the_data_pipeline_stay_in_its_modules() -> None:
+    users = {
+        path.as_posix()
+        for path in MODULES
+        if PIPELINE & {name.split(".")[0] for name in imports_of(path)}
+    }
+    assert users == PIPELINE_MODULES
+
+
+def test_diffusion_is_pure_jnp() -> None:
+    found = [
+        f"{path} imports {name}"
+        for path in MODULES
+        for name in imports_of(path)
+        if path.parts[0] == "diffusion" and name.split(".")[0] in ("flax", "haiku", "optax")
+    ]
+    assert not found, "\n".join(found)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -106,20 +164,11 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cascade",
-        "checkpoints.cascades",
-        "page.server",
-        "text.encoder",
-        "data.scenes.source",
-        "data.scenes.render",
-    ],
-)
-def test_sampling_and_rendering_load_no_tensorflow(module: str) -> None:
-    loaded = loaded_by(f"import imagen_jax.{module}")
-    assert not loaded & {"tensorflow", "seqio", "clu", "tensorflow_datasets"}
+def test_sampling_and_rendering_load_no_tensorflow() -> None:
+    modules = ("cascade", "page.server", "text.encoder", "data.scenes.source", "eval.scenes")
+    loaded = loaded_by("".join(f"import imagen_jax.{module}\n" for module in modules))
+    assert "jax" in loaded
+    assert not loaded & PIPELINE
 
 
 def test_the_parser_loads_nothing_heavy() -> None:
