@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import imagen_jax
+from imagen_jax import diffusion
+from imagen_jax.cascade.samples import Samples
 
 # In the order in which examples use what the ones before them wrote.
 NAMES = (
@@ -35,12 +38,34 @@ def test_the_names_are_those_of_all() -> None:
     assert imagen_jax.__version__.count(".") == 2
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "diffusion"])
-def test_parameters_are_named_and_typed(name: str) -> None:
-    signature = inspect.signature(getattr(imagen_jax, name))
-    for parameter in signature.parameters.values():
-        assert parameter.kind is not parameter.VAR_KEYWORD, f"{name}(**{parameter.name})"
-        assert parameter.annotation is not parameter.empty, f"{name}({parameter.name})"
+def functions() -> list[tuple[str, Any]]:
+    """The public functions and classes, their methods among them, by name."""
+    found: dict[str, Any] = {name: getattr(imagen_jax, name) for name in NAMES}
+    found |= {"Samples": Samples}
+    found |= {f"diffusion.{of}": getattr(diffusion, of) for of in diffusion.__all__}
+    for name, thing in list(found.items()):
+        if inspect.isclass(thing):
+            methods = inspect.getmembers(thing, inspect.isroutine)
+            found |= {
+                f"{name}.{of}": method
+                for of, method in methods
+                if of[0] != "_" and str(getattr(method, "__module__", "")).startswith("imagen_jax")
+            }
+    return [
+        (name, thing)
+        for name, thing in found.items()
+        if callable(thing) and not getattr(thing, "_is_protocol", False)
+    ]
+
+
+@pytest.mark.parametrize(("name", "function"), functions())
+def test_parameters_are_named_and_typed(name: str, function: Any) -> None:
+    for parameter in inspect.signature(function).parameters.values():
+        # Editors complete the names of a TypedDict, too.
+        named = str(parameter.annotation).startswith("Unpack[")
+        assert named or parameter.kind is not parameter.VAR_KEYWORD, f"{name}(**{parameter.name})"
+        if parameter.name != "self":
+            assert parameter.annotation is not parameter.empty, f"{name}({parameter.name})"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

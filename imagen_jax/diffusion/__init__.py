@@ -11,7 +11,8 @@ Example, where the data is one point, so that every sampler must end there:
   True
 
 The code uses the symbols of this derivation and cites its equations. lam is logsnr; t is noisier
-than s; D(x_t, lam) is the denoiser, the estimate of x0.
+than s; D(x_t, lam) is the denoiser, the estimate of x0. options.py checks the options of what is
+chosen by name.
 
 Process (schedule.py, parametrization.py, augment.py)
   A clean image x0 in [-1, 1] is noised, variance preserving, to

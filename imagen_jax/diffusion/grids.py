@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.diffusion.options import options_of
 from imagen_jax.diffusion.respacing import PROCESS, RESPACINGS, respaced
 from imagen_jax.diffusion.schedule import NoiseSchedule
 from imagen_jax.errors import UserError
@@ -64,7 +64,7 @@ def _discrete(end: float | None) -> None:
 
 
 def _trailing(
-    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int = 1000
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int
 ) -> jax.Array:
     _discrete(end)
     total = t_start * train_steps
@@ -73,7 +73,7 @@ def _trailing(
 
 
 def _leading(
-    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int = 1000
+    schedule: NoiseSchedule, steps: int, t_start: float, end: float | None, train_steps: int
 ) -> jax.Array:
     _discrete(end)
     stride = int(t_start * train_steps) // steps
@@ -107,7 +107,11 @@ def time_grid(
     kind: str,
     t_start: float = 1.0,
     end_logsnr: float | None = None,
-    **options: Any,
+    *,
+    rho: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    train_steps: int | None = None,
 ) -> Float[Array, "steps+1"]:
     """Return the noise levels of a sampler with the given number of steps.
 
@@ -117,10 +121,10 @@ def time_grid(
     Kinds:
       uniform_t: t = t_start (1 - i / steps).
       uniform_logsnr: equidistant logsnr, the natural grid of DPM-Solver++.
-      karras: Karras et al. 2022, eq. (5), in sigma / alpha = exp(-logsnr / 2); options rho = 7,
+      karras: Karras et al. 2022, eq. (5), in sigma / alpha = exp(-logsnr / 2); by default rho = 7,
         sigma_min = 0.002, sigma_max = 80, narrowed to the range of the schedule.
-      trailing, leading: as uniform_t but on the times k / train_steps of a discrete process (option
-        train_steps = 1000): Lin et al. 2024, table 2. leading does not start at t_start: it is here
+      trailing, leading: as uniform_t but on the times k / train_steps of a discrete process (by
+        default 1000): Lin et al. 2024, table 2. leading does not start at t_start: it is here
         to reproduce others' results.
       fast27, smart50, super100, ...: the steps of a discrete process that a respacing takes, see
         diffusion.respacing; `steps` must be their number.
@@ -135,7 +139,8 @@ def time_grid(
         than those that it has learned. None is the kind's own spacing, towards the clean end of the
         schedule; so is a level beyond that end, or noisier than t_start, which an edit may be. A
         single step is at t_start.
-      **options: options of the kind.
+      rho, sigma_min, sigma_max: options of karras.
+      train_steps: option of trailing and leading.
 
     Returns:
       [steps + 1] increasing logsnr.
@@ -150,12 +155,14 @@ def time_grid(
         raise UserError(f"steps must be at least 1, got {steps}")
     if not 0.0 < t_start <= 1.0:
         raise UserError(f"t_start must be in (0, 1], got {t_start}")
+    options = options_of(
+        f"time grid {kind!r}", TIME_GRIDS[kind], rho=rho, sigma_min=sigma_min, sigma_max=sigma_max,
+        train_steps=train_steps,
+    )  # fmt: skip
     if kind in ("trailing", "leading"):
-        train_steps = options.get("train_steps", 1000)
-        if steps > t_start * train_steps:
-            raise UserError(
-                f"steps={steps} exceeds the {t_start * train_steps:g} times of a {kind} grid"
-            )
+        times = t_start * options.setdefault("train_steps", 1000)
+        if steps > times:
+            raise UserError(f"steps={steps} exceeds the {times:g} times of a {kind} grid")
     # Known values also inside a jitted function, so that they can be checked there.
     with jax.ensure_compile_time_eval():
         noisiest, start, cleanest = (float(schedule.logsnr(t)) for t in (1.0, t_start, 0.0))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagen_jax.diffusion.options import options_of
 from imagen_jax.diffusion.parametrization import (
     check_parametrization,
     diffuse,
@@ -64,7 +65,12 @@ TIME_SAMPLING: dict[str, Callable[..., jax.Array]] = {
 
 
 def sample_times(
-    key: PRNGKey, batch_size: int, method: str = "uniform", **options: float
+    key: PRNGKey,
+    batch_size: int,
+    method: str = "uniform",
+    *,
+    mean: float | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "b"]:
     """Times of a training batch in [0, 1].
 
@@ -73,15 +79,17 @@ def sample_times(
       batch_size: size of the global batch.
       method: "uniform" independent; "stratified" (Kingma et al. 2021, VDM, appendix I.1) is
         mod(u + i / b, 1) with one u, which lowers the variance of the mean loss; "logit_normal"
-        (Esser et al. 2024, equation (19)) is sigmoid(mean + scale n), options mean and scale.
-      **options: options of the method.
+        (Esser et al. 2024, equation (19)) is sigmoid(mean + scale n).
+      mean, scale: options of logit_normal, 0 and 1 by default.
 
     Raises:
-      UserError: unknown method.
+      UserError: unknown method, or an option that it does not have.
     """
     if method not in TIME_SAMPLING:
         raise UserError(f"unknown time sampling {method!r}; choose from {sorted(TIME_SAMPLING)}")
-    return TIME_SAMPLING[method](key, batch_size, **options)
+    sampling = TIME_SAMPLING[method]
+    options = options_of(f"time sampling {method!r}", sampling, mean=mean, scale=scale)
+    return sampling(key, batch_size, **options)
 
 
 def _eps_weight(logsnr: jax.Array) -> jax.Array:
@@ -118,36 +126,50 @@ WEIGHTINGS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def loss_weight(name: str, logsnr: LogSNR, kind: str, **options: float) -> jax.Array:
+def loss_weight(
+    name: str,
+    logsnr: LogSNR,
+    kind: str,
+    *,
+    gamma: float | None = None,
+    bias: float | None = None,
+    sigma_data: float | None = None,
+) -> jax.Array:
     """Weight on the squared error of a network's own prediction: equations (10) to (12).
 
     As weights on the error of x0 these are, with SNR = exp(logsnr):
       eps: SNR, so the loss is the plain error of eps (Saharia et al. 2022, equation (1)).
       v: SNR + 1, the plain error of v. x0: 1, the plain error of x0.
-      min_snr: min(SNR, gamma), gamma = 5 (Hang et al. 2023); thus min(1, gamma / SNR)
+      min_snr: min(SNR, gamma), by default gamma = 5 (Hang et al. 2023); thus min(1, gamma / SNR)
         for eps and min(SNR, gamma) / (SNR + 1) for v.
-      sigmoid: SNR sigmoid(bias - logsnr), bias = -3 (Hoogeboom et al. 2024, SiD2);
+      sigmoid: SNR sigmoid(bias - logsnr), by default bias = -3 (Hoogeboom et al. 2024, SiD2);
         the bias depends on resolution. SiD2's loss is an integral over logsnr: it needs over_logsnr
         of diffusion_loss as well.
-      edm: SNR + 1 / sigma_data^2, sigma_data = 0.5 (Karras et al. 2022, table 1).
+      edm: SNR + 1 / sigma_data^2, by default sigma_data = 0.5 (Karras et al. 2022, table 1).
 
     Args:
       name: one of WEIGHTINGS.
       logsnr: [b] noise levels.
       kind: the network's parametrization.
-      **options: gamma, bias or sigma_data.
+      gamma: option of min_snr.
+      bias: option of sigmoid.
+      sigma_data: option of edm.
 
     Returns:
       Weights of logsnr's shape, positive and finite in float32 for logsnr in [-20, 20].
 
     Raises:
-      UserError: unknown name or kind.
+      UserError: unknown name or kind, or an option that the weighting does not have.
     """
     check_parametrization(kind)
     if name not in WEIGHTINGS:
         raise UserError(f"unknown loss weighting {name!r}; choose from {sorted(WEIGHTINGS)}")
     logsnr = jnp.asarray(logsnr)
-    log_weight = WEIGHTINGS[name](logsnr, **options)
+    weighting = WEIGHTINGS[name]
+    options = options_of(
+        f"loss weighting {name!r}", weighting, gamma=gamma, bias=bias, sigma_data=sigma_data
+    )
+    log_weight = weighting(logsnr, **options)
     if kind == "eps":
         log_weight = log_weight - logsnr
     elif kind == "v":

@@ -16,12 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.diffusion.options import options_of
 from imagen_jax.errors import UserError
 from imagen_jax.typing import LogSNR
 
@@ -289,19 +289,41 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 }
 
 
-def make_schedule(name: str, **kwargs: Any) -> NoiseSchedule:
-    """The schedule of a name in SCHEDULES, with its fields set from kwargs.
+def make_schedule(
+    name: str,
+    *,
+    logsnr_min: float | None = None,
+    logsnr_max: float | None = None,
+    image_size: int | None = None,
+    reference_size: int | None = None,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    beta_steps: int | None = None,
+    steps: int | None = None,
+    offset: float | None = None,
+    max_beta: float | None = None,
+) -> NoiseSchedule:
+    """Return the schedule of a name in SCHEDULES.
+
+    Args:
+      name: which one.
+      logsnr_min, logsnr_max: range of logsnr; all schedules have them.
+      image_size, reference_size: options of shifted_cosine, which needs both.
+      beta_min, beta_max, beta_steps: options of linear.
+      steps, offset, max_beta: options of discrete_cosine.
 
     Raises:
-      UserError: unknown name, unknown or missing field, or a field out of range.
+      UserError: unknown name, an option that the schedule does not have or one that it lacks, or a
+        value out of range.
     """
     if name not in SCHEDULES:
         raise UserError(f"unknown noise schedule {name!r}; choose from {sorted(SCHEDULES)}")
-    fields = [field.name for field in dataclasses.fields(SCHEDULES[name])]
-    unknown = sorted(set(kwargs) - set(fields))
-    if unknown:
-        raise UserError(f"noise schedule {name!r} has no field {unknown}; its fields are {fields}")
+    options = options_of(
+        f"noise schedule {name!r}", SCHEDULES[name], logsnr_min=logsnr_min, logsnr_max=logsnr_max,
+        image_size=image_size, reference_size=reference_size, beta_min=beta_min,
+        beta_max=beta_max, beta_steps=beta_steps, steps=steps, offset=offset, max_beta=max_beta,
+    )  # fmt: skip
     try:
-        return SCHEDULES[name](**kwargs)
+        return SCHEDULES[name](**options)
     except TypeError as error:
-        raise UserError(f"noise schedule {name!r}: {error}; its fields are {fields}") from error
+        raise UserError(f"noise schedule {name!r}: {error}") from error

@@ -25,6 +25,7 @@ from imagen_jax.diffusion import (
     to_eps,
     to_v,
 )
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Conditioning, TextEmbedding
 
 VARIANCES = np.array([0.04, 0.25, 1.0, 2.25])
@@ -253,6 +254,10 @@ def test_errors():
         loss_weight("eps", jnp.zeros(1), "epsilon")
     with pytest.raises(ValueError, match=r"'beta'.*logit_normal"):
         sample_times(jax.random.key(0), 2, "beta")
+    with pytest.raises(UserError, match="'stratified' has no option 'mean'; it has none"):
+        sample_times(jax.random.key(0), 2, "stratified", mean=0.5)
+    with pytest.raises(UserError, match="'sigmoid' has no option 'gamma'; it has bias"):
+        loss_weight("sigmoid", jnp.zeros(1), "eps", gamma=5.0)
     with pytest.raises(ValueError, match=r"over_logsnr.*'logit_normal'"):
         diffusion_loss(
             exact_network("v"),

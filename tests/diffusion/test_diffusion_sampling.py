@@ -93,6 +93,8 @@ def test_grids_are_known_and_checked_inside_jit():
         (5, "karras", {"sigma_min": 1e-6}, "not increasing"),
         (2000, "trailing", {}, "steps=2000.*1000"),
         (600, "leading", {"t_start": 0.5}, "steps=600.*500"),
+        (5, "uniform_t", {"rho": 7.0}, "'uniform_t' has no option 'rho'; it has none"),
+        (5, "karras", {"train_steps": 10}, "'karras' has no option 'train_steps'; it has rho"),
     ],
 )
 def test_grid_errors(steps, kind, options, words):
