@@ -20,6 +20,7 @@ FLOORS = {
         "config",
         "files",
         "tensor_files",
+        "weight_packages",
         "progress",
         "extras",
         "native",

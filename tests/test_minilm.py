@@ -47,7 +47,7 @@ def test_states_match_transformers_if_installed(encoder):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     states, mask = encoder.encode(CAPTIONS)
-    for i, (ids, expected) in enumerate(reference_states(minilm.find_weights())):
+    for i, (ids, expected) in enumerate(reference_states(minilm.PACKAGE.files()[0].parent)):
         np.testing.assert_array_equal(encoder.tokenize([CAPTIONS[i]])[0], ids)
         np.testing.assert_allclose(states[i][mask[i]], expected, atol=ATOL)
 
@@ -157,7 +157,7 @@ def test_missing_weights_say_how_to_install(monkeypatch, tmp_path):
 def test_weights_of_another_shape_are_refused():
     from dataclasses import replace
 
-    path = minilm.find_weights() / minilm.WEIGHTS_FILE
+    path, _ = minilm.PACKAGE.files()
     with pytest.raises(ValueError, match=r"word_embeddings.weight' has shape \(30522, 384\)"):
         minilm.read_params(path, replace(minilm.MINILM_L6, vocab_size=100))
     with pytest.raises(ValueError, match=r"no tensor 'encoder\.layer\.6"):

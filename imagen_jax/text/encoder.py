@@ -210,17 +210,20 @@ def _minilm(
         raise UserError(f"encoder {name!r} brings its own vocabulary; give none")
     if dtype != "float32":
         raise UserError(f"encoder {name!r} computes in float32 only, not in {dtype}")
-    directory = minilm.find_weights() if weights is None else Path(weights)
-    for file in (minilm.WEIGHTS_FILE, minilm.TOKENIZER_FILE):
-        if not (directory / file).is_file():
-            raise UserError(f"no {file} in {directory}; it is needed for encoder {name!r}")
-    params = read(directory / minilm.WEIGHTS_FILE)
+    if weights is None:
+        weights_file, tokenizer_file = minilm.PACKAGE.files()
+    else:
+        weights_file, tokenizer_file = (Path(weights, file) for file in minilm.PACKAGE.sha256)
+    for file in (weights_file, tokenizer_file):
+        if not file.is_file():
+            raise UserError(f"no {file.name} in {weights}; it is needed for encoder {name!r}")
+    params = read(weights_file)
     return TextEncoder(
         name=name,
         width=minilm.MINILM_L6.width,
         max_length=MAX_LENGTH,
-        fingerprint=fingerprint(params, directory / minilm.TOKENIZER_FILE),
-        tokenize=WordPiece(directory / minilm.TOKENIZER_FILE, MAX_LENGTH),
+        fingerprint=fingerprint(params, tokenizer_file),
+        tokenize=WordPiece(tokenizer_file, MAX_LENGTH),
         network=jax.jit(network),
         params=jax.device_put(params),
     )

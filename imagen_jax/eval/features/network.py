@@ -112,7 +112,8 @@ def load_network(
     if protocol not in INCEPTION_PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choices: {', '.join(INCEPTION_PROTOCOLS)}")
     if name == "mobilenet-v2":
-        return mobilenet_network(mobilenet.find_weights() if weights is None else weights)
+        (shipped,) = mobilenet.PACKAGE.files() if weights is None else (Path(weights),)
+        return mobilenet_network(shipped)
     if weights is None:
         raise UserError(
             f"no package ships the weights of {name}; say where they are (docs/evaluation.md says "
