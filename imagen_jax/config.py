@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
+import importlib
 import importlib.util
 import types
 import typing
@@ -35,6 +37,8 @@ Section = TypeVar("Section")
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfigDict:
     """Runs `get_config()` of a config file, applies overrides and freezes the result.
 
+    Modules that it names for networks are imported.
+
     Args:
       path: a file such as "my/config.py", or the name of a shipped config such as "quickstart".
       overrides: "key=value" each, with the full path of the key: "stages.base.batch_size=16". The
@@ -52,7 +56,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
     Raises:
       UserError: there is no such file; the message lists the configs there are; the file has no
         `get_config`, or an override is malformed, names an unknown key or a whole section, or has a
-        value of another type than the config's own.
+        value of another type than the config's own; or a network's module is not there.
     """
     file = _find(path)
     spec = importlib.util.spec_from_file_location(f"imagen_jax_config_{file.stem}", file)
@@ -66,7 +70,35 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
     config = ConfigDict(_separate(module.get_config()))
     for override in overrides:
         _override(config, override)
+    for name, stage in config.get("stages", {}).items():
+        kind = stage.get("network", {}).get("kind") if isinstance(stage, ConfigDict) else None
+        named, colon, _ = str(kind).partition(":")
+        if colon:
+            import_module(named, f"stages.{name}.network.kind is {kind!r}")
     return FrozenConfigDict(config)
+
+
+def import_module(name: str, where: str) -> None:
+    """Imports a module of the user's own.
+
+    Args:
+      name: name of the module.
+      where: what names it, for the message.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ModuleNotFoundError(name=name)
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise  # a module that theirs imports
+        raise UserError(
+            f"{where}, but there is no module {name!r}; install it, or put the folder that it is "
+            "in on PYTHONPATH"
+        ) from error
 
 
 def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
@@ -86,7 +118,7 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise UserError(f"{where} must be a section of keys, got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     of_linen = {"parent", "name"} if hasattr(cls, "init_with_output") else set()
     fields = {
         f.name: f
@@ -113,6 +145,11 @@ def build(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
         return cls(**checked)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+@functools.cache  # which costs more than all else of a request
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def to_plain(value: Any, where: str = "config") -> Any:

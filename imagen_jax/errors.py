@@ -1,4 +1,4 @@
-"""Errors that are no defects: mistakes of users, and what the machine refuses."""
+"""Errors that are no defects: mistakes of users, and what the machine refuses; and their text."""
 
 
 class UserError(ValueError):
@@ -28,3 +28,8 @@ class MachineError(OSError):
 
     The message says what was tried and what has become of it. Commands print it as one line.
     """
+
+
+def printable(line: str) -> str:
+    """Return a line with what would command a terminal, or is no text, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

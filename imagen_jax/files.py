@@ -55,7 +55,7 @@ def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
 
     Raises:
       UserError: an address; or the block finds no such file, one that may not be read, or something
-        else than UTF-8 or JSON where it wants that.
+        else than UTF-8 where it wants that.
     """
     local = local_path(path)
     try:
@@ -70,10 +70,24 @@ def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         raise UserError(f"{path} may not be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 (at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def parse_json(text: str | bytes, name: str | os.PathLike[str]) -> Any:
+    """Return the value that JSON stands for.
+
+    Args:
+      text: the JSON.
+      name: what it is called in an error.
+
+    Raises:
+      UserError: it is none, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also of a number of too many digits
+        raise UserError(f"{name} is no JSON: {error}") from error
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deep") from error
+        raise UserError(f"{name} is JSON that is nested too deep") from error
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
       UserError: as given_file, or the file holds something else than an object.
     """
     with given_file(path, what) as local:
-        value = json.loads(local.read_text())
+        value = parse_json(local.read_text(), path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is no {what}: it holds a {type(value).__name__}, not an object")
     return value

@@ -18,7 +18,8 @@ from typing import Any
 
 from imagen_jax.cli import data, demo, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
-from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, printable, status_of
+from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, status_of
+from imagen_jax.errors import printable
 from imagen_jax.files import cache_directory
 
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _collect_garbage_rarely()
     warnings.formatwarning = _warn_in_one_line
     try:
+        _import(args.modules)
         return args.run(args) or 0
     except KeyboardInterrupt as interrupt:
         print(f"\nimagen: interrupted{str(interrupt) or args.when_interrupted}", file=sys.stderr)
@@ -92,11 +94,19 @@ def make_parser() -> argparse.ArgumentParser:
               CXX
                   the C++ compiler for kernels on CPUs (default: c++, g++ or clang++)"""),
     )
-    parser.set_defaults(debug=False, when_interrupted="")
+    parser.set_defaults(debug=False, when_interrupted="", modules=[])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (embed, train, sample, demo, evaluate, export, imports, plan, data):
         module.add_command(commands)
     return parser
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Imports modules of the user's own."""
+    for name in modules:
+        from imagen_jax.config import import_module
+
+        import_module(name, f"--import is {name!r}")
 
 
 def _set_environment(debug: bool) -> None:

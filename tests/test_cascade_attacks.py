@@ -73,12 +73,101 @@ def test_names_of_stages_are_no_paths(directory: Path, name: str, tmp_path: Path
     b'{"config": {"cascade": ["base"], "stages": {}}, "encoder": {}, "source": {}}',
     b'{"config": {"cascade": 3, "stages": []}, "encoder": {"name": 1, "fingerprint": 2},'
     b' "source": {}}',
-    b'{"config": {"a.b": 1}, "encoder": {}, "source": {}}',
+    b'{"config": {"a.b": 1}, "encoder": {}, "source": {}}', b"1" * 5000, b'{"a": ' * 50_000,
 ])  # fmt: skip
 def test_descriptions_of_cascades_that_are_something_else(directory: Path, content: bytes) -> None:
     (directory / "cascade.json").write_bytes(content)
     with pytest.raises(UserError, match=r"cascade\.json|stage"):
         open_cascade(directory)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `theirs` that can be imported; the file that it writes where it is."""
+    ran = tmp_path / "ran"
+    code = f"from foreign_network import Foreign\nopen({str(ran)!r}, 'w').close()\n"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "theirs.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    return ran
+
+
+def name_network(record: dict[str, Any], kind: str) -> None:
+    record["config"]["stages"]["base"]["network"] = {"kind": kind, "width": 8}
+
+
+def test_modules_that_a_cascade_names_are_not_imported(
+    directory: Path, module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from imagen_jax.main import main
+
+    change(directory, lambda record: name_network(record, "theirs:Foreign"))
+    with pytest.raises(UserError, match=r"'theirs' is not imported: .* --import theirs"):
+        open_cascade(directory)
+    argv = ["export", "--workdir", str(directory), "--output", str(tmp_path / "out")]
+    assert main(argv) == 64
+    assert "--import theirs" in capsys.readouterr().err
+    assert not module.exists()
+    assert main([*argv, "--import", "theirs"]) == 64
+    assert "the weights of stage 'base'" in capsys.readouterr().err, "they are of another network"
+    assert module.exists()
+    assert open_cascade(directory).stages[0].network.width == 8
+
+
+@pytest.mark.parametrize(
+    "kind", ["antigravity:x", "os:system", ":Foreign", "sys:", "imagen_jax:Cascade", "a b:c",
+             "imagen_jax.models.unet:jax", "../theirs:Foreign", ".theirs:Foreign"],
+)  # fmt: skip
+def test_names_of_networks_that_are_none(directory: Path, module: Path, kind: str) -> None:
+    change(directory, lambda record: name_network(record, kind))
+    loaded = set(sys.modules)
+    with pytest.raises(UserError, match=r"stages\.base\.network\.kind is "):
+        open_cascade(directory)
+    assert set(sys.modules) == loaded
+
+
+@pytest.fixture
+def record_of_stage(directory: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Path of the record of a work directory's only stage, which is not there, and its content."""
+    path = tmp_path / "workdir" / "base" / "stage.json"
+    (path.parent / "checkpoints" / "1").mkdir(parents=True)
+    return path, json.loads((directory / "cascade.json").read_text())
+
+
+def test_work_directories_name_no_modules_either(
+    record_of_stage: tuple[Path, dict[str, Any]], module: Path
+) -> None:
+    path, record = record_of_stage
+    name_network(record, "theirs:Foreign")
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="'theirs' is not imported"):
+        open_cascade(path.parent.parent)
+    assert not module.exists()
+
+
+def test_records_of_stages_that_are_something_else(
+    record_of_stage: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from imagen_jax.main import main
+
+    path, record = record_of_stage
+    workdir = path.parent.parent
+    for key in ("config", "encoder", "source"):
+        for value in (None, 1, [], {}, "x"):
+            path.write_text(json.dumps(record | {key: value}))
+            with pytest.raises(UserError):
+                open_cascade(workdir)
+    for content in ("[" * 100_000, "1" * 5000, "{", "[]", '{"config": ' * 50_000):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"stage\.json"):
+            open_cascade(workdir)
+    record["config"]["cascade"] = ["base", "\x1b]0;pwn\x07"]
+    path.write_text(json.dumps(record))
+    assert main(["sample", "a red apple", "--workdir", str(workdir)]) == 64
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said
+    assert "\\x1b]0;pwn" in said
 
 
 def test_damaged_weights(directory: Path) -> None:
@@ -121,7 +210,7 @@ def test_damaged_safetensors_are_one_error(tmp_path: Path) -> None:
 
 def test_json_of_strangers(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    for content in ("[" * 1_000_000, "[]", "", "{", "NaN", '"x"'):
+    for content in ("[" * 1_000_000, "[]", "", "{", "NaN", '"x"', "1" * 5000, '{"a": ' * 50_000):
         path.write_text(content)
         with pytest.raises(UserError, match=r"file\.json"):
             read_json(path, "description")

@@ -66,7 +66,7 @@ def test_a_foreign_network_is_a_stages(name: str) -> None:
     ("kind", "message"),
     [
         ("unett", r"kind is 'unett'; choices: unet, efficient_unet.* or 'module:Class'"),
-        ("no_such_module:Pixels", r"no module 'no_such_module'; .* PYTHONPATH"),
+        ("no_such_module:Pixels", r"'no_such_module' is not imported: .* --import no_such_module"),
         ("foreign_network:Foreing", "but foreign_network has no 'Foreing'"),
         ("flax.linen:Dense", "no subclass of imagen_jax.models.base.BaseNetwork"),
         (f"{__name__}:foreign", "no subclass of imagen_jax.models.base.BaseNetwork"),

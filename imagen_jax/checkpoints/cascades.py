@@ -5,7 +5,6 @@ A cascade is a work directory of training, or a directory to ship (exported.py).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from imagen_jax.checkpoints.exported import EXPORTED, open_exported, write_exported
+from imagen_jax.checkpoints.exported import EXPORTED, description, open_exported, write_exported
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import (
     RECORD,
@@ -27,10 +26,8 @@ from imagen_jax.checkpoints.reading import (
     stage_directory,
 )
 from imagen_jax.errors import UserError
-from imagen_jax.files import (
-    local_path,
-)
-from imagen_jax.stage import make_stage
+from imagen_jax.files import local_path, read_json
+from imagen_jax.stage import check_stage_name, make_stage
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 """The small cascade that comes with the package."""
@@ -70,7 +67,8 @@ def open_cascade(
         raise UserError(
             f"{directory} is the folder of one stage; give the work directory, {directory.parent}"
         )
-    return _open_workdir(directory, records, ema_decay, best)
+    with description(directory):
+        return _open_workdir(directory, records, ema_decay, best)
 
 
 def export_cascade(
@@ -115,10 +113,12 @@ def _cast(tree: Any, dtype: Any) -> Any:
 def _open_workdir(
     workdir: Path, paths: Sequence[Path], ema_decay: float | None, best: bool
 ) -> Pretrained:
-    records = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    records = {path.parent.name: read_json(path, "record of a stage") for path in paths}
     if not records:
         raise UserError(f"no trained stage under {workdir}; imagen train makes them")
     cascade = max((record["config"]["cascade"] for record in records.values()), key=len)
+    for name in cascade:
+        check_stage_name(name)
     trained = [
         name
         for name in cascade
@@ -137,12 +137,13 @@ def _open_workdir(
         raise UserError(
             f"the stages under {workdir} were trained with different text encoders: {encoders}"
         )
+    stages = tuple(make_stage(ConfigDict(records[name]["config"]), name) for name in trained)
     choose = best_checkpoint if best else newest_checkpoint
     checkpoints = {name: choose(stage_directory(workdir, name)) for name in trained}
     digests = {name: ema_digest(path, ema_decay) for name, path in checkpoints.items()}
     sections = {name: records[name]["config"]["stages"][name] for name in trained}
     return Pretrained(
-        stages=tuple(make_stage(ConfigDict(records[name]["config"]), name) for name in trained),
+        stages=stages,
         encoder=first["encoder"],
         source=first["source"],
         config=first["config"] | {"cascade": trained, "stages": sections},

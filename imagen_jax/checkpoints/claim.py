@@ -14,7 +14,7 @@ from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.config import build, to_plain
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, write_json
+from imagen_jax.files import differences, read_json, write_json
 from imagen_jax.stage_config import CHANGEABLE, TrainConfig
 
 SHIPPED_NAME = "demo"
@@ -42,7 +42,7 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
     """
     directory = stage_directory(workdir, stage)
     path = directory / RECORD
-    found = json.loads(path.read_text()) if path.is_file() else None
+    found = read_json(path, "record of a stage") if path.is_file() else None
     if (
         found is not None
         and checkpoint_steps(directory)

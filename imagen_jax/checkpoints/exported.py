@@ -5,8 +5,9 @@ cascade.json holds the config, the record of the text encoder and the source of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ EXPORTED = "cascade.json"
 EXPORT_DTYPES = ("float16", "float32")
 
 
+@contextlib.contextmanager
+def description(record: Path) -> Iterator[None]:
+    """Raise a UserError where what a record holds is of another form than the block wants."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{record} describes no cascade: {type(error).__name__}: {error}"
+        ) from error
+
+
 def open_exported(directory: Path) -> Pretrained:
     """Open an exported cascade, without its weights.
 
@@ -41,18 +55,12 @@ def open_exported(directory: Path) -> Pretrained:
         there, have changed since, do not fit the network, or are damaged.
     """
     record = read_json(directory / EXPORTED, "description of a cascade")
-    try:
+    with description(directory / EXPORTED):
         config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
         stages = tuple(make_stage(config, name) for name in config.cascade)
         _ = encoder["name"], encoder["fingerprint"]
         if not stages or not isinstance(source, dict):
             raise TypeError("no stages, or no source")
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{directory / EXPORTED} describes no cascade: {type(error).__name__}: {error}"
-        ) from error
     states: dict[str, tuple[int, int]] = {}
     digests: dict[str, str] = {}
 

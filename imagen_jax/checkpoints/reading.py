@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.stage_config import BETTER
 
 CHECKPOINTS = "checkpoints"
@@ -71,7 +72,7 @@ def best_checkpoint(directory: str | Path) -> Path:
     for step in checkpoint_steps(directory):
         path = Path(directory) / CHECKPOINTS / str(step)
         if (metrics := path / "metrics" / "metrics").is_file():
-            found[path] = quality(json.loads(metrics.read_text()))
+            found[path] = quality(read_json(metrics, "measurement of a checkpoint"))
     if not found:
         raise UserError(
             f"no checkpoint in {Path(directory) / CHECKPOINTS} was measured; train with "
@@ -104,7 +105,7 @@ def ema_digest(checkpoint: Path, decay: float | None = None) -> str:
             f"{', '.join(extra) or 'none'}"
         )
     try:
-        sums = json.loads((checkpoint / "checksums" / "metadata").read_text())[item]
+        sums = read_json(checkpoint / "checksums" / "metadata", "list of checksums")[item]
     except (OSError, ValueError, KeyError) as error:
         raise DamagedCheckpoint(f"{checkpoint} has no checksums: {reason(error)}") from error
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()

@@ -48,6 +48,15 @@ def command(
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs"
     )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=argparse.SUPPRESS,
+        dest="modules",
+        metavar="MODULE",
+        help="a module of your own to import first, with a network, sampler or text encoder; may "
+        "be repeated",
+    )
     parser.set_defaults(when_interrupted=when_interrupted)
     return parser
 

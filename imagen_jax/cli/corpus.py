@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import Arguments, add_encoder_files, positive
+from imagen_jax.cli.status import show
 from imagen_jax.data.choices import (
     CORPUS_KINDS,
     DAMAGED_FILES,
@@ -159,7 +160,7 @@ def open_given(
     options["split"] = options.pop("source_split", default_split)
     corpus = open_corpus(where, **options)
     if tell:
-        print(f"reading {corpus.summary}")
+        show(f"reading {corpus.summary}")
     return corpus
 
 
@@ -180,4 +181,4 @@ def print_outcome(manifest: dict[str, Any], split: str, output: str) -> None:
     for what in ("dropped", "changed"):
         for reason, number in sorted(entry[what].items(), key=lambda item: -item[1]):
             advice = advice_on(reason)
-            print(f"  {what}: {number} {reason}" + (f" ({advice})" if advice else ""))
+            show(f"  {what}: {number} {reason}" + (f" ({advice})" if advice else ""))

@@ -14,6 +14,7 @@ from imagen_jax.cli.corpus import (
     is_corpus,
     open_given,
 )
+from imagen_jax.cli.status import show
 from imagen_jax.data.choices import FITS
 from imagen_jax.errors import UserError
 
@@ -175,7 +176,7 @@ def _inspect(args: argparse.Namespace) -> None:
         fit = args.fit or (FITS[1] if args.image_size is None else FITS[0])
         corpus = open_given(args, args.where, "train", tell=False)
         found = preview(corpus, args.image_size or DEFAULT_SIZE, fit, args.count)
-        print("\n".join(lines_of(found)))
+        show("\n".join(lines_of(found)))
         if args.output:
             write_preview(found, args.output)
             print(f"examples in {args.output}")

@@ -16,6 +16,7 @@ from imagen_jax.cli.corpus import (
     open_given,
     print_outcome,
 )
+from imagen_jax.cli.status import show
 from imagen_jax.data.choices import FITS, LONG_CAPTIONS
 from imagen_jax.errors import UserError
 
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         handling = Handling(
             size, options.get("fit", FITS[0]), options.get("long_captions", LONG_CAPTIONS[0])
         )
-        print(report(estimate(source, encoder, handling, args.estimate, chip), chip))
+        show(report(estimate(source, encoder, handling, args.estimate, chip), chip))
         return
     shards = options.setdefault("num_shards", default_shards(source))
     manifest = embed(

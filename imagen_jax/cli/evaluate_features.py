@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import Commands, command, positive
+from imagen_jax.cli.status import show
 
 if TYPE_CHECKING:
     from imagen_jax.eval.feature_sets import FeatureSet
@@ -197,7 +198,7 @@ def _compare(args: argparse.Namespace) -> None:
     if args.count is not None:
         sets = [of.first(args.count) for of in sets]
     sampled, real, *floor = sets
-    print(summary({"distance": compare(sampled, real, floor[0] if floor else None)}))
+    show(summary({"distance": compare(sampled, real, floor[0] if floor else None)}))
 
 
 def _vote(args: argparse.Namespace) -> None:
@@ -210,4 +211,4 @@ def _vote(args: argparse.Namespace) -> None:
 def _votes(args: argparse.Namespace) -> None:
     from imagen_jax.eval.votes import table, tally
 
-    print(table(tally(args.key, args.votes)))
+    show(table(tally(args.key, args.votes)))

@@ -15,6 +15,7 @@ from imagen_jax.cli.command import (
 )
 from imagen_jax.cli.evaluate_features import add_network, load_network
 from imagen_jax.cli.settings import add_settings, add_sweep, axes, settings
+from imagen_jax.cli.status import show
 from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _run(
     except Unfinished as unfinished:
         print(unfinished)
         return
-    print(summary(record["scores"]))
+    show(summary(record["scores"]))
     print(f"\nreport: {args.output}/report.html")
 
 

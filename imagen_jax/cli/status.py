@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from imagen_jax.errors import MachineError, UserError
+from imagen_jax.errors import MachineError, UserError, printable
 
 MISTAKE = 64
 """Exit status after a mistake of the user (EX_USAGE of sysexits.h)."""
@@ -52,9 +52,9 @@ def one_line(error: Exception) -> str:
     return printable(" ".join(text.split()))
 
 
-def printable(line: str) -> str:
-    """Return a line with what would command a terminal, or is no text, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+def show(text: str) -> None:
+    """Print lines that may hold names and captions of somebody else."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def missing_device() -> str | None:

@@ -20,7 +20,6 @@ Reading and checking manifests needs no TensorFlow.
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,8 @@ MANIFEST = "manifest.json"
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
 OFFSETS_DTYPE = np.dtype("<u8")
 _PARALLEL_CHECKS = 32
-_FRAME = 16  # bytes that TFRecord adds to a record: its length, and two checksums
+FRAME = 16
+"""Bytes that TFRecord adds to a record: its length, and two checksums."""
 
 Manifest = dict[str, Any]
 """{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
@@ -151,7 +151,7 @@ class RecordWriter:
     def write(self, serialized: bytes) -> None:
         """Appends a record."""
         self._writer.write(serialized)
-        self.offsets.append(self.offsets[-1] + len(serialized) + _FRAME)
+        self.offsets.append(self.offsets[-1] + len(serialized) + FRAME)
 
 
 @contextmanager
@@ -214,11 +214,8 @@ def load_manifest(directory: str | Path, check_files: bool = True) -> Manifest:
             f"{directory} has no {MANIFEST}: embedding has not finished there; run the same "
             "`imagen embed` command again, it resumes where it stopped"
         )
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+    manifest = files.read_json(path, "manifest of embeddings")
+    found = manifest.get("format")
     if found != FORMAT:
         raise UserError(
             f"{path} has format {found!r}, this version reads format {FORMAT}; embed the data "

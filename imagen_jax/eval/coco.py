@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import given_file
+from imagen_jax.files import given_file, parse_json
 
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
@@ -53,7 +52,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
         captions.
     """
     with given_file(path, "file of captions") as local:
-        content = json.loads(local.read_text(encoding="utf-8"))
+        content = parse_json(local.read_text(encoding="utf-8"), path)
     try:
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         first: dict[int, tuple[int, str]] = {}

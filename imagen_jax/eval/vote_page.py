@@ -18,7 +18,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
-from imagen_jax.files import fingerprint, write_json
+from imagen_jax.files import fingerprint, parse_json, read_json, write_json
 
 PAGE, KEY = "for-voters/vote.html", "key.json"
 """The page lies in a folder of its own, which can be given away as it is."""
@@ -90,11 +90,12 @@ def _read_jobs(a: Path, b: Path) -> tuple[list[list[str]], list[dict[str, Any]]]
             raise UserError(
                 f"{run} has no scores.json of `imagen evaluate prompts`; finish it first"
             )
-        records.append(json.loads((run / "scores.json").read_text()))
+        records.append(read_json(run / "scores.json", "record of scores"))
     for field in ("prompts", "per_prompt"):
         if records[0][field] != records[1][field]:
             raise UserError(f"{a} and {b} are of different prompts ({field} differs)")
-    return json.loads((a / "prompts.json").read_text()), records
+    prompts = a / "prompts.json"
+    return parse_json(prompts.read_text(), prompts), records
 
 
 _STYLE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from typing import Any
 
 from imagen_jax.errors import UserError
@@ -24,12 +24,15 @@ NETWORKS: dict[str, type[BaseNetwork]] = {
 def network_class(kind: Any, where: str) -> type[BaseNetwork]:
     """The class that a config's network.kind names.
 
+    Nothing is imported: a config may be what a cascade of somebody else recorded, and importing
+    runs code. `load_config`, which runs a config of the user's anyway, imports what it names.
+
     Args:
-      kind: key of NETWORKS, or "module:Class" of a module that Python can import.
+      kind: key of NETWORKS, or "module:Class" of a module that is imported.
       where: path of the section in the config, for messages.
 
     Raises:
-      UserError: there is no such module or class, or it is no BaseNetwork.
+      UserError: no such module is imported, or it has no such class, or it is no BaseNetwork.
     """
     if kind in NETWORKS:
         return NETWORKS[kind]
@@ -39,17 +42,14 @@ def network_class(kind: Any, where: str) -> type[BaseNetwork]:
             f"{where}.kind is {kind!r}; choices: {', '.join(NETWORKS)}, or 'module:Class' of a "
             "network of your own"
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
-            raise  # a module that theirs imports
+    if module not in sys.modules:
         raise UserError(
-            f"{where}.kind is {kind!r}, but there is no module {module!r}; install it, or put the "
-            "folder that it is in on PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise UserError(f"{where}.kind is {kind!r}, but {module} has no {name!r}") from error
+            f"{where}.kind is {kind!r}, and {module!r} is not imported: what somebody else's file "
+            f"names is not run. If you trust it, --import {module} does (in Python, import it)"
+        )
+    if name not in vars(sys.modules[module]):
+        raise UserError(f"{where}.kind is {kind!r}, but {module} has no {name!r}")
+    found = vars(sys.modules[module])[name]
     if not (isinstance(found, type) and issubclass(found, BaseNetwork)):
         raise UserError(
             f"{where}.kind is {kind!r}, which is no subclass of imagen_jax.models.base.BaseNetwork"

@@ -17,7 +17,6 @@ Checkpoints of Hugging Face are read by t5_hugging_face.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ import numpy as np
 import tensorstore as ts
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import parse_json
 from imagen_jax.text import t5_hugging_face
 from imagen_jax.text.leaves import Index, Leaf, first_line
 from imagen_jax.text.t5 import ACTIVATIONS, Params, T5Config, config_of
@@ -171,7 +171,7 @@ def _leaves(path: str) -> dict[str, Leaf]:
     """All parameters of the encoder by T5X's names, whatever the layout."""
     store = ts.KvStore.open(_kvstore(path)).result()
     if (metadata := store.read("state/_METADATA").result()).state == "value":
-        leaves = dict(_orbax(path, json.loads(metadata.value)))
+        leaves = dict(_orbax(path, parse_json(metadata.value, f"{path}/state/_METADATA")))
     elif (msgpack := store.read("checkpoint").result()).state == "value":
         leaves = dict(_msgpack(path, msgpack.value))
     elif (msgpack := store.read("state/checkpoint").result()).state == "value":

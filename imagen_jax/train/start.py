@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from imagen_jax.data.features import View
 from imagen_jax.data.iterator import BatchIterator, train_batches
 from imagen_jax.data.records import check_encoder
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.stage import Stage
 from imagen_jax.train.state import TrainState, create_state
 
@@ -85,7 +85,7 @@ def stage_record(
     record = make_record(config, stage.name, manifest)
     directory = stage_directory(workdir, stage.name)
     if checkpoint_steps(directory):
-        begun = json.loads((directory / RECORD).read_text())
+        begun = read_json(directory / RECORD, "record of a stage")
         return record | {key: begun[key] for key in ("init_from",) if key in begun}
     if origin is not None:
         record["init_from"] = check_origin(origin, stage.name, record)
