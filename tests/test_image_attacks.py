@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import EpsImagePlugin, Image
 
 from imagen_jax.cascade import read_image, read_mask, read_record
 from imagen_jax.data.fitting import record_image
+from imagen_jax.data.images import read_file
 from imagen_jax.errors import UserError
 from imagen_jax.eval.images import list_images, side_of
 from imagen_jax.eval.images import read_image as read_measured
@@ -26,11 +28,11 @@ showpage
 %%EOF
 """
 READERS: dict[str, Callable[[Path], object]] = {
-    "an uploaded image": lambda path: read_image(path.read_bytes()),
+    "an uploaded image": lambda path: read_image(read_file(path)),
     "--image": read_image,
     "--mask": read_mask,
     "--from": read_record,
-    "an image of a corpus": lambda path: record_image(path.read_bytes(), 64, "crop"),
+    "an image of a corpus": lambda path: record_image(read_file(path), 64, "crop"),
     "a measured image": lambda path: read_measured(path, 64, "crop"),
     "the first measured image": side_of,
 }
@@ -85,6 +87,49 @@ def test_an_image_of_many_pixels_is_not_decoded(tmp_path: Path) -> None:
         if name != "--from":  # which reads no pixels
             with pytest.raises(UserError, match="of more than"):
                 reader(path)
+
+
+def test_a_webp_of_many_pixels_takes_no_memory(tmp_path: Path) -> None:
+    """Its decoder takes a gigabyte for these when it is opened."""
+    path = tmp_path / "holiday.png"
+    Image.new("RGB", (8, 8)).save(path, "WEBP", lossless=True)
+    side = (2**14 - 1).to_bytes(3, "little")
+    chunks = b"WEBP" + b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + side + side
+    chunks += path.read_bytes()[12:]
+    path.write_bytes(b"RIFF" + len(chunks).to_bytes(4, "little") + chunks)
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_image_attacks import READERS, UserError, Path
+status = dict(line.split(":") for line in open("/proc/self/status"))
+used = 1024 * int(status["VmData"].split()[0])
+resource.setrlimit(resource.RLIMIT_DATA, (used + 2**29, used + 2**29))
+for name, reader in READERS.items():
+    try:
+        reader(Path({str(path)!r}))
+    except UserError as error:
+        assert "of more than" in str(error), (name, error)
+    else:
+        raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_devices_and_endless_files_are_not_read(reader: str, tmp_path: Path) -> None:
+    path = tmp_path / "holiday.png"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is no file"):
+        READERS[reader](path)
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # of a file system that stores holes, as archives do
+    with pytest.raises(UserError, match="of more than 1 GiB"):
+        READERS[reader](path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is no file"):
+        READERS[reader](path)
 
 
 def test_text_chunks_that_unfold_are_not_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from imagen_jax.cascade.prompts import Blend
 from imagen_jax.cascade.request import VERSION, Request, hash_of
 from imagen_jax.config import build
-from imagen_jax.errors import UserError
+from imagen_jax.data.images import check_webp, read_file, readable_formats
+from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import atomic_path, given_file
 from imagen_jax.stage_config import SampleConfig
 
@@ -63,11 +65,16 @@ def read_record(path: str | Path) -> dict[str, Any]:
       UserError: there is no such file, it is no image, or says nothing that can be read.
     """
     try:
-        kinds = [name.upper() for name in FORMATS]
-        with given_file(path, "image") as local, Image.open(local, formats=kinds) as opened:
+        kinds = [kind for kind in readable_formats() if kind.lower() in FORMATS]
+        with given_file(path, "image") as local:
+            content = read_file(local)
+        check_webp(content)
+        with Image.open(io.BytesIO(content), formats=kinds) as opened:
             said = opened.info.get(KEY) or opened.getexif().get(_DESCRIPTION)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no image of a kind that can be read") from error
+    except UnusableError as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, UserError):
         raise
     except Exception as error:  # of whatever kind a decoder raises on damage

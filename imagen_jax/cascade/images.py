@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import open_image
+from imagen_jax.data.images import open_image, read_file
 from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import given_file
 
@@ -65,13 +65,11 @@ def _name(file: str | Path | bytes) -> str:
 
 def _open(file: str | Path | bytes, max_pixels: int, alpha: bool = False) -> Image.Image:
     name = _name(file)
-    if isinstance(file, bytes):
-        content = file
-    else:
-        with given_file(file, "image") as path:
-            content = path.read_bytes()
     try:
-        return open_image(content, max_pixels, alpha).image
+        if isinstance(file, bytes):
+            return open_image(file, max_pixels, alpha).image
+        with given_file(file, "image") as path:
+            return open_image(read_file(path), max_pixels, alpha).image
     except UnusableError as error:
         raise UserError(f"{name}: {error}") from error
 

@@ -12,8 +12,10 @@ import functools
 import importlib
 import io
 import re
+import stat
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -33,6 +35,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "H
 HEIF and JXL are read where the packages pillow-heif and pillow-jxl-plugin are installed."""
 MAX_PIXELS = 2**27
 """Most pixels of an image that is opened, unless the caller gives another limit."""
+MAX_BYTES = 2**30
+"""Of the largest file that is read as one image."""
 _PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 _ORIENTATION = 0x0112  # of EXIF
 _TURNED = range(2, 9)
@@ -61,6 +65,22 @@ class OpenedImage:
     changed: list[str]
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file that is to be an image.
+
+    Raises:
+      OSError: it is not there, or may not be read.
+      UnusableError: it is no regular file, or larger than any image is: a link to a device has no
+        end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableError("image is no file")
+    if status.st_size > MAX_BYTES:
+        raise UnusableError("image file of more than 1 GiB")
+    return path.read_bytes()
+
+
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False) -> OpenedImage:
     """Decodes an image.
 
@@ -78,7 +98,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS, alpha: bool = False
         too many pixels.
     """
     check_structure(content)
-    _check_size(webp_size(content), max_pixels)
+    check_webp(content, max_pixels)
     try:
         image = _open(content)
     except UnusableError:
@@ -112,6 +132,16 @@ def readable_formats() -> tuple[str, ...]:
             module.register_heif_opener()
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+def check_webp(content: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    """Check the size of an image if it is a WebP, whose decoder takes memory for its pixels as soon
+    as it is opened.
+
+    Raises:
+      UnusableError: it has too many pixels.
+    """
+    _check_size(webp_size(content), max_pixels)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.images import open_image
+from imagen_jax.data.images import open_image, read_file
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UnusableError, UserError
@@ -160,7 +160,7 @@ def read_image(source: Path | bytes, side: int, fit: str) -> np.ndarray:
 
 def _open(source: Path | bytes) -> Image.Image:
     try:
-        return open_image(source if isinstance(source, bytes) else source.read_bytes()).image
+        return open_image(source if isinstance(source, bytes) else read_file(source)).image
     except (OSError, UnusableError) as error:
         raise UserError(f"{_name(source)} cannot be read: {error}") from error
 

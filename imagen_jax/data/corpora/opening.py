@@ -111,6 +111,9 @@ def open_corpus(
         raise UserError(f"{shown} has no files of kind {kind!r}; it has {_census_text(places)}")
     files, note = _of_split(shown, files, root or "", split, found)
     corpus: Corpus
+    if found != "folder":  # whose files are checked when they are read
+        for file in files:
+            storage.check_file(file)
     if found == "folder":
         corpus = folder_corpus(root or _common(files), files, caption_key, encoding)
     elif found in ("webdataset", "tfrecords"):

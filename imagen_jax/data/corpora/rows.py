@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
-import stat
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import captions_of
+from imagen_jax.data.images import read_file
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UnusableError
 
@@ -56,15 +56,13 @@ class StoredImage:
         """
         tried = f"tried {self.place}"
         try:
-            if not storage.is_remote(self.place):
-                status = os.stat(self.place)
-                if not stat.S_ISREG(status.st_mode):
-                    raise UnusableError("image is no file", tried)
-                if status.st_size > storage.MAX_IMAGE_BYTES:
-                    raise UnusableError("image file of more than 1 GiB", tried)
-            return storage.read_bytes(self.place)
+            if storage.is_remote(self.place):
+                return storage.read_bytes(self.place)
+            return read_file(Path(self.place))
         except PermissionError:
             raise
+        except UnusableError as error:
+            raise UnusableError(error.reason, tried) from error
         except (FileNotFoundError, NotADirectoryError, ValueError, OSError) as error:
             odd = storage.oddities(self.name, self.folder)
             raise UnusableError("no image file", tried + odd) from error

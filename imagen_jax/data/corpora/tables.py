@@ -27,7 +27,6 @@ from imagen_jax.data.corpora.text_tables import (
     JsonLines,
     Line,
     damage_named,
-    open_text,
 )
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UnusableError, UserError
@@ -57,7 +56,7 @@ class JsonTable:
 
     def __init__(self, place: str, encoding: str = "utf-8"):
         self.place = place
-        with open_text(place) as file, damage_named(place):
+        with storage.unfolded(place) as file, damage_named(place):
             content = file.read()
         if not content:
             raise UserError(f"{place} is empty")

@@ -19,6 +19,7 @@ from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
 from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample
+from imagen_jax.data.images import MAX_BYTES
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UnusableError
 
@@ -74,8 +75,10 @@ def read_tar(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     reader = _Reader(keys)
     try:
         with (
-            storage.open_file(place) as file,
-            tarfile.open(fileobj=file, errors="surrogateescape") as tar,
+            storage.unfolded(place) as unfolded,
+            tarfile.open(  # type: ignore[call-overload]
+                fileobj=unfolded, mode="r:", errors="surrogateescape"
+            ) as tar,
         ):
             for member in tar:
                 yield from reader.add(tar, member)
@@ -112,7 +115,7 @@ class _Reader:
         folder, base = posixpath.split(path)
         if member.isdir() or base.startswith("._") or "__MACOSX" in folder.split("/"):
             return
-        if not member.isfile():
+        if not member.isfile() or member.issparse():  # whose zeros are not in the archive
             yield Dropped(path, "member of a tar that is no file", path)
             return
         before, _, behind = base.partition(".")
@@ -133,7 +136,7 @@ class _Reader:
             return
         group.members.append(path)
         if suffix in self._images or suffix in self._captions or suffix == "json":
-            if member.size > storage.MAX_IMAGE_BYTES:
+            if member.size > MAX_BYTES:
                 yield Dropped(path, "file of more than 1 GiB", path)
                 return
             content = _content(tar, member)

@@ -7,10 +7,8 @@ INDEX_EVERY-th begins, and then once more by the shards. What is not plain UTF-8
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -280,17 +278,6 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
     return found
 
 
-def open_text(place: str) -> IO[bytes]:
-    """Opens a file, decompressing it where it is gzip, bzip2 or xz."""
-    file = storage.open_file(place)
-    start = file.read(6)
-    file.seek(0)
-    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
-        if start.startswith(magic):
-            return opener(file, "rb")  # type: ignore[return-value, operator]
-    return file
-
-
 @contextmanager
 def damage_named(place: str) -> Iterator[None]:
     """Turns what decompression and decoding raise into a UserError that names the file."""
@@ -306,7 +293,7 @@ def damage_named(place: str) -> Iterator[None]:
 
 def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
     """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
-    with open_text(place) as file, damage_named(place):
+    with storage.unfolded(place) as file, damage_named(place):
         start = file.read(2**16)
         if not start:
             raise UserError(f"{place} is empty")

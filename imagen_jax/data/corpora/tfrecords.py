@@ -40,7 +40,9 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     if storage.kind_of(start) not in ("", "compressed by gzip"):
         raise OtherKindError(place, "TFRecord file", start)
     with _plain(place, start) as (path, fault_of_compression):
-        dataset = tf.data.TFRecordDataset(str(path))
+        sound, cut = _sound_records(path)
+        fault = fault_of_compression or cut
+        dataset = tf.data.TFRecordDataset(str(path)).take(sound)
         try:
             for number, serialized in enumerate(dataset.as_numpy_iterator()):
                 try:
@@ -53,10 +55,26 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
                 values = {name: list(f.bytes_list.value) for name, f in features.items()}
                 yield from _examples(values, number, keys)
         except tf.errors.OpError as error:
-            fault = fault_of_compression or first_line(error)
-            raise DamagedFileError(place, fault) from error
-        if fault_of_compression:
-            raise DamagedFileError(place, fault_of_compression)
+            raise DamagedFileError(place, fault or first_line(error)) from error
+        if fault:
+            raise DamagedFileError(place, fault)
+
+
+def _sound_records(path: Path) -> tuple[int, str]:
+    """(number of records that end within the file, what is wrong with the one after them).
+
+    TensorFlow takes memory for as many bytes as a record says that it has, and ends the process
+    where there is none.
+    """
+    size, at, number = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            end = at + int.from_bytes(file.read(8), "little") + records.FRAME
+            if end > size:
+                return number, f"truncated record at byte {at}"
+            at, number = end, number + 1
+    return number, ""
 
 
 @contextmanager
@@ -73,7 +91,7 @@ def _plain(place: str, start: bytes) -> Iterator[tuple[Path, str]]:
     with tempfile.NamedTemporaryFile(prefix="imagen-jax-") as copy:
         with storage.open_file(place) as file:
             try:
-                for part in _decompressed(file):
+                for part in _decompressed(file, storage.growth_limit(storage.size(place))):
                     copy.write(part)
             except zlib.error as error:
                 fault = str(error)
@@ -81,16 +99,21 @@ def _plain(place: str, start: bytes) -> Iterator[tuple[Path, str]]:
         yield Path(copy.name), fault
 
 
-def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
+def _decompressed(file: IO[bytes], limit: int) -> Iterator[bytes]:
     """Content of gzip, of one member or several, or of zlib.
 
     Raises:
-      zlib.error: damage; what comes before it has been given out.
+      zlib.error: damage, or more bytes than the limit; what comes before has been given out.
     """
     decompressor = zlib.decompressobj(_ANY_HEADER)
+    left = limit
     while part := file.read(_READ):
         while part:
-            yield decompressor.decompress(part)
+            plain = decompressor.decompress(part)
+            left -= len(plain)
+            if left < 0:
+                raise zlib.error(storage.too_much(limit))
+            yield plain
             part = decompressor.unused_data
             if decompressor.eof and part:
                 decompressor = zlib.decompressobj(_ANY_HEADER)
