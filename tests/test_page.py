@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from imagen_jax.page.form import Form, request, sizes
 from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback, own_names
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAITING_OF_TAB, MAX_WORK
+from imagen_jax.page.log import MAX_LINE, log_in_lines
 from imagen_jax.page.server import listen
 from imagen_jax.page.uploads import what_is_used
 
@@ -337,6 +341,48 @@ def test_the_worker_outlives_errors(
     assert (job.state, job.error) == ("failed", told)
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
     assert ended(submit(worker, form())).state == "done"
+
+
+# answers before images, and the log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness of threads is Linux's")
+def test_threads_that_compute_let_others_go_first() -> None:
+    code = """
+import os, threading
+from imagen_jax.page.priority import BEHIND, compute_behind
+before = os.getpriority(os.PRIO_PROCESS, 0)
+compute_behind()
+import jax
+import jax.numpy as jnp
+jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((512, 512))))
+assert os.getpriority(os.PRIO_PROCESS, 0) == before
+names = {int(task): open(f"/proc/self/task/{task}/comm").read()
+         for task in os.listdir("/proc/self/task")}
+pool = [task for task, name in names.items() if name.startswith("tf_XLA")]
+assert pool, names
+assert {os.getpriority(os.PRIO_PROCESS, task) for task in pool} == {min(before + BEHIND, 19)}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_log_is_lines_that_a_terminal_only_shows(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("nicegui")
+    before = log.handlers, log.propagate
+    try:
+        log_in_lines()
+        log.warning("a browser may log \x1b]0;pwn\x07\nimagen: what it likes")
+        try:
+            raise ValueError("x" * 10_000)
+        except ValueError as error:
+            log.exception(error)
+    finally:
+        log.handlers, log.propagate = before
+    lines = capfd.readouterr().err.split("\n")
+    assert len(lines) == 3
+    assert lines[0] == r"imagen: nicegui: a browser may log \x1b]0;pwn\x07 imagen: what it likes"
+    assert lines[1].startswith("imagen: nicegui: ValueError in test_page.py, line ")
+    assert len(lines[1]) < 2 * MAX_LINE
 
 
 # what is answered

@@ -6,6 +6,7 @@
     uploads.py   images that are uploaded, read one at a time
     jobs.py      one job at a time, its progress and its images
     drawing.py   images for the browser, and masks from strokes of a brush
+    priority.py  answers before images; log.py: what the server says, in lines
 
 and, of NiceGUI,
 

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from nicegui import ui
 
-from imagen_jax.page.drawing import data_url, png_of, png_with_record, preview
+from imagen_jax.page.drawing import png_of, png_with_record
 from imagen_jax.page.jobs import Job
 from imagen_jax.page.limits import clamped
-
-LARGE = 512
-"""Longest side, in pixels, of a finished image in the browser; files have all pixels."""
 
 
 class ShownImage(ui.element):
@@ -81,7 +78,7 @@ class Detail:
                     with ui.row().classes("gap-2"):
                         self._given = {what: self._given_button(what) for what in ("image", "mask")}
                     with ui.expansion("Everything it was made of").props("dense") as more:
-                        self._record = ui.code("", language="json").classes("w-full record")
+                        self._record = ui.label().classes("w-full record")
                     more.classes("w-full more")
 
     def choose(self, job: Job, row: int) -> None:
@@ -116,24 +113,22 @@ class Detail:
         if job is None or not frames:
             return
         at = int(clamped(self._film.value, 1, len(frames)) or 1) - 1
-        frame, made = frames[at], job.image(self._row)
-        if made is not None and at == len(frames) - 1:
-            self._large.show(data_url(preview(made, LARGE)))
-        else:
-            self._large.show(frame.url)
+        frame, made = frames[at], job.url(self._row)
+        self._large.show(frame.url if made is None or at < len(frames) - 1 else made)
         self._frame.text = f"stage {frame.stage}, step {frame.step} of {frame.steps}"
 
     def _show_stages(self, job: Job) -> None:
         self._stages.clear()
         with self._stages:
-            for name, made in list(job.stages.items()):  # another thread adds to them
-                if self._row not in made:
+            for asked in job.request.stages:
+                url = job.urls.get(asked.name, {}).get(self._row)
+                if url is None:
                     continue
-                image = made[self._row]
                 with ui.column().classes("gap-1 items-center"):
-                    shown = ShownImage(f"image of stage {name}").classes("stage")
-                    shown.show(data_url(preview(image, LARGE)))
-                    ui.label(f"{name}, {image.shape[1]} x {image.shape[0]}").classes("note")
+                    shown = ShownImage(f"image of stage {asked.name}").classes("stage")
+                    shown.show(url)
+                    height, width = asked.size
+                    ui.label(f"{asked.name}, {width} x {height}").classes("note")
             if not job.stages:
                 ui.label("The first stage is at work.").classes("note")
 
@@ -147,7 +142,7 @@ class Detail:
         for what, button in self._given.items():
             button.visible = what in record["given"]
         self._command.text = f"imagen sample --from {self._file_name(job)}{given}"
-        self._record.content = json.dumps(record, indent=1, ensure_ascii=False)
+        self._record.text = json.dumps(record, indent=1, ensure_ascii=False)
 
     def _given_button(self, what: str) -> ui.button:
         button = ui.button(f"Download its {what}", on_click=lambda: self._download_given(what))

@@ -17,7 +17,13 @@ from imagen_jax.cascade import Cascade, Finished, Request, Step
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import data_url, preview
 from imagen_jax.page.form import Form, request
-from imagen_jax.page.limits import MAX_FRAMES, MAX_KEPT_BYTES, MAX_WAITING, MAX_WAITING_OF_TAB
+from imagen_jax.page.limits import (
+    LARGE,
+    MAX_FRAMES,
+    MAX_KEPT_BYTES,
+    MAX_WAITING,
+    MAX_WAITING_OF_TAB,
+)
 
 State = Literal["waiting", "running", "done", "stopped", "failed", "dropped"]
 
@@ -49,6 +55,8 @@ class Job:
       error: why it failed, or was dropped.
       frames: for each image, estimates at the steps of all stages so far, the newest last.
       stages: stage name -> number of the image -> [h, w, 3] uint8 that the stage made.
+      urls: the same as the browser shows them, as addresses.
+      thumb: address of the small first image, or of its newest estimate.
       last_stage: name of the last stage, once it is done.
       seconds: seconds that it ran.
       version: grows with every change, for those who show it.
@@ -61,6 +69,8 @@ class Job:
     error: str = ""
     frames: list[list[Frame]] = dataclasses.field(default_factory=list)
     stages: dict[str, dict[int, np.ndarray]] = dataclasses.field(default_factory=dict)
+    urls: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+    thumb: str = ""
     last_stage: str | None = None
     seconds: float = 0.0
     version: int = 0
@@ -87,17 +97,18 @@ class Job:
     @property
     def kept_bytes(self) -> int:
         """Memory of its images."""
-        frames = sum(len(frame.url) for row in self.frames for frame in row)
+        urls = sum(len(frame.url) for row in self.frames for frame in row) + len(self.thumb)
+        urls += sum(len(url) for rows in self.urls.values() for url in rows.values())
         made = sum(image.nbytes for rows in self.stages.values() for image in rows.values())
         given = (self.form.image, self.request.image, self.request.mask)
-        return frames + made + sum(array.nbytes for array in given if array is not None)
+        return urls + made + sum(array.nbytes for array in given if array is not None)
 
     def drop(self) -> None:
         """Forget its images."""
         self.state = "dropped"
         self.error = "its images were dropped to make room for newer ones"
         self.last_stage = None
-        self.frames, self.stages = [[] for _ in self.frames], {}
+        self.frames, self.stages, self.urls, self.thumb = [[] for _ in self.frames], {}, {}, ""
         self.form = dataclasses.replace(self.form, image=None, mask=None)
         self.request = dataclasses.replace(self.request, image=None, mask=None)
         self.version += 1
@@ -105,6 +116,10 @@ class Job:
     def image(self, row: int) -> np.ndarray | None:
         """An image of the last stage, [h, w, 3] uint8, if it is done."""
         return self.stages.get(self.last_stage or "", {}).get(row)
+
+    def url(self, row: int) -> str | None:
+        """Address of an image of the last stage, if it is done."""
+        return self.urls.get(self.last_stage or "", {}).get(row)
 
 
 @dataclasses.dataclass(eq=False)
@@ -241,14 +256,20 @@ class Worker:
                     frames[-1] = frame  # at once: others read them
                 else:
                     frames.append(frame)
+                if row == 0:
+                    job.thumb = frame.url
             job.version += 1
             if job.stop_asked:
                 raise _Stopped
 
         def on_finished(finished: Finished) -> None:
             made = job.stages.setdefault(finished.stage, {})
+            urls = job.urls.setdefault(finished.stage, {})
             for row, image in zip(finished.rows, finished.images, strict=True):
+                urls[int(row)] = data_url(preview(image, LARGE))
                 made[int(row)] = image
+                if row == 0:
+                    job.thumb = data_url(preview(image))
             if finished.is_last:
                 job.last_stage = finished.stage
             job.version += 1

@@ -14,7 +14,7 @@ from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.results import Results
 from imagen_jax.page.uploads import Uploads
 
-STYLE = Path(__file__).with_name("style.css")
+STYLE = Path(__file__).with_name("style.css").read_text()
 
 
 EXAMPLES = (
@@ -41,7 +41,7 @@ async def build(worker: Worker, uploads: Uploads) -> None:
     """
     cascade = worker.cascade
     ui.colors(primary="#4338ca", negative="#b91c1c")
-    ui.add_css(STYLE.read_text())
+    ui.add_css(STYLE)
 
     def fail(message: str) -> None:
         error.text = message
@@ -54,6 +54,8 @@ async def build(worker: Worker, uploads: Uploads) -> None:
             results.add(worker.submit(form, results.tab))
         except UserError as reason:
             fail(str(reason))
+            return
+        welcome.visible = False
 
     def reuse(job: Job, row: int) -> None:
         if job.form.image is not None:
@@ -78,7 +80,6 @@ async def build(worker: Worker, uploads: Uploads) -> None:
                         chip = ui.button(text, on_click=lambda _, t=text: controls.say(t))
                         chip.props("flat no-caps dense").classes("example")
             results = Results(worker, lambda: Detail(reuse, controls.edit))
-            welcome.bind_visibility_from(results, "is_empty")
     client = ui.context.client
     await client.connected()
     tab = app.storage.tab.setdefault("kept", Tab())
@@ -90,3 +91,4 @@ async def build(worker: Worker, uploads: Uploads) -> None:
 
     client.on_delete(left)
     results.restore(tab)
+    welcome.visible = not tab.jobs

@@ -38,6 +38,8 @@ BRUSH = (2, 40)
 """Width of the brush, in percent of the image's width."""
 MAX_POINTS = 5000
 """Of all strokes of the brush over an image."""
+LARGE = 512
+"""Longest side, in pixels, of a finished image in the browser; files have all pixels."""
 PREVIEW = 256
 """Longest side, in pixels, of what the browser shows while an image is being made."""
 

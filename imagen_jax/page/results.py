@@ -7,13 +7,14 @@ from typing import Any
 
 from nicegui import ui
 
-from imagen_jax.page.drawing import data_url, preview
-from imagen_jax.page.image import LARGE, Detail, ShownImage
+from imagen_jax.page.image import Detail, ShownImage
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_KEPT
 
 POLL = 0.12
 """Seconds between looks at the job that is shown."""
+SELDOM = 1.0
+"""The same of a job that has ended, whose images may yet be dropped."""
 EMPTY = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 """A transparent pixel, where there is no image yet."""
 
@@ -30,12 +31,17 @@ class Results:
         worker: the worker that samples.
         detail_of: () -> the Detail of the chosen image, put where it is called.
         """
-        self._worker = worker
+        self._worker, self._detail_of = worker, detail_of
         self.tab = Tab()
         self._job: Job | None = None
+        self._others: list[Job] = []  # that are shown below
         self._seen: Any = None
         self._tiles: list[ShownImage] = []
-        with ui.column().classes("w-full gap-3") as self._body:
+        self._root = ui.column().classes("w-full gap-4")
+
+    def _build(self) -> None:
+        """Puts the elements of a job there, which a tab has no use for before its first."""
+        with self._root, ui.column().classes("w-full gap-3"):
             with ui.row().classes("w-full items-center no-wrap gap-3"):
                 self._title = ui.label().classes("title grow")
                 self._stop = ui.button("Stop", icon="stop", on_click=self._stop_job)
@@ -45,10 +51,10 @@ class Results:
                 self._bar.props("instant-feedback").classes("grow")
                 self._state = ui.label().classes("note state").props("role=status")
             self._gallery = ui.element("div").classes("gallery")
-            self._detail = detail_of()
-        self._history = ui.element("div").classes("history")
-        self._body.visible = False
-        ui.timer(POLL, self._refresh)
+            self._detail = self._detail_of()
+        with self._root:
+            self._history = ui.element("div").classes("history")
+            self._timer = ui.timer(POLL, self._refresh)
 
     def add(self, job: Job) -> None:
         """Shows a new job."""
@@ -61,14 +67,10 @@ class Results:
         if tab.jobs:
             self._show(tab.jobs[0])
 
-    @property
-    def is_empty(self) -> bool:
-        """True while there is nothing to show."""
-        return self._job is None
-
     def _show(self, job: Job) -> None:
+        if self._job is None:
+            self._build()
         self._job = job
-        self._body.visible = True
         self._title.text = job.prompt
         self._gallery.clear()
         self._tiles = []
@@ -104,6 +106,7 @@ class Results:
         if self._seen == (job.version, ahead):
             return
         self._seen = (job.version, ahead)
+        self._timer.interval = SELDOM if job.ended else POLL
         self._state.text = said(job, ahead)
         self._state.classes(remove="failed")
         if job.state == "failed":
@@ -115,9 +118,9 @@ class Results:
         self._bar.value = 0 if newest is None else newest.step / newest.steps
         self._bar.update()
         for row, tile in enumerate(self._tiles):
-            made = job.image(row)
+            made = job.url(row)
             if made is not None:
-                tile.show(data_url(preview(made, LARGE)))
+                tile.show(made)
             elif job.frames[row]:
                 tile.show(job.frames[row][-1].url)
         self._detail.refresh()
@@ -125,15 +128,17 @@ class Results:
             self._show_history()
 
     def _show_history(self) -> None:
+        others = [job for job in self.tab.jobs if job is not self._job and job.thumb]
+        if others == self._others:
+            return
+        self._others = others
         self._history.clear()
-        others = [job for job in self.tab.jobs if job is not self._job and job.frames[0]]
         with self._history:
             if others:
                 ui.label("Earlier").classes("head")
             for job in others:
                 thumb = ShownImage(job.prompt).classes("thumb")
-                made = job.image(0)
-                thumb.show(job.frames[0][-1].url if made is None else data_url(preview(made)))
+                thumb.show(job.thumb)
                 thumb.props["title"] = job.prompt
                 thumb.on("click", lambda _, job=job: self._show(job))
 

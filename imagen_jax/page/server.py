@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import socket
 import webbrowser
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from nicegui import Client, ui
 from nicegui import app as pages
+from starlette.middleware.gzip import GZipMiddleware
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.errors import UserError
@@ -23,6 +26,11 @@ from imagen_jax.page.uploads import Uploads
 
 KEPT_SECONDS = 3600.0
 """Seconds that the images of a closed tab are kept."""
+SILENT_SECONDS = 20.0
+"""Of these, NiceGUI takes four tenths for an answer to a ping of it, and asks twice as seldom: a
+browser that is busy, or a machine that is, keeps its connection."""
+GONE_SECONDS = 3.0
+"""Seconds in which a page whose connection has ended may come back."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,12 +82,21 @@ def serve(
     names = None if only_loopback else own_names(host, allowed)
     worker, uploads = Worker(cascade), Uploads(sizes(cascade))
 
-    @ui.page("/")
+    @ui.page("/", reconnect_timeout=GONE_SECONDS)
     async def page() -> None:
         await build(worker, uploads)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    ui.run_with(app, title="imagen", favicon=FAVICON, show_welcome_message=False)
+    ui.run_with(
+        app,
+        title="imagen",
+        favicon=FAVICON,
+        show_welcome_message=False,
+        gzip_middleware_factory=functools.partial(GZipMiddleware, compresslevel=1),
+        reconnect_timeout=SILENT_SECONDS,
+        binding_refresh_interval=None,  # nothing is bound that would have to be looked at
+        message_history_length=100,  # sent again; a page that missed more is loaded again
+    )
     # Nothing is built for paths that do not exist.
     pages.add_exception_handler(404, not_found)
     pages.storage.max_tab_storage_age = KEPT_SECONDS
@@ -95,9 +112,11 @@ def serve(
         )
     if open_browser:
         webbrowser.open(address)
+    _collect_garbage()
     config = uvicorn.Config(
         app,
         log_level="warning",
+        log_config=None,
         ws="websockets-sansio",
         access_log=False,
         ws_max_size=2**20,
@@ -105,6 +124,17 @@ def serve(
     )
     uvicorn.Server(config).run(sockets=[listening])
     raise KeyboardInterrupt  # it ends by nothing else, but does not always raise it itself
+
+
+def _collect_garbage() -> None:
+    """Collect what closed tabs leave, which refers to itself, without a look at all else.
+
+    What is there before the first tab stays to the end; the command sets Python's collector to look
+    through all so seldom that it never would.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 async def not_found(request: Request, error: Exception) -> Response:

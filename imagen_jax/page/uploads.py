@@ -18,9 +18,14 @@ class OneUpload(ui.upload):
     """An upload of one file a request; a request with more is not answered by any handler."""
 
     async def handle_uploads(self, files: list[ui.upload.FileUpload]) -> None:
-        """Hands on one file."""
-        if len(files) == 1:
+        """Hands on one file, unless the page was closed meanwhile."""
+        if len(files) == 1 and not self.is_deleted:
             await super().handle_uploads(files)
+
+    def _handle_delete(self) -> None:
+        """Lets go of the image that was uploaded: FastAPI remembers routes of tabs long closed."""
+        super()._handle_delete()
+        self._upload_handlers.clear()
 
 
 class Uploads:
