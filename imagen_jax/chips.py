@@ -1,11 +1,13 @@
-"""Chips: their published rates, and which of them a program is compiled for."""
+"""Chips: their published rates, which of them a program is compiled for, and where it is kept."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
+from imagen_jax.files import cache_directory
 from imagen_jax.sharding import MESH_AXES
 
 GIB = 2**30
@@ -88,3 +90,14 @@ def no_platform() -> jax.sharding.AbstractMesh:
     """
     device = jax.sharding.AbstractDevice("none", None, "none")
     return jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs between processes, as the commands do, where the user said nothing.
+
+    A program that was compiled once is then read from the cache directory of this machine.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        compilation_cache.reset_cache()  # what was compiled before has found none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -184,3 +185,29 @@ def test_the_snippets_of_the_readme_run(folder: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / made / "grid.png").is_file()
+
+
+def test_python_users_keep_compiled_programs_as_the_commands_do(tmp_path: Path) -> None:
+    script = """
+import jax
+jax.jit(lambda x: x + 1)(1.0)  # before this package is asked for anything
+import imagen_jax
+imagen_jax.Cascade.load()
+jax.jit(lambda x: x * 2)(1.0).block_until_ready()
+print(jax.config.jax_compilation_cache_dir)
+"""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPIL", "JAX_PERS"))}
+
+    def kept(**environment: str) -> list[Path]:
+        env = plain | {"XDG_CACHE_HOME": str(tmp_path)} | environment
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, check=True)
+        return list(Path(done.stdout.split()[-1]).iterdir())
+
+    assert kept()
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    where = kept(
+        JAX_COMPILATION_CACHE_DIR=str(chosen), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+    )
+    assert {path.parent for path in where} == {chosen}

@@ -25,6 +25,7 @@ from imagen_jax.cascade.stages import (
 )
 from imagen_jax.checkpoints.cascades import open_cascade
 from imagen_jax.checkpoints.pretrained import Pretrained
+from imagen_jax.chips import keep_programs
 from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
 from imagen_jax.sharding import make_mesh
@@ -76,6 +77,7 @@ class Cascade:
             stage if dtype is None else stage.with_network(stage.network.with_dtype(dtype))
             for stage in choose_stages(pretrained.stages, stages)
         ]
+        keep_programs()
         self.dtype = dtype
         self.low_memory = low_memory
         self.mesh = make_mesh() if mesh is None else mesh

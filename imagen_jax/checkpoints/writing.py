@@ -110,6 +110,11 @@ class Checkpointer:
         if not (lost and jax.process_count() > 1):
             self.close()
 
+    def prepare(self, items: Mapping[str, Any]) -> None:
+        """Compile the checksums of items, for which the first save would hold up training."""
+        for item in items.values():
+            checksums(item)
+
     def save(
         self,
         step: int,

@@ -238,14 +238,15 @@ def check_shards(directory: str | Path, manifest: Manifest, split: str) -> None:
       UserError: one is missing or has another size; names it.
     """
     entry = manifest["splits"][split]
-    sizes = {Path(directory) / name: size
-             for name, size in zip(entry["shards"], entry["shard_bytes"], strict=True)}  # fmt: skip
-    sizes |= {
-        offsets_path(shard): offsets_size(examples)
-        for shard, examples in zip(list(sizes), entry["shard_examples"], strict=True)
-    }
+    shards = list(zip(entry["shards"], entry["shard_bytes"], entry["shard_examples"], strict=True))
+
+    def check(part: int) -> None:
+        for name, size, examples in shards[part::_PARALLEL_CHECKS]:
+            _check_size(Path(directory) / name, size)
+            _check_size(offsets_path(Path(directory) / name), offsets_size(examples))
+
     with ThreadPoolExecutor(_PARALLEL_CHECKS) as pool:
-        list(pool.map(_check_size, sizes.keys(), sizes.values()))
+        list(pool.map(check, range(_PARALLEL_CHECKS)))
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -18,6 +18,7 @@ from imagen_jax import sharding
 from imagen_jax.checkpoints.claim import open_origin
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.checkpoints.writing import Checkpointer
+from imagen_jax.chips import keep_programs
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
 from imagen_jax.files import local_path, only_writer
@@ -92,6 +93,7 @@ def train(
     """
     config = load_config(config) if isinstance(config, str | Path) else config
     of = make_stage(config, stage)
+    keep_programs()
     try:
         return _train(config, of, str(data), local_path(workdir), hooks,
                       init_from, fall_back, mesh_axes)  # fmt: skip
@@ -156,6 +158,7 @@ def _train(
         saved = checkpointer.restore(abstract.items(), fall_back)
         if saved is None:
             state = first_state(stage, mesh, abstract, origin)
+            checkpointer.prepare(state.items())
         else:
             state = abstract.with_items(saved.items)
             batches.restore(saved.position)
