@@ -140,7 +140,7 @@ def test_missing_columns_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_corpus_was_taken_for() -> None:
+def test_the_detected_kind_of_a_corpus_is_said() -> None:
     for where, kind in (("folder_txt", "folder"), ("tsv", "tsv"), ("hf_shards", "parquet"),
                         ("imagefolder_jsonl", "jsonl"), ("tars", "webdataset"),
                         ("tfrecords", "tfrecords")):  # fmt: skip

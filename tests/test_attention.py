@@ -63,7 +63,7 @@ def test_errors_are_rounding(shape: Any, size: float, masked: bool) -> None:
         assert of_found < 3e-5 * np.abs(truth).max(), name
 
 
-def test_keys_that_are_not_seen_do_not_matter() -> None:
+def test_masked_keys_do_not_matter() -> None:
     q, k, v, grad = heads(2, 70, 40, 2, 16)
     mask = seen(2, 40)
     masked = lambda q, k, v: attend(q, k, v, mask)  # noqa: E731
@@ -83,7 +83,7 @@ def test_bad_shapes_are_refused() -> None:
         attend(q, k, v[..., :8]).block_until_ready()
 
 
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_spreads_as_in_plain_attention() -> None:
     q, k, v, _ = heads(1, 70, 40, 1, 16)
     for changed in (q, k, v):
         kept = changed[0, 13, 0, 3]
@@ -95,19 +95,19 @@ def test_what_is_no_number_stays_none() -> None:
         np.testing.assert_array_equal(lost, rows[:, None] & columns)
 
 
-def test_equal_heads_in_whatever_batch() -> None:
+def test_outputs_do_not_depend_on_the_batch() -> None:
     q, k, v, _ = heads(9, 100, 50, 2, 16)
     all_of_them = jax.jit(attend)(q, k, v)
     np.testing.assert_array_equal(all_of_them[5:6], jax.jit(attend)(q[5:6], k[5:6], v[5:6]))
 
 
-def test_a_batch_of_calls() -> None:
+def test_vmap_of_the_kernel() -> None:
     q, k, v, _ = (np.stack([x, -x]) for x in heads(1, 9, 8, 2, 16))
     found = jax.vmap(attention.attend)(q, k, v)
     np.testing.assert_array_equal(found[1], attention.attend(q[1], k[1], v[1]))
 
 
-def test_where_it_applies() -> None:
+def test_the_kernel_takes_float32_on_one_device() -> None:
     def kernel(inputs: Any) -> bool:
         return "attention_forward" in str(jax.make_jaxpr(attend)(*inputs))
 

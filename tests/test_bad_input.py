@@ -137,7 +137,7 @@ def test_impossible_size(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not output.exists()
 
 
-def test_a_image_size_that_the_data_cannot_give(
+def test_an_image_size_that_the_data_cannot_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = train(tiny.embeddings(), tmp_path / "workdir",
@@ -147,7 +147,9 @@ def test_a_image_size_that_the_data_cannot_give(
     assert not (tmp_path / "workdir").exists()
 
 
-def test_a_work_directory_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_directories_that_are_no_work_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workdir = tmp_path / "workdir"
     shutil.copytree(tiny.workdir(), workdir)
     for given, message in (

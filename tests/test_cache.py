@@ -24,7 +24,7 @@ def permissions(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_it_is_made_for_its_owner_alone(cache: Path) -> None:
+def test_the_cache_directory_is_private(cache: Path) -> None:
     before = os.umask(0o002)
     try:
         directory = cache_directory("native")

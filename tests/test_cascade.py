@@ -75,7 +75,7 @@ def four(cascade: Cascade) -> Samples:
 # weights
 
 
-def test_export_is_the_average_in_half_precision(exported: Path) -> None:
+def test_export_is_the_ema_in_float16(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == [
         "base.safetensors", "cascade.json", "sr.safetensors"
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_work_directory_and_export_make_the_same_images(exported: Path) -> None:
 # images
 
 
-def test_what_is_sampled(cascade: Cascade, four: Samples) -> None:
+def test_samples_have_prompts_seeds_settings_and_sizes(cascade: Cascade, four: Samples) -> None:
     assert four.request.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert four.request.seeds == [SEED, SEED + 1] * 2
     assert settings_of(four) == {stage.name: stage.sample for stage in cascade.stages}
@@ -134,7 +134,7 @@ def test_same_seed_same_images(cascade: Cascade, four: Samples) -> None:
     np.testing.assert_array_equal(again.images, four.images)
 
 
-def test_a_image_is_its_own_whatever_is_sampled_with_it(
+def test_an_image_does_not_depend_on_its_batch(
     cascade: Cascade, four: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     company = ["green", PROMPTS[1], "a black one with stripes", PROMPTS[0]]
@@ -220,7 +220,7 @@ def test_guidance(cascade: Cascade, four: Samples) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp"])
-def test_saved_images_say_how_they_were_made(
+def test_saved_images_have_records(
     cascade: Cascade, four: Samples, tmp_path: Path, file_format: str
 ) -> None:
     prompts = ["a cat, «gemalt» in 東京\0 \u202e", *four.request.prompts[1:]]

@@ -151,7 +151,7 @@ def test_a_kept_small_image_is_enlarged_to_the_same(cascade: Cascade, plain: Sam
     assert sample(cascade, image=tall).images.shape == (1, 2 * tiny.SR, tiny.SR, 3)
 
 
-def test_strength_says_how_much_of_a_image_is_left(cascade: Cascade) -> None:
+def test_img2img_keeps_less_with_more_strength(cascade: Cascade) -> None:
     small = resize(COLOURFUL[None], (tiny.BASE, tiny.BASE))
 
     def distance(strength: float) -> float:
@@ -199,7 +199,7 @@ def test_inpainting_keeps_the_rest_bit_for_bit(cascade: Cascade) -> None:
     ],
     ids=["plain", "settings", "size", "enlarged", "img2img", "inpainted"],
 )
-def test_a_image_is_repeated_from_its_file(
+def test_an_image_is_repeated_from_its_record(
     cascade: Cascade, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     made = sample(cascade, Blend(PROMPT, "a green image", 0.3), **options)
@@ -214,9 +214,7 @@ def test_a_image_is_repeated_from_its_file(
     )
 
 
-def test_what_cannot_be_repeated_says_why(
-    cascade: Cascade, directory: Path, tmp_path: Path
-) -> None:
+def test_records_that_cannot_be_repeated(cascade: Cascade, directory: Path, tmp_path: Path) -> None:
     record = sample(cascade, image=COLOURFUL, strength=0.5).request.record(0)
     with pytest.raises(ValueError, match="made with image; give the same image again"):
         repeat(cascade, record)
@@ -258,7 +256,7 @@ def test_a_sweep_is_all_combinations(cascade: Cascade) -> None:
 # cost
 
 
-def test_what_is_data_is_not_compiled_for(cascade: Cascade, plain: Samples) -> None:
+def test_settings_that_are_data_compile_nothing(cascade: Cascade, plain: Samples) -> None:
     compiled: list[str] = []
 
     def listen(event: str, seconds: float, **of: Any) -> None:
@@ -300,7 +298,7 @@ def test_one_stage_in_memory_at_a_time(
     assert cascade._encoder is None
 
 
-def test_interruption_keeps_what_is_done(
+def test_ctrl_c_keeps_finished_images(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -67,7 +67,7 @@ def test_samples_are_a_sequence_of_images(samples: Samples) -> None:
         samples[4]
 
 
-def test_samples_show_themselves(samples: Samples) -> None:
+def test_samples_have_png_and_html_of_their_own(samples: Samples) -> None:
     grid = samples.grid()
     assert grid.width > 4 * 192
     assert samples.grid(columns=2).height > grid.height
@@ -78,7 +78,7 @@ def test_samples_show_themselves(samples: Samples) -> None:
     assert "a red image, seed 1" in html
 
 
-def test_a_prompt_is_escaped_where_samples_show_themselves(cascade: Cascade) -> None:
+def test_prompts_are_escaped_in_html(cascade: Cascade) -> None:
     html = cascade.sample("<b> red", show_progress=False)._repr_html_()
     assert "&lt;b&gt; red" in html
 
@@ -202,7 +202,7 @@ def test_a_folder_resumes_and_is_never_overwritten(
     assert Folder.unused(killed, [request]).directory == killed
 
 
-def test_a_folder_keeps_what_is_not_its_own(cascade: Cascade, tmp_path: Path) -> None:
+def test_a_folder_keeps_files_of_others(cascade: Cascade, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     samples = cascade.sample(PROMPTS[0], show_progress=False)
     samples.save(tmp_path)
@@ -243,7 +243,7 @@ def test_the_default_folder_is_a_new_one(
     assert "2 images in samples, 2 of which were there" in capsys.readouterr().out
 
 
-def test_sigterm_keeps_what_is_done(directory: Path, tmp_path: Path) -> None:
+def test_sigterm_keeps_finished_images(directory: Path, tmp_path: Path) -> None:
     """Two stages of two images, one at a time; told to stop in the second one of the last stage."""
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv.pop(1));"

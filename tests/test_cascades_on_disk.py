@@ -36,7 +36,7 @@ def test_a_base_stage_alone_is_sampled_and_exported(
     np.testing.assert_array_equal(*made)
 
 
-def test_a_training_that_goes_on_changes_no_opened_cascade(workdir: Path) -> None:
+def test_further_training_changes_no_opened_cascade(workdir: Path) -> None:
     cascade = open_cascade(workdir)
     base = cascade.stages[0]
     before, fingerprint = cascade.weights(base), cascade.fingerprint(base)
@@ -64,7 +64,7 @@ def test_an_exported_file_that_changes_is_not_mixed_up(workdir: Path, tmp_path: 
         cascade.weights(base)
 
 
-def test_exports_replace_nothing(workdir: Path, tmp_path: Path) -> None:
+def test_an_export_overwrites_nothing(workdir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a work directory, with the stages base, sr; export"):
         export_cascade(workdir, workdir)
     assert not (workdir / "cascade.json").exists()
@@ -78,7 +78,7 @@ def test_exports_replace_nothing(workdir: Path, tmp_path: Path) -> None:
         open_cascade(workdir)
 
 
-def test_what_is_no_cascade(workdir: Path, tmp_path: Path) -> None:
+def test_directories_that_are_no_cascade(workdir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"the folder of one stage; give the work .* {workdir}"):
         open_cascade(workdir / "base")
     with pytest.raises(UserError, match=r"gs://bucket/run is an address.* mount the gs storage"):

@@ -88,7 +88,7 @@ def assert_is(state: TrainState | None, step: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
 
 
-def test_round_trip_and_what_is_kept(tmp_path: Path) -> None:
+def test_round_trip_and_the_checkpoints_that_are_kept(tmp_path: Path) -> None:
     assert restore(tmp_path / "none") is None
     for name, hours, kept in (("latest", 0.0, [3, 4]), ("all", 1e-7, [1, 2, 3, 4])):
         save(tmp_path / name, 1, 2, 3, 4, hours=hours)
@@ -101,7 +101,7 @@ def test_round_trip_and_what_is_kept(tmp_path: Path) -> None:
         restore_ema(newest_checkpoint(tmp_path / "latest"), ABSTRACT.ema, 0.9)
 
 
-def test_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     losses = {1: 0.5, 2: 0.1, 3: 0.2, 4: None, 5: 0.3, 6: 0.4}
     with contextlib.closing(open_checkpoints(tmp_path, keep=1, best=2)) as checkpointer:
         for step, loss in losses.items():
@@ -123,7 +123,7 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
         best_checkpoint(tmp_path / "other")
 
 
-def test_more_that_are_right_is_better(tmp_path: Path) -> None:
+def test_higher_all_correct_is_better(tmp_path: Path) -> None:
     checkpointer = Checkpointer(
         tmp_path, keep=1, keep_every_hours=0, keep_best=1, best_metric=ALL_CORRECT, report=print
     )
@@ -205,7 +205,7 @@ def test_damage_is_named_and_falling_back_is_asked_for(
     assert_is(restore(directory), 2)
 
 
-def test_no_checkpoint_is_whole(saved: Path, tmp_path: Path) -> None:
+def test_all_checkpoints_are_damaged(saved: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stage"
     shutil.copytree(saved, directory)
     for path in (directory / "checkpoints").iterdir():
@@ -214,7 +214,7 @@ def test_no_checkpoint_is_whole(saved: Path, tmp_path: Path) -> None:
         restore(directory, fall_back=True)
 
 
-def test_damaged_averages_are_not_sampled_from(saved: Path, tmp_path: Path) -> None:
+def test_damaged_ema_is_not_sampled_from(saved: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stage"
     shutil.copytree(saved, directory)
     flip_one_bit(directory / "checkpoints" / "2")
@@ -222,7 +222,7 @@ def test_damaged_averages_are_not_sampled_from(saved: Path, tmp_path: Path) -> N
         restore_ema(newest_checkpoint(directory), ABSTRACT.ema)
 
 
-def test_what_was_not_written_to_its_end_is_named_and_removed(saved: Path, tmp_path: Path) -> None:
+def test_unfinished_checkpoints_are_named_and_removed(saved: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stage"
     shutil.copytree(saved, directory)
     unfinished = directory / "checkpoints" / "3.orbax-checkpoint-tmp"
@@ -263,7 +263,7 @@ def unwritable(directory: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("trouble", [full_disk, unwritable])
-def test_a_save_that_fails_leaves_the_one_before(
+def test_a_failed_save_leaves_the_previous_checkpoint(
     saved: Path, tmp_path: Path, trouble: Callable[[Path], Any]
 ) -> None:
     directory = tmp_path / "stage"

@@ -29,7 +29,7 @@ def imagen_sample(directory: Path, output: Path, *argv: str) -> list[str]:
     return sorted(path.name for path in output.iterdir() if path.name[0] != ".")
 
 
-def test_a_photo_is_cropped_and_a_part_painted_anew(directory: Path, tmp_path: Path) -> None:
+def test_a_photo_is_cropped_and_inpainted(directory: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (24, 36, 3), np.uint8)
     mask = np.zeros((24, 36), np.uint8)

@@ -192,14 +192,14 @@ def test_a_key_that_a_stage_leaves_out_is_overridden_and_a_misspelt_one_is_named
         make_stage(config, "base")
 
 
-def test_none_is_left_out_and_not_zero() -> None:
+def test_none_is_not_written_as_zero() -> None:
     for change in ("stages.base.low_res=0", "stages.sr.crop=0"):
         with pytest.raises(UserError, match="0; it must be at least 1, or left out for none"):
             tiny.stage(change.split(".")[1], change)
     assert tiny.stage("base", "stages.base.low_res=None").low_res is None
 
 
-def test_what_has_no_lasting_form_is_refused() -> None:
+def test_values_without_a_json_form_are_refused() -> None:
     with pytest.raises(TypeError, match=r"config\.stage\.f must be a number"):
         config_lib.to_plain({"stage": {"f": print}})
 

@@ -166,7 +166,7 @@ def test_a_folder_in_place_of_a_file_is_no_damage(tmp_path: Path) -> None:
         open_corpus(f"{tmp_path}/*", damaged_files="skip")
 
 
-def test_embedding_goes_on_past_a_damaged_file(
+def test_embedding_resumes_past_a_damaged_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))

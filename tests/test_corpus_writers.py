@@ -93,7 +93,7 @@ def test_hugging_faces_datasets(tmp_path: Path, write: Callable[[Any, Path], Pat
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_what_hugging_face_reads_as_imagefolder(tmp_path: Path, suffix: str) -> None:
+def test_hugging_faces_imagefolder(tmp_path: Path, suffix: str) -> None:
     """The same folder by both."""
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "photos" / "train"

@@ -111,7 +111,7 @@ def test_rates_hold_in_every_batch() -> None:
     assert sorted(of_first[:1000]) == list(range(1000))
 
 
-def test_what_no_order_can_be() -> None:
+def test_orders_that_cannot_be_made() -> None:
     with pytest.raises(ValueError, match=r"0\.04 examples of source 1 to a batch"):
         GlobalOrder([10, 10], [0.99, 0.01], 4, 1, 0)
     with pytest.raises(ValueError, match=r"rates must be above 0, got \[1, 0\]"):
@@ -141,7 +141,7 @@ def test_batches_are_the_same_on_any_number_of_hosts(shards: Path, hosts: int) -
         assert_equal(joined, next(alone))
 
 
-def test_a_batch_of_any_number_comes_without_those_before(shards: Path) -> None:
+def test_seek_gives_the_batch_of_any_step(shards: Path) -> None:
     expected = [next(iterator) for iterator in [batches(shards)] for _ in range(30)]
     for step in (0, 1, 7, 29):
         iterator = batches(shards, host=(1, 2))

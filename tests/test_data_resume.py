@@ -49,7 +49,7 @@ def test_resumed_in_another_process(shards):
     assert json.loads(result.stdout.splitlines()[-1]) == order(iterator, 20)
 
 
-def test_a_position_is_that_of_any_number_of_hosts(shards):
+def test_a_position_resumes_on_any_number_of_hosts(shards):
     position = None
     for hosts, steps in ((2, 3), (4, 5), (1, 2)):
         together = [batches(shards, host=(i, hosts)) for i in range(hosts)]

@@ -46,7 +46,7 @@ def copies(pipelines: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return one, two
 
 
-def test_the_cascade_holds_the_weights_as_they_are(imported: Path) -> None:
+def test_imported_weights_are_those_of_the_files(imported: Path) -> None:
     cascade = open_cascade(imported)
     base, sr = cascade.stages
     assert (base.resolution, base.low_res, sr.resolution, sr.low_res) == (8, None, 32, 8)
@@ -223,6 +223,6 @@ def test_stages_are_told_apart(pipelines: tuple[Path, Path], tmp_path: Path) -> 
         import_deepfloyd([one, one / "unet"], tmp_path / "out")
 
 
-def test_what_is_there_stays(imported: Path, pipelines: tuple[Path, Path]) -> None:
+def test_an_import_overwrites_nothing(imported: Path, pipelines: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match=r"has cascade\.json, .* already"):
         import_deepfloyd(pipelines, imported)

@@ -135,7 +135,7 @@ def test_outputs_and_gradients_equal_diffusers(stage: str, where: str, bound: fl
 
 
 @pytest.mark.parametrize("stage", ["I", "II"])
-def test_bfloat16_stays_near(stage: str) -> None:
+def test_bfloat16_agrees_with_float32(stage: str) -> None:
     given = files.inputs(stage)
     output = run(stage, params_of(stage), given["x"], given["text"], dtype="bfloat16")
     wanted = REFERENCE[f"{stage}/output"]

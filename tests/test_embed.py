@@ -168,7 +168,7 @@ def test_restart_continues_and_gives_the_same_bytes(tmp_path, error):
     assert contents(interrupted) == contents(whole)
 
 
-def test_a_finished_directory_is_left_as_it_is(tmp_path):
+def test_a_finished_directory_is_not_written_to(tmp_path):
     first = run(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.*")}
     source = FakeSource()
@@ -196,7 +196,7 @@ def test_a_shortened_shard_is_found_and_made_again(tmp_path):
         assert contents(tmp_path) == before
 
 
-def test_an_old_list_of_what_was_dropped_goes(tmp_path):
+def test_an_old_list_of_dropped_examples_is_removed(tmp_path):
     run(tmp_path)
     before = contents(tmp_path)
     shard = tmp_path / "train-00002-of-00003.tfrecord"

@@ -19,7 +19,7 @@ from imagen_jax.embed.prepare import Handling, prepare
 from imagen_jax.main import main
 
 
-def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
+def test_dropped_examples_are_counted_and_listed(tmp_path: Path) -> None:
     big = encoded(pixels(1, 16, 24), "JPEG")
     words = " ".join("abcdefgh")
     pairs = [("a dog", GOOD), ("", GOOD), ("a cat", None), ("a cat", GOOD[:60]), ("a cat", b"x"),

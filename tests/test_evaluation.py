@@ -92,7 +92,7 @@ def images_of(directory: Path) -> dict[str, bytes]:
 # sampling
 
 
-def test_a_killed_job_goes_on_to_the_same_images_and_scores(
+def test_a_killed_job_resumes_to_the_same_images_and_scores(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instruments = Instruments(small_network())
@@ -283,14 +283,14 @@ def real_sets(mobilenet: FeatureNetwork) -> list[FeatureSet]:
     return [compute_features(mobilenet, Fixed(f"real {i}", real(i))) for i in (1, 2, 3)]
 
 
-def test_undamaged_images_lie_at_the_floor(real_sets: list[FeatureSet]) -> None:
+def test_frechet_distance_of_real_images_is_the_floor(real_sets: list[FeatureSet]) -> None:
     one, other, third = real_sets
     frechet = compare(third, one, other, resamples=20)["frechet"]
     assert frechet["low"] < frechet["floor"] < frechet["high"]
 
 
 @pytest.mark.parametrize("how", ["blur", "noise", "colour"])
-def test_distance_rises_with_damage(
+def test_distances_rise_with_damage(
     how: str, mobilenet: FeatureNetwork, real_sets: list[FeatureSet]
 ) -> None:
     one, other, third = real_sets
@@ -323,7 +323,7 @@ def test_alignment_falls_with_swapped_captions() -> None:
 # comparisons
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_feature_sets_that_cannot_be_compared(tmp_path: Path) -> None:
     network = small_network()
     a = compute_features(network, Fixed("a", real(1, 12)))
     b = compute_features(network, Fixed("b", real(2, 12)))
@@ -516,7 +516,7 @@ def test_pareto_and_combinations() -> None:
         Axis("steps", [4, 4])
 
 
-def test_real_images_are_known_by_what_they_show() -> None:
+def test_fingerprints_of_the_reference_set() -> None:
     scenes = [sample_scene(QUICKSTART, "train", 1, i) for i in range(3)]
     found = RenderedScenes("a", scenes, 8).fingerprint()
     assert found == RenderedScenes("b", scenes, 8).fingerprint()

@@ -35,7 +35,7 @@ def exported(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_what_is_written(exported: Path, directory: Path) -> None:
+def test_files_and_arguments_of_a_compiled_export(exported: Path, directory: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == [
         "base.jax", "base.json", "base.safetensors", "run_exported.py",
         "sr.jax", "sr.json", "sr.safetensors",
@@ -59,7 +59,9 @@ def test_for_platforms_that_are_not_here(directory: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "base.json").read_text())["platforms"] == ["cpu", "tpu"]
 
 
-def test_it_runs_without_this_package(exported: Path, directory: Path, tmp_path: Path) -> None:
+def test_a_compiled_export_runs_without_this_package(
+    exported: Path, directory: Path, tmp_path: Path
+) -> None:
     cascade = Cascade.load(directory)
     steps, guidance = {"sr": 3}, {"base": 2.5}
     samples = cascade.sample(
@@ -97,7 +99,7 @@ def test_it_runs_without_this_package(exported: Path, directory: Path, tmp_path:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_weights_go_out_and_come_back(directory: Path, tmp_path: Path, dtype: str) -> None:
+def test_compiled_weights_round_trip(directory: Path, tmp_path: Path, dtype: str) -> None:
     """Of an exported cascade, and of a trained one."""
     for source in (directory, tiny.workdir()):
         output = tmp_path / source.name

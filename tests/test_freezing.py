@@ -35,13 +35,13 @@ def test_frozen_parameters_stay(optimizer: str) -> None:
         ("('*',)", "leave nothing to train"),
     ],
 )
-def test_what_cannot_be_frozen(freeze: str, message: str) -> None:
+def test_patterns_that_freeze_nothing_or_everything(freeze: str, message: str) -> None:
     stage = tiny.stage("base", *tiny.ONE_LEVEL, f"stages.base.train.freeze={freeze}")
     with pytest.raises(ValueError, match=message):
         make_optimizer(stage).init(tiny.random_params(stage))
 
 
 @pytest.mark.parametrize("decays", ["(1.5,)", "(0.9, 0.9)", "(0.999,)"])
-def test_averages_that_make_no_sense(decays: str) -> None:
+def test_ema_decays_that_make_no_sense(decays: str) -> None:
     with pytest.raises(ValueError, match=r"extra_ema_decays is .* ema_decay, 0\.999"):
         tiny.stage("base", f"stages.base.train.extra_ema_decays={decays}")

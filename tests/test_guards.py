@@ -69,7 +69,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Tampered:
     return found
 
 
-def test_what_is_measured(undisturbed: tuple[TrainState, Path]) -> None:
+def test_metrics_of_a_sound_run(undisturbed: tuple[TrainState, Path]) -> None:
     state, directory = undisturbed
     assert int(state.skipped) == 0
     metrics = tiny.metrics_of(directory)
@@ -85,7 +85,7 @@ def test_what_is_measured(undisturbed: tuple[TrainState, Path]) -> None:
     assert not (directory / "bad_steps").exists()
 
 
-def test_a_batch_that_is_not_finite_is_skipped(tmp_path: Path, tampered: Tampered) -> None:
+def test_a_batch_with_nan_is_skipped(tmp_path: Path, tampered: Tampered) -> None:
     tampered.poisoned = range(5, 7)  # two steps, and three would end training
     state = train(tmp_path)
     assert int(state.step) == 12
@@ -105,7 +105,7 @@ def test_a_batch_that_is_not_finite_is_skipped(tmp_path: Path, tampered: Tampere
     assert content["not_finite"] == [tampered.ids[5][2]]
 
 
-def test_too_many_in_a_row_end_training_and_name_the_examples(
+def test_nan_in_too_many_steps_ends_training_and_names_the_examples(
     tmp_path: Path, tampered: Tampered, undisturbed: tuple[TrainState, Path]
 ) -> None:
     tampered.poisoned = range(7, 100)
@@ -117,7 +117,7 @@ def test_too_many_in_a_row_end_training_and_name_the_examples(
     tiny.assert_identical(train(tmp_path), undisturbed[0])
 
 
-def test_told_to_stop(
+def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tmp_path: Path,
     tampered: Tampered,
     undisturbed: tuple[TrainState, Path],
@@ -196,7 +196,7 @@ def steps_of(losses: list[float]) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def test_a_loss_that_jumps_is_reported(tmp_path: Path) -> None:
+def test_loss_spikes_are_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     falling = 0.1 + np.exp(-np.arange(400) / 100) * np.exp(0.1 * rng.normal(size=400))
     losses = [*falling, 1.0, *falling[-20:]]

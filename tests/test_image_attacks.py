@@ -68,9 +68,7 @@ def test_postscript_reaches_no_ghostscript(reader: str, tmp_path: Path, log: Pat
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["ICO", "PCX", "TGA", "ICNS", "PDF", "FLI"])
-def test_formats_that_nobody_looks_after_are_refused(
-    kind: str, reader: str, tmp_path: Path
-) -> None:
+def test_unmaintained_formats_are_refused(kind: str, reader: str, tmp_path: Path) -> None:
     path = tmp_path / "holiday.png"
     if kind == "FLI":
         path.write_bytes(bytes(4) + b"\x12\xaf" + bytes(122))
@@ -152,7 +150,7 @@ def test_links_and_folders_are_told(tmp_path: Path) -> None:
             side_of(path)
 
 
-def test_what_is_read_is_what_was_drawn(tmp_path: Path) -> None:
+def test_a_png_is_read_exactly(tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(drawn).save(file, "PNG")

@@ -126,7 +126,7 @@ RIGHT = json.loads((CORPORA / "images" / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_colours_are_as_people_see_them(name: str) -> None:
+def test_icc_profiles_are_converted_to_srgb(name: str) -> None:
     """ICC profiles, colour keys, 16 bits: within 8 levels; or refused with the kind named."""
     content = (CORPORA / "images" / name).read_bytes()
     refused = {"photo.heic": ("HEIF", "HEIC"), "photo.jxl": ("JXL", "JPEG XL")}
@@ -209,7 +209,7 @@ def test_transparent_colours_show_white(content: bytes, levels: list[int]) -> No
     assert 0 in opacity
 
 
-def test_what_is_kept_to_the_byte_has_three_channels_of_8_bits() -> None:
+def test_images_kept_byte_for_byte_are_rgb_of_8_bits() -> None:
     """An opaque colour key or 16 bits would give training other arrays."""
     for content in (png(1, 8, 2, b"\1\2\3", tRNS=b"\0\x40" * 3), png(1, 16, 2, b"\1\2" * 3)):
         found = record_image(content, 1, "exact")
@@ -228,7 +228,7 @@ def test_what_is_kept_to_the_byte_has_three_channels_of_8_bits() -> None:
         (bytes(100), "zeros alone"), (b"8BPS\0\1", "Photoshop"), (b"not found", "text"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_named_and_runs_nothing(
+def test_files_that_are_no_image_are_named_and_run_nothing(
     content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.Popen", None)
@@ -258,7 +258,7 @@ def test_images_of_too_many_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_what_embedding_keeps_training_decodes(kind: str) -> None:
+def test_kept_images_decode_in_training(kind: str) -> None:
     """Damaged at random: refused, or decoded by TensorFlow, too."""
     rng = np.random.default_rng(2)
     smooth = np.asarray(Image.fromarray(pixels(1)).resize((32, 32)))

@@ -109,7 +109,7 @@ def test_pods_run_only_the_code_that_was_uploaded(
     assert ("imagen train --multi-host" in done.stdout) == (done.returncode == 0) == (not replaced)
 
 
-def test_its_job_is_one_by_the_schema_of_kubernetes(world: World) -> None:
+def test_the_manifest_passes_the_schema_of_kubernetes(world: World) -> None:
     (job,) = manifest(world, "--spot")["spec"]["replicatedJobs"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, **job["template"]}
     version = kubernetes_validate.latest_version()
@@ -125,7 +125,7 @@ def test_a_job_set_that_fails(world: World) -> None:
     assert world.asked(VERBS) == ["upload", "create", "delete", "clean"]
 
 
-def test_an_outage_is_not_the_end(world: World) -> None:
+def test_an_outage_of_kubectl_is_not_the_end_of_a_job(world: World) -> None:
     world.write("runs", "training", "training", "training")
     kubectl = world.root / "bin" / "kubectl"
     kubectl.write_text(kubectl.read_text().replace("next conditions", "next conditions | grep ."))
@@ -133,20 +133,20 @@ def test_an_outage_is_not_the_end(world: World) -> None:
     assert world.run(*ARGUMENTS, "--", *TRAIN)[0] == 0
 
 
-def test_interruption_deletes_what_was_created(world: World) -> None:
+def test_ctrl_c_deletes_the_job_set(world: World) -> None:
     world.write("runs", "endless")
     assert world.interrupt_when("following", *ARGUMENTS, "--", *TRAIN) == 130
     assert world.asked(VERBS) == ["upload", "create", "delete", "clean"]
 
 
-def test_keep_leaves_it(world: World) -> None:
+def test_keep_leaves_the_job_set(world: World) -> None:
     status, printed = world.run(*ARGUMENTS, "--keep", "--", *TRAIN)
     assert status == 0
     assert world.asked(VERBS) == ["upload", "create"]
     assert "kubectl delete jobset base" in printed
 
 
-def test_what_the_cluster_refuses_is_not_deleted(world: World) -> None:
+def test_a_refused_job_set_is_not_deleted(world: World) -> None:
     world.write("refused")
     assert "refused to create the JobSet base" in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == ["upload", "create", "clean"]
@@ -162,9 +162,7 @@ def test_what_the_cluster_refuses_is_not_deleted(world: World) -> None:
         (("repository/.gitignore", "*.log"), "changes that are not committed"),
     ],
 )
-def test_what_is_refused_before_it_costs(
-    world: World, change: tuple[str, ...], message: str
-) -> None:
+def test_refused_states_create_nothing(world: World, change: tuple[str, ...], message: str) -> None:
     world.write(*change)
     assert message in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == []
@@ -186,7 +184,7 @@ def test_arguments_that_make_no_sense(world: World, arguments: list[str], messag
     assert world.log() == []
 
 
-def test_dry_run_asks_nobody(world: World) -> None:
+def test_dry_run_calls_no_cloud(world: World) -> None:
     assert [command[:3] for command in world.dry_run(*ARGUMENTS)] == [
         ["gcloud", "storage", "cp"], ["kubectl", "create", "-f"], ["kubectl", "logs", "--follow"],
         ["kubectl", "delete", "jobset"], ["gcloud", "storage", "rm"],
@@ -205,7 +203,7 @@ def test_a_stage_that_does_not_fit_is_refused(world: World, fits: bool) -> None:
     assert ("does not fit v4:2x2x4" in printed) == (not fits)
 
 
-def test_nobody_can_tell_whether_it_fits(world: World) -> None:
+def test_plan_needs_an_installed_imagen(world: World) -> None:
     for change, message in (
         (lambda: None, "there is no .venv yet"),
         (lambda: world.venv("imagen", "exit 2"), "has no command plan"),

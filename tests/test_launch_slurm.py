@@ -65,7 +65,7 @@ def test_the_job_queues_itself_again_when_told_to_stop(
         (("cuda", "1"), "JAX without CUDA"),
     ],
 )
-def test_what_is_refused(world: World, change: tuple[str, ...], message: str) -> None:
+def test_refused_states_submit_nothing(world: World, change: tuple[str, ...], message: str) -> None:
     world.write(*change)
     assert message in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert asked(world, "sbatch") == []
@@ -96,6 +96,6 @@ def test_arguments_that_make_no_sense(world: World, arguments: list[str], messag
     assert world.log() == []
 
 
-def test_dry_run_asks_nobody(world: World) -> None:
+def test_dry_run_calls_no_slurm(world: World) -> None:
     (command,) = world.dry_run(*ARGUMENTS)
     assert command[:3] == ["sbatch", "--parsable", "--job-name=base"]

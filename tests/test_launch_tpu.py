@@ -65,7 +65,7 @@ def test_trains_and_cleans_up(world: World) -> None:
     assert "done" in (world.root / "repository" / "base.log").read_text()
 
 
-def test_goes_on_after_preemption(world: World) -> None:
+def test_training_resumes_after_preemption(world: World) -> None:
     world.write("born", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE")
     world.write("runs", "preempted", "preempted", "trained")
     status, printed = world.run(*ARGUMENTS, "--spot", "--", *TRAIN)
@@ -84,7 +84,7 @@ def test_gives_up_after_enough_attempts(world: World) -> None:
     assert "preempted 2 times" in printed
 
 
-def test_an_error_of_training_is_not_tried_again(world: World) -> None:
+def test_a_failed_training_is_not_retried(world: World) -> None:
     world.write("runs", "broken")
     printed = world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == ONCE
@@ -92,7 +92,7 @@ def test_an_error_of_training_is_not_tried_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("born", ["FAILED", "gone"])
-def test_a_tpu_that_does_not_come(world: World, born: str) -> None:
+def test_a_tpu_request_that_fails(world: World, born: str) -> None:
     world.write("born", born)
     printed = world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == (["create", "delete"] if born == "FAILED" else ["create"])
@@ -106,7 +106,7 @@ def test_a_request_that_is_refused(world: World) -> None:
     assert "gcloud refused to create base" in printed
 
 
-def test_what_someone_else_created_meanwhile_stays(world: World) -> None:
+def test_a_tpu_that_someone_else_created_is_not_deleted(world: World) -> None:
     world.write("quota", "none")
     rewrite(world, "exit 1\n    next", "{ echo ACTIVE > state; exit 1; }\n    next")
     printed = world.refused(*ARGUMENTS, "--", *TRAIN)
@@ -122,13 +122,13 @@ def test_an_outage_of_gcloud_is_not_the_end_of_a_tpu(world: World) -> None:
     assert world.asked(VERBS) == ONCE
 
 
-def test_interruption_deletes_what_was_created(world: World) -> None:
+def test_ctrl_c_deletes_the_tpu(world: World) -> None:
     world.write("runs", "endless")
     assert world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN) == 130
     assert world.asked(VERBS) == ONCE
 
 
-def test_keep_leaves_it_running(world: World) -> None:
+def test_keep_leaves_the_tpu_running(world: World) -> None:
     status, printed = world.run(*ARGUMENTS, "--keep", "--", *TRAIN)
     assert status == 0
     assert world.asked(VERBS) == ONCE[:-1]
@@ -145,9 +145,7 @@ def test_keep_leaves_it_running(world: World) -> None:
         (("repository/.gitignore", "*.log"), "changes that are not committed"),
     ],
 )
-def test_what_is_refused_before_it_costs(
-    world: World, change: tuple[str, ...], message: str
-) -> None:
+def test_refused_states_create_nothing(world: World, change: tuple[str, ...], message: str) -> None:
     world.write(*change)
     assert message in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == []

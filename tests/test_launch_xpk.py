@@ -54,13 +54,13 @@ def test_a_workload_that_fails(world: World, keep: list[str], asked: list[str]) 
     assert world.asked(VERBS) == asked
 
 
-def test_interruption_deletes_what_was_created(world: World) -> None:
+def test_ctrl_c_deletes_the_workload(world: World) -> None:
     world.write("run", "endless")
     assert world.interrupt_when("following", *ARGUMENTS, "--", *TRAIN) == 130
     assert world.asked(VERBS) == ["create", "wait", "delete"]
 
 
-def test_what_is_refused_is_not_deleted(world: World) -> None:
+def test_a_refused_workload_is_not_deleted(world: World) -> None:
     world.write("refused")
     assert "could not create the workload base" in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == ["create"]
@@ -74,9 +74,7 @@ def test_what_is_refused_is_not_deleted(world: World) -> None:
         (("repository/.gitignore", "*.log"), "changes that are not committed"),
     ],
 )
-def test_what_is_refused_before_it_costs(
-    world: World, change: tuple[str, ...], message: str
-) -> None:
+def test_refused_states_create_nothing(world: World, change: tuple[str, ...], message: str) -> None:
     world.write(*change)
     assert message in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == []
@@ -96,7 +94,7 @@ def test_arguments_that_make_no_sense(world: World, arguments: list[str], messag
     assert world.log() == []
 
 
-def test_dry_run_asks_nobody(world: World) -> None:
+def test_dry_run_calls_no_cloud(world: World) -> None:
     assert [command[:3] for command in world.dry_run(*ARGUMENTS)] == [
         ["xpk", "workload", "create"], ["xpk", "workload", "list"], ["xpk", "workload", "delete"],
     ]  # fmt: skip

@@ -233,7 +233,7 @@ def test_order_of_tokens_matters_to_text_layers() -> None:
 
 
 @pytest.mark.parametrize("positions", [False, True])
-def test_attention_is_told_where_it_is(positions: bool) -> None:
+def test_attention_positions(positions: bool) -> None:
     layer = ImageAttention(4, True, True, jnp.float32, positions)
     x, text = jnp.ones((1, 4, 6, 8)), jax.random.normal(jax.random.key(4), (1, 3, 8))
     mask = jnp.ones((1, 3), bool)

@@ -123,7 +123,7 @@ def test_two_processes_train_as_one_stop_and_resume_together_and_notice_a_loss(
     assert "imagen: error: host 0 of 2 has lost another" in noticed
 
 
-def test_when_one_fails_all_end(tmp_path: Path) -> None:
+def test_the_failure_of_one_host_ends_all(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", SCRIPT, str(HOSTS), *arguments(tmp_path / "absent", tmp_path / "workdir")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
@@ -134,7 +134,7 @@ def test_when_one_fails_all_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["2/2@localhost:1", "0/2", "0/2@localhost", "one/2@localhost:1"])
-def test_how_hosts_cannot_be_joined(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_multi_host_addresses(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["train", "--config", CONFIG, "--stage", "sr", "--data", "d", "--workdir", "w"]
     assert main([*argv, "--multi-host", where]) != 0
     assert f"multi-host is '{where}'; it must be 'auto', or ID/COUNT@HOST:PORT" in (

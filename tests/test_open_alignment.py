@@ -51,7 +51,7 @@ def test_real_images_show_what_their_captions_say(level, groups, side):
             assert found[attribute]["accuracy"] >= 0.9
 
 
-def test_images_of_others_do_not(level):
+def test_images_of_other_captions_are_the_floor(level):
     scenes, said = drawn(level, 24, 1)
     report = open_alignment_report(scenes, said, [render(s, 64) for s in scenes], level)
     assert report["images"]["all_correct"]["accuracy"] >= 0.85

@@ -92,7 +92,7 @@ def test_every_concept_is_seen_in_a_style(level):
     assert {held_out_style(noun, level.styles) for noun in without} == set(level.styles)
 
 
-def test_what_is_said_is_in_the_scene_and_in_the_words(scenes):
+def test_descriptions_agree_with_scene_and_caption(scenes):
     for scene in scenes:
         said = describe(scene)
         assert caption(scene) == said.text == said.text.lower()

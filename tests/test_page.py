@@ -88,7 +88,7 @@ def test_mistakes_in_the_form_are_told(
     assert message in str(error.value)
 
 
-def test_what_the_form_stands_for(cascade: Cascade) -> None:
+def test_the_form_as_a_request(cascade: Cascade) -> None:
     asked = request(form(prompt=" a red apple\n", images=3, seed=5.0), cascade)
     assert asked.prompts == ["a red apple"] * 3
     assert asked.seeds == [5, 6, 7]
@@ -183,7 +183,7 @@ def test_previews_are_small_and_keep_the_mean() -> None:
         ((1, 2**24), (1, 2)),
     ],
 )
-def test_of_an_upload_only_what_is_used_is_kept(
+def test_uploads_are_cropped_and_reduced_to_their_use(
     shape: tuple[int, int], kept: tuple[int, int]
 ) -> None:
     offered = [(8, 8), (8, 12), (12, 8)]
@@ -193,7 +193,7 @@ def test_of_an_upload_only_what_is_used_is_kept(
     assert memoryview(owner).nbytes == found.nbytes, "the rest is kept with it"
 
 
-def test_what_is_kept_is_the_mean_of_areas() -> None:
+def test_reduced_uploads_are_means_of_areas() -> None:
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     found = what_is_used(image, [(8, 8)])
     means = image.reshape(8, 12, 8, 12, 3).mean((1, 3))
@@ -319,7 +319,7 @@ def test_images_of_the_oldest_job_are_dropped_where_they_are_too_many(
     assert second.image(0) is not None
 
 
-def test_stopping_keeps_what_is_done(worker: Worker) -> None:
+def test_stopping_keeps_finished_images(worker: Worker) -> None:
     job = submit(worker, form(settings={"steps": {"base": 2, "sr": 250}}))
     while "base" not in job.stages:
         time.sleep(0.01)

@@ -266,7 +266,7 @@ def test_plan_for_a_tpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert plan["terms"]["memory"] > 0
 
 
-def test_what_is_compiled_for_other_machines_is_not_stored() -> None:
+def test_programs_for_other_machines_are_not_cached() -> None:
     pytest.importorskip("libtpu", reason="the TPU compiler is for Linux x86_64")
     mesh = Mesh(topology_devices("v4:1x1x1"), "data")
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))

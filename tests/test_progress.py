@@ -29,7 +29,7 @@ def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     )
 
 
-def test_what_is_told_between_does_not_break_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_do_not_break_a_line_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(None, "embed train", "captions") as bar:
         bar.update(5)
         tqdm.write("a file is damaged")

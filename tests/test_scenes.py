@@ -167,7 +167,7 @@ def test_ink_lies_exactly_in_the_boxes(level):
         assert not ink.any()
 
 
-def test_sizes_of_a_image_agree():
+def test_sizes_of_an_image_agree():
     for scene in scenes("demo", "train", 30):
         images = {size: render(scene, size) for size in (16, 32, 64, 96, 256)}
         for size, image in images.items():

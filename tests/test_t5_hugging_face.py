@@ -57,7 +57,7 @@ def test_equals_transformers(kind: str, tmp_path: Path) -> None:
     assert error_of(kind, states_of(write(tmp_path / "t5", kind))) < TOLERANCE
 
 
-def test_what_config_json_says_decides(tmp_path: Path) -> None:
+def test_config_json_decides_the_architecture(tmp_path: Path) -> None:
     """The weights of version 1.1 and of UL2 have the same shapes."""
     as_gelu = states_of(write(tmp_path / "a", "t5 v1.1"))
     as_silu = states_of(write(tmp_path / "b", "t5 v1.1", feed_forward_proj="gated-silu"))
@@ -175,7 +175,7 @@ def test_parts_of_a_variant_belong_together(tmp_path: Path) -> None:
         load_t5_encoder(folder)
 
 
-def test_what_is_no_encoder(tmp_path: Path) -> None:
+def test_files_that_are_no_encoder(tmp_path: Path) -> None:
     embedding = {"shared.weight": tensors_of("t5 v1.1")["shared.weight"]}
     with pytest.raises(UserError, match="the embedding of a T5 alone, and no layers"):
         load_t5_encoder(write(tmp_path / "a", tensors=embedding))

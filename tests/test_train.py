@@ -63,7 +63,7 @@ def checkpoints(stage_directory: Path) -> list[int]:
     return sorted(int(path.name) for path in (stage_directory / "checkpoints").iterdir())
 
 
-def test_what_training_writes(run: Run) -> None:
+def test_training_writes_checkpoints_samples_and_metrics(run: Run) -> None:
     assert sorted(path.name for path in run.directory.iterdir()) == [
         ".lock", "checkpoints", "logs", "samples", "stage.json"
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def test_loss_falls(run: Run) -> None:
     assert metrics[60]["loss"] < 0.6 * metrics[10]["loss"]
 
 
-def test_average_follows_the_parameters(run: Run) -> None:
+def test_ema_follows_the_parameters(run: Run) -> None:
     assert count_parameters(run.state.params) == count_parameters(run.state.ema)
     distance = optax.global_norm(jax.tree.map(jnp.subtract, run.state.params, run.state.ema))
     assert 0 < float(distance) < 0.2 * float(optax.global_norm(run.state.params))
@@ -156,14 +156,14 @@ def test_resumed_equals_uninterrupted(
         assert (tmp_path / "base" / "samples" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_finished_run_has_nothing_to_do(run: Run) -> None:
+def test_resuming_a_finished_run_does_nothing(run: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*") if path.is_file()
               and path.parent.name != "logs" and path.name != ".lock"}  # fmt: skip
     tiny.assert_identical(run.train(run.directory.parent), run.state)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_what_decides_no_weight_may_change_on_resume(run: Run, tmp_path: Path) -> None:
+def test_settings_that_decide_no_weight_may_change_on_resume(run: Run, tmp_path: Path) -> None:
     workdir = tmp_path / "workdir"
     shutil.copytree(run.directory.parent, workdir)
     changes = {"sample.guidance": 7.5, "train.log_every": 3, "train.sample_every": 0,
@@ -182,7 +182,9 @@ def test_what_decides_no_weight_may_change_on_resume(run: Run, tmp_path: Path) -
             run.train(workdir, f"stages.base.{change}")
 
 
-def test_nothing_is_claimed_before_the_first_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_the_work_directory_is_not_claimed_before_the_first_checkpoint(
+    run: Run, tmp_path: Path
+) -> None:
     def fail(measured: Measured) -> None:
         raise RuntimeError("before the first checkpoint")
 
@@ -192,7 +194,7 @@ def test_nothing_is_claimed_before_the_first_checkpoint(run: Run, tmp_path: Path
     tiny.assert_identical(run.train(tmp_path), run.state)
 
 
-def test_a_second_training_in_one_place_is_refused(run: Run, tmp_path: Path) -> None:
+def test_two_trainings_in_one_work_directory_are_refused(run: Run, tmp_path: Path) -> None:
     message = rf"{tmp_path}/base is being written by imagen train \(process {os.getpid()} on "
 
     def start_another(measured: Measured) -> None:
@@ -231,7 +233,7 @@ def test_another_seed_is_another_run() -> None:
     assert not all(jax.tree.leaves(same))
 
 
-def test_fine_tuning_starts_from_the_average(run: Run, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_ema(run: Run, tmp_path: Path) -> None:
     still = ("stages.base.train.steps=1", "stages.base.train.learning_rate=0",
              "stages.base.train.sample_every=0")  # fmt: skip
     state = run.train(tmp_path, *still, init_from=run.directory.parent)
@@ -269,7 +271,7 @@ def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "workdir").exists()
 
 
-def test_divergence_stops_before_the_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_nan_losses_end_training_without_a_checkpoint(run: Run, tmp_path: Path) -> None:
     message = (
         r"base: 10 steps in a row were not finite.*At step \d+ the loss is .* lower train.lear"
     )
@@ -314,7 +316,7 @@ def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["validation_loss", "frechet_mobilenet_v2"])
-def test_measuring_changes_nothing_and_keeps_the_best(
+def test_validation_changes_no_weight_and_keeps_the_best_checkpoint(
     metric: str, run: Run, tmp_path: Path
 ) -> None:
     from imagen_jax.embed import embed

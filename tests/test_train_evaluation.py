@@ -49,7 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_true_images_are_as_good_as_can_be(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_images_reach_the_floor_and_the_ceiling(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scenes = [sample_scene(LEVEL, "heldout", 3, i) for i in range(2 * COUNT)]
     true = np.stack([render(scene, SIDE) for scene in scenes[::2]])
     evaluation = Evaluation(stage("best_metric=all_correct"), str(data), sharding.make_mesh())
@@ -82,7 +84,7 @@ def test_true_images_are_as_good_as_can_be(data: Path, monkeypatch: pytest.Monke
         assert blurred[name] > found[name] == blurred[f"{name}_floor"]
 
 
-def test_what_cannot_be_evaluated(data: Path, tmp_path: Path) -> None:
+def test_data_that_cannot_be_evaluated_on(data: Path, tmp_path: Path) -> None:
     mesh = sharding.make_mesh()
     with pytest.raises(ValueError, match=r"evaluate_images is 21, .*: 42 .* wanted.* has 40"):
         Evaluation(stage("evaluate_images=21"), str(data), mesh)

@@ -98,7 +98,7 @@ def test_upsampling_of_low_res() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
-def test_steps_and_their_average(optimizer: str) -> None:
+def test_steps_and_their_ema(optimizer: str) -> None:
     stage = tiny.stage(
         "base", *tiny.ONE_LEVEL, f"stages.base.train.optimizer={optimizer}",
         "stages.base.train.steps=20", "stages.base.train.ema_decay=0.3",
@@ -194,7 +194,7 @@ def test_gradients_are_clipped_together() -> None:
         assert float(optax.global_norm(mean)) == pytest.approx(0.1 * norm, rel=1e-4)
 
 
-def test_summary_of_steps() -> None:
+def test_metrics_of_several_steps() -> None:
     rng = np.random.default_rng(0)
     steps = [
         {

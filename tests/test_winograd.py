@@ -83,7 +83,7 @@ def applies(*shape: int, features: int = 32, dtype: Any = np.float32) -> bool:
         *shape, features=features, dtype=dtype)))  # fmt: skip
 
 
-def test_where_it_applies() -> None:
+def test_the_kernel_takes_float32_of_enough_channels() -> None:
     assert applies(4, 16, 16, 32)
     assert applies(1, 8, 8, 16, features=48)
     assert applies(4, 18, 15, 24, features=100)
@@ -102,13 +102,13 @@ def test_bad_shapes_are_refused() -> None:
         winograd.convolve(np.ones((1, 8, 8, 32), np.float32), kernel).block_until_ready()
 
 
-def test_equal_images_in_whatever_batch() -> None:
+def test_outputs_do_not_depend_on_the_batch() -> None:
     x, kernel = image_and_kernel(64, 32, 32, 16, features=32)
     convolve = jax.jit(winograd.convolve)
     np.testing.assert_array_equal(convolve(x, kernel)[5:6], convolve(x[5:6], kernel))
 
 
-def test_a_batch_of_calls() -> None:
+def test_vmap_of_the_kernel() -> None:
     x, kernel = image_and_kernel(3, 2, 8, 8, features=16)
     x = np.repeat(x[..., None], 16, axis=-1)
     kernel = np.broadcast_to(kernel[:, :, :1], (3, 3, 16, 16))

@@ -233,7 +233,7 @@ def test_threshold_objects_and_names_agree():
     np.testing.assert_array_equal(by_name, by_object)
 
 
-def test_not_a_number_stays_within_its_example():
+def test_nan_stays_within_its_example():
     x0 = jnp.ones((2, 2, 2, 1)).at[0, 0, 0, 0].set(jnp.nan)
     for threshold in (static_threshold, DynamicThreshold(99.5)):
         result = np.asarray(threshold(x0))
