@@ -1,4 +1,4 @@
-"""Mistakes of a user about a run end in one clear line, and loses nothing."""
+"""Mistakes of a user about a run end in one clear line, and lose nothing."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_the_default_folder_is_a_new_one(
     assert main_lib.main([*argv, PROMPTS[0], "--per-prompt", "2"]) == 0
     first = content(Path("samples"))
     assert main_lib.main([*argv, PROMPTS[1]]) == 0
-    assert "1 images in samples-2" in capsys.readouterr().out
+    assert "1 image in samples-2" in capsys.readouterr().out
     assert names(Path("samples-2")) == ["0000.png", "grid.png"]
     assert content(Path("samples")) == first
     assert main_lib.main([*argv, PROMPTS[1], "--output", "samples"]) == 64

@@ -183,7 +183,8 @@ def run(args: argparse.Namespace) -> None:
         grids = _draw(args, folder, prompts)
     resumed = len(folder.paths) - len(folder.written)
     there = f", {resumed} of which were there" * (resumed > 0)
-    print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
+    images = f"{len(folder.paths)} image{'s' * (len(folder.paths) > 1)}"
+    print(f"{images} in {folder.directory}{there}, together in {grids}")
 
 
 def _requests(
