@@ -10,6 +10,7 @@ import os
 import resource
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from corpus_files import IMAGES
 
 from imagen_jax.data.corpora import CorpusExample, open_corpus
 from imagen_jax.errors import UserError
+from imagen_jax.eval.feature_sets import FeatureSet
 
 TOO_MUCH = "holds more than 256 MiB, which is too much for its size; decompress it first"
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -144,6 +146,34 @@ def test_records_that_say_that_they_are_longer(
     path = tmp_path / "t.tfrecord"
     path.write_bytes(wrap(said + struct.pack("<I", masked_crc(said)) + bytes(100)))
     refused(path, "is damaged: ")
+
+
+@pytest.mark.parametrize("address", [
+    "https://example.org/0.jpg", "HTTP://example.org/0.jpg", "s3://bucket/0.jpg", "ftp://h/0.jpg",
+    "memory://0.jpg", "simplecache::memory://0.jpg", "zip://0.jpg::memory://z.zip",
+])  # fmt: skip
+def test_tables_reach_no_other_storage(address: str, tmp_path: Path) -> None:
+    """A table of somebody else could make this machine ask for anything."""
+    (tmp_path / "t.csv").write_text(f"image,caption\n{address},a dog\n")
+    (found,) = read(tmp_path / "t.csv")
+    assert "image is a URL, and nothing is downloaded" in str(found)
+
+
+def test_features_that_unfold(tmp_path: Path) -> None:
+    path = tmp_path / "features.npz"
+    shape = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**19}, 1024), }}"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("features.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + shape.encode().ljust(118))
+        for _ in range(2**31 // len(ZEROS)):
+            file.write(ZEROS)
+    assert path.stat().st_size < 4 * 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=TOO_MUCH):
+        FeatureSet.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 300_000  # kB
 
 
 @pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "t.tfrecord", "t.csv", "t.json", "t.jsonl",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from imagen_jax.data.reading import ShardTable
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, printable
 
 _ERRORS = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
 
@@ -82,7 +82,7 @@ class Damage:
                     f"{message}; that makes {total}, and {limit} of the {read} that this host "
                     "reads are tolerated (max_damaged)"
                 )
-            tqdm.write(f"{message} ({total} so far)", file=sys.stderr)
+            tqdm.write(printable(f"{message} ({total} so far)"), file=sys.stderr)
             self.replaced[record] = self._sound_after(record)
         return found
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from imagen_jax.data.corpora.storage import growth_limit, too_much
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Images, chunks
@@ -92,7 +94,9 @@ class FeatureSet:
           UserError: no such file, another file, or a damaged one.
         """
         try:
-            with given_file(path, "file of features") as local, np.load(local) as file:
+            with given_file(path, "file of features") as local:
+                _check_growth(local)
+            with np.load(local) as file:
                 record = json.loads(str(file["record"]))
                 moments = Moments(int(file["count"]), file["mean"], file["scatter"])
                 logits = file.get("logits")
@@ -103,6 +107,14 @@ class FeatureSet:
             raise UserError(
                 f"{path} is no file of `imagen evaluate features`, or damaged: {error}"
             ) from error
+
+
+def _check_growth(path: Path) -> None:
+    """Raise a UserError if an archive holds far more than its own size."""
+    with zipfile.ZipFile(path) as archive:
+        unfolded = sum(entry.file_size for entry in archive.infolist())
+    if unfolded > (limit := growth_limit(path.stat().st_size)):
+        raise UserError(f"{path} is damaged: {too_much(limit)}")
 
 
 def compute_features(network: FeatureNetwork, images: Images) -> FeatureSet:

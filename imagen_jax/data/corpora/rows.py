@@ -165,7 +165,8 @@ def image_of(value: Any, folder: str) -> bytes | StoredImage | None:
         return None
     if (encoded := _base64(value)) is not None:
         return encoded
-    if value.startswith(("http://", "https://")) and not storage.is_remote(folder):
+    # Of the storage that the table is in alone: it may be somebody else's.
+    if storage.is_remote(value) and value.partition("://")[0] != folder.partition("://")[0]:
         raise UnusableError(
             "image is a URL, and nothing is downloaded (img2dataset does that)", f"URL {value}"
         )
