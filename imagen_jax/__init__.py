@@ -15,10 +15,10 @@ The public API; everything is imported when it is first asked for:
     diffusion     schedules, losses, guidance and samplers as pure functions
 
 The rooms behind it, from the ground up:
-    errors, files, config, extras, sharding, chips, typing
+    errors, files, config, extras, sharding, chips, lettering, typing
     diffusion/, models/, text/, data/, native/     the parts
     stage.py, stage_config.py, sampling.py,
-    checkpoints/                                   where the parts meet
+    low_noise.py, checkpoints/                     where the parts meet
     train/, embed/, cascade/, eval/, plan/         the jobs
     page/, cli/, main.py                           the doors
 """

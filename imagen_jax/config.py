@@ -14,6 +14,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -55,19 +56,30 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
 
     Raises:
       UserError: there is no such file; the message lists the configs there are; the file has no
-        `get_config`, or an override is malformed, names an unknown key or a whole section, or has a
-        value of another type than the config's own; or a network's module is not there.
+        `get_config` or cannot be run, or an override is malformed, names an unknown key or a whole
+        section, or has a value of another type than the config's own; or a network's module is not
+        there.
     """
     file = _find(path)
     spec = importlib.util.spec_from_file_location(f"imagen_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"config {file} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config {file} must define get_config() -> ml_collections.ConfigDict")
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config {file} must define get_config() -> ml_collections.ConfigDict")
+        returned = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind the file's own code raises
+        raise UserError(
+            f"config {file} cannot be run: {_where(error, file)}{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(returned, Mapping | ConfigDict):
+        raise UserError(f"get_config() of {file} returns {returned!r}, not a ConfigDict")
     # Sections made of one dict would stay one object: an override of the first would change both.
-    config = ConfigDict(_separate(module.get_config()))
+    config = ConfigDict(_separate(returned))
     for override in overrides:
         _override(config, override)
     for name, stage in config.get("stages", {}).items():
@@ -168,6 +180,15 @@ def to_plain(value: Any, where: str = "config") -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{where} must be a number, string, bool, None or list, got {value!r}")
+
+
+def _where(error: Exception, file: Path) -> str:
+    """Return "line 3: ", the last line of a file that an error comes from; "" if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines.append(error.lineno)
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def _find(path: str | Path) -> Path:

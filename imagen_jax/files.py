@@ -101,7 +101,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
       UserError: as given_file, or the file holds something else than an object.
     """
     with given_file(path, what) as local:
-        value = parse_json(local.read_text(), path)
+        value = parse_json(local.read_text("utf-8"), path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is no {what}: it holds a {type(value).__name__}, not an object")
     return value
@@ -125,7 +125,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def fingerprint(value: Any) -> str:
@@ -157,11 +157,16 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
       work: name of this work, "imagen train", for the message to a second process.
 
     Raises:
-      UserError: another process writes there; the message says which, and since when.
+      UserError: another process writes there; the message says which, and since when. Or the path
+        is that of a file.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        taken = next(path for path in (directory, *directory.parents) if path.exists())
+        raise UserError(f"{taken} is a file; give the path of a folder") from error
+    with open(directory / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from imagen_jax.errors import UserError
+from imagen_jax.lettering import Lettering
 
 _PAPER = (255, 255, 255)
 _TEXT = (40, 44, 52)
@@ -23,7 +24,8 @@ def labelled_grid(
 
     Args:
       images: uint8 [n, h, w, 3].
-      labels: n texts, wrapped to the width of an image; empty for none.
+      labels: n texts, wrapped to the width of an image; empty for none. Characters that no font
+        here has are escaped, with a warning.
       columns: images in a row.
       scale: whole factor by which images are enlarged, pixels staying square.
 
@@ -42,12 +44,11 @@ def labelled_grid(
         raise UserError(f"{count} images with {len(labels)} labels; need as many, at least one")
     if columns < 1 or scale < 1:
         raise UserError(f"columns={columns} and scale={scale} must be at least 1")
-    font = ImageFont.load_default(_FONT_SIZE)
+    lettering = Lettering(labels, _FONT_SIZE)
     columns = min(columns, count)
     width, height = width * scale, height * scale
-    wrapped = [_wrap(label, width, font) for label in labels]
-    # "Ag" reaches above and below all other letters.
-    line = round(font.getbbox("Ag")[3]) + 4
+    wrapped = [lettering.wrap(lettering.readable(label), width) for label in labels]
+    line = lettering.line_height
     rows = range(0, count, columns)
     text_heights = [line * max(len(w) for w in wrapped[i : i + columns]) for i in rows]
     sheet = Image.new(
@@ -70,23 +71,6 @@ def labelled_grid(
             sheet.paste(image, (left, top))
             for number, text in enumerate(wrapped[index]):
                 at = (left, top + height + 5 + number * line)
-                draw.text(at, text, font=font, fill=_TEXT)
+                lettering.draw(sheet, at, text, _TEXT)
         top += height + 6 + text_height + _MARGIN
     return sheet
-
-
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Break a text into lines of at most `width` pixels; a longer word is broken within."""
-    lines: list[str] = []
-    for word in text.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        while font.getlength(word) > width and len(word) > 1:
-            fits = next(n for n in range(len(word) - 1, 0, -1)
-                        if n == 1 or font.getlength(word[:n]) <= width)  # fmt: skip
-            lines.append(word[:fits])
-            word = word[fits:]
-        lines.append(word)
-    return lines

@@ -22,6 +22,9 @@ from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, sta
 from imagen_jax.errors import printable
 from imagen_jax.files import cache_directory
 
+UNREAD = 141
+"""Exit status of a program that writes to a pipe that nobody reads: 128 + SIGPIPE."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -33,11 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0 done; 1 the machine refuses (a full disk), told in one line, or the answer
       is no (`imagen plan`: it does not fit); 64 a mistake in the arguments or the files that they
       name, told in one line; 75 training was told to stop, and the same command resumes it; 130
-      interrupted.
+      interrupted; 141 the reader of the output, such as head, has closed it.
 
     Raises:
       Exception: a defect, which keeps its traceback and ends the process with status 1.
     """
+    _keep_output_writable()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has closed it, as head does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = make_parser().parse_args(argv)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
@@ -46,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _import(args.modules)
         return args.run(args) or 0
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt as interrupt:
         print(f"\nimagen: interrupted{str(interrupt) or args.when_interrupted}", file=sys.stderr)
         return 130
@@ -118,6 +136,17 @@ def _set_environment(debug: bool) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory("compiled")))
     # Also the many that compile within a second, which is the default bound.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _keep_output_writable() -> None:
+    """Let nothing that cannot be written end the work: letters that the locale lacks are escaped,
+    and output that was closed before the start (by a daemon) goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 _FORMATTED = warnings.formatwarning

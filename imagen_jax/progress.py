@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 from typing import Any
 
@@ -67,3 +69,11 @@ def progress(
     line = _LINE_WITHOUT_TOTAL if total is None else _LINE
     rare = {"mininterval": seconds, "maxinterval": seconds}
     return _Lines(**given, **rare, unit=f" {unit}", bar_format=line)
+
+
+def leave_terminal() -> None:
+    """Send what is written to a terminal nowhere: it was closed, and writing to it is an error."""
+    with open(os.devnull, "w") as nowhere:
+        for descriptor in (1, 2):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere.fileno(), descriptor)

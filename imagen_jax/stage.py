@@ -105,9 +105,15 @@ class Stage:
         """Fresh parameters, boxed with the names of their logical axes where they have them.
 
         Raises:
-          UserError: the network has other variables than parameters.
+          UserError: the network has other variables than parameters, or a size of 0.
         """
-        variables = dict(self.network.init(key, *self.dummy_inputs(1)))
+        try:
+            variables = dict(self.network.init(key, *self.dummy_inputs(1)))
+        except ZeroDivisionError as error:
+            raise UserError(
+                f"network {type(self.network).__name__} of stage {self.name!r} cannot be made: one "
+                "of its sizes is below 1"
+            ) from error
         params = variables.pop("params", {})
         if variables:
             raise UserError(

@@ -6,6 +6,7 @@ Frozen dataclasses: their fields say which keys there must be, and their checks 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,8 +41,8 @@ def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
 
 def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
     value = getattr(config, field)
-    if not low <= value <= high:
-        raise UserError(f"{field} is {value}; it must be in [{low:g}, {high:g}]")
+    if not low <= value <= high or math.isinf(value):
+        raise UserError(f"{field} is {value}; it must be in [{low:g}, {high:.10g}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +201,10 @@ class TrainConfig:
             _check_range(self, field, 1)
         for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
-        for field in ("learning_rate", "clip_norm", "keep_every_hours", "keep_best",
-                      "sample_every", "validation_batches", "evaluate_every"):  # fmt: skip
+        for field in ("learning_rate", "keep_every_hours", "keep_best", "sample_every",
+                      "validation_batches", "evaluate_every"):  # fmt: skip
             _check_range(self, field, 0)
+        _check_range(self, "clip_norm", 1e-9)  # gradients of norm 0 would teach nothing
         _check_range(self, "evaluate_images", 2)
         if self.evaluate_every % self.checkpoint_every:
             raise UserError(

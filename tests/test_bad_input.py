@@ -114,6 +114,27 @@ def test_unknown_config_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "network.channels=0",
+            "network UNet of stage 'base' cannot be made: one of its sizes is below 1",
+        ),
+        ("network.channels=-8", "one of its sizes is below 1"),
+        ("train.clip_norm=0", "clip_norm is 0.0; it must be in [1e-09, inf]"),
+        ("train.seed=2147483648", "seed is 2147483648; it must be in [0, 2147483646]"),
+        ("train.learning_rate=1e999", "learning_rate is inf; it must be in [0, inf]"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = train(tiny.embeddings(), tmp_path / "workdir", f"stages.base.{change}")
+    assert message in error_of(argv, capsys)
+    assert not (tmp_path / "workdir").exists()
+
+
 def test_work_directory_of_another_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +173,9 @@ def test_directories_that_are_no_work_directory(
 ) -> None:
     workdir = tmp_path / "workdir"
     shutil.copytree(tiny.workdir(), workdir)
+    (tmp_path / "file").write_text("")
     for given, message in (
+        (tmp_path / "file", f"{tmp_path / 'file'} is a file; give the path of a folder"),
         (workdir / "base", f"the folder of one stage; give the work directory, {workdir}"),
         ("gs://bucket/run", "gs://bucket/run is an address"),
     ):

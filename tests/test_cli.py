@@ -206,6 +206,48 @@ def test_defects_keep_their_traceback() -> None:
             run_with(defect)
 
 
+@pytest.mark.parametrize("argv", [["sample", "--help"], ["data", "show", "--help"]])
+def test_output_that_nobody_reads(argv: list[str]) -> None:
+    """As of `imagen sample --help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "imagen_jax.main", *argv],
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_letters_that_the_locale_lacks_are_escaped() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "imagen_jax.main", "sample", "--workdir", "\u732b", "a cat"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 64
+    assert b"no work directory \\u732b; imagen train makes one" in done.stderr
+
+
+def test_output_that_is_closed_from_the_start() -> None:
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$0" -m imagen_jax.main sample --help >&- 2>&-', sys.executable],
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+
+
+def test_memory_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    import jax
+
+    for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore")):
+        assert run_with(error) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("imagen: error: out of memory; make fewer or smaller images at once")
+        assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
 def test_a_device_that_is_not_there(platform: str) -> None:
     done = subprocess.run(
@@ -299,12 +341,11 @@ def test_malformed_arguments(
 
 def test_prompts_of_command_line_and_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text("a red apple\n\n  two dogs \n")
-    assert sample_command.read_prompts(["a cat "], str(file)) == [
-        "a cat",
-        "a red apple",
-        "two dogs",
-    ]
+    for end in ("\n", "\r\n", "\r"):  # also of Windows, and of old programs on macOS
+        file.write_bytes(f"a red apple{end}{end}  two dogs {end}".encode())
+        assert sample_command.read_prompts(["a cat "], str(file)) == [
+            "a cat", "a red apple", "two dogs"
+        ]  # fmt: skip
 
 
 def test_data_show_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

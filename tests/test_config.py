@@ -93,6 +93,22 @@ def test_file_without_get_config(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\ndef get_config(:\n", r"cannot be run: line 2: SyntaxError: "),
+        ("def get_config():\n    return undefined\n", "line 2: NameError: name 'undefined' is not"),
+        ("import nothing_here\n", "line 1: ModuleNotFoundError: No module named 'nothing_here'"),
+        ("def get_config():\n    pass\n", r"get_config\(\) of .* returns None, not a ConfigDict"),
+    ],
+)
+def test_a_file_that_cannot_be_run(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load(path)
+
+
 def test_overrides_keep_the_type_of_the_key(config_file: Path) -> None:
     config = load(
         config_file,

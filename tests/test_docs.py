@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,46 @@ def test_blocks_of_a_page_run_in_order(
         for name in set(sys.modules) - loaded:
             if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
                 del sys.modules[name]
+
+
+QUOTED = re.compile(r"^### `(.+)`$", re.MULTILINE)
+
+
+def said_by(path: Path) -> Iterator[str]:
+    """The strings of a file; what is put into one stands as \\0."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values
+            )
+
+
+def test_troubleshooting_quotes_what_the_code_can_say() -> None:
+    """Of each quoted message, every part between "..." is said by one and the same file."""
+    sources = [list(said_by(path)) for path in (DOCS.parent / "imagen_jax").rglob("*.py")]
+    messages = QUOTED.findall((DOCS / "troubleshooting.md").read_text())
+    assert len(messages) > 20
+
+    def is_said(message: str) -> bool:
+        parts = [part for part in message.split("...") if re.search(r"\w", part)]
+        return any(all(any(part in text for text in texts) for part in parts) for texts in sources)
+
+    assert not is_said("out of luck; ... is damaged")
+    assert [message for message in messages if not is_said(message)] == []
+
+
+def test_troubleshooting_names_options_that_are_there() -> None:
+    from imagen_jax.stage import SampleConfig, TrainConfig
+
+    page = (DOCS / "troubleshooting.md").read_text()
+    places = [*(DOCS.parent / "imagen_jax" / "cli").glob("*.py"), DOCS.parent / "launch/setup.sh"]
+    code = "".join(path.read_text() for path in places)
+    fields = {f"--{name.replace('_', '-')}" for name in SampleConfig.__dataclass_fields__}
+    of_others = {"--install", "--user"}  # of xcode-select and docker
+    for option in set(re.findall(r"--[a-z][a-z0-9-]+", page)) - fields - of_others:
+        assert re.search(rf"{option}\b", code), option
+    keys = set(re.findall(r"stages\.base\.train\.(\w+)", page))
+    assert keys
+    assert keys <= TrainConfig.__dataclass_fields__.keys()

@@ -21,7 +21,7 @@ import tiny
 from imagen_jax.checkpoints.reading import checkpoint_steps
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.main import main
-from imagen_jax.train import guards, loop
+from imagen_jax.train import guards, interruption, loop
 from imagen_jax.train.guards import StepGuard
 from imagen_jax.train.interruption import PREEMPTED, Preempted, Watchdog
 from imagen_jax.train.state import TrainState
@@ -122,6 +122,7 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tampered: Tampered,
     undisturbed: tuple[TrainState, Path],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     tampered.signals = {6: signal.SIGTERM}
@@ -129,14 +130,54 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
         train(tmp_path)
     assert checkpoint_steps(tmp_path / "base") == [4, 6]
     tampered.signals = {9: signal.SIGTERM}
-    argv = ["train", "--config", str(Path(__file__).with_name("tiny_config.py"))]
-    argv += ["--stage", "base", "--data", str(tiny.embeddings()), "--workdir", str(tmp_path)]
-    assert main([*argv, "--set", *RUN]) == PREEMPTED == 75
+    assert main(command(tmp_path)) == PREEMPTED == 75
     assert "the same command resumes from there" in capsys.readouterr().err
     assert checkpoint_steps(tmp_path / "base") == [8, 9]
+    left: list[bool] = []
+    monkeypatch.setattr(interruption, "leave_terminal", lambda: left.append(True))
+    tampered.signals = {11: signal.SIGHUP}  # the terminal is closed
+    assert main(command(tmp_path)) == PREEMPTED
+    assert checkpoint_steps(tmp_path / "base") == [9, 11]
+    assert left == [True]
     tampered.signals = {}
     tiny.assert_identical(train(tmp_path), undisturbed[0])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def command(workdir: Path) -> list[str]:
+    argv = ["train", "--config", str(Path(__file__).with_name("tiny_config.py"))]
+    argv += ["--stage", "base", "--data", str(tiny.embeddings()), "--workdir", str(workdir)]
+    return [*argv, "--set", *RUN]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_ctrl_c_promises(
+    tmp_path: Path,
+    tampered: Tampered,
+    undisturbed: tuple[TrainState, Path],
+    capsys: pytest.CaptureFixture[str],
+    interruptible: None,
+) -> None:
+    for step, kept, promise in (
+        (3, [], " before the first checkpoint: nothing is kept"),
+        (7, [4], "; the same command resumes from the checkpoint of step 4"),
+        (6, [4], "; the same command resumes from the checkpoint of step 4"),  # a run later
+    ):
+        tampered.signals = {step: signal.SIGINT}
+        assert main(command(tmp_path)) == 130
+        said = capsys.readouterr().err
+        assert said.endswith(f"\nimagen: interrupted{promise}\n")
+        assert "Traceback" not in said
+        assert checkpoint_steps(tmp_path / "base") == kept
+    tampered.signals = {}
+    tiny.assert_identical(train(tmp_path), undisturbed[0])
 
 
 def test_a_profiler_trace_on_demand(

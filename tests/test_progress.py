@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
@@ -43,3 +49,28 @@ def test_progress_that_is_disabled_is_silent(capsys: pytest.CaptureFixture[str])
         bar.update(3)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_output_of_a_closed_terminal_goes_nowhere(tmp_path: Path) -> None:
+    """Writing to it would be an error, in the middle of what is to be saved."""
+    program = (
+        "import signal, sys, time\n"
+        "from imagen_jax.progress import leave_terminal\n"
+        "closed = []\n"
+        "signal.signal(signal.SIGHUP, lambda *_: closed.append(leave_terminal()))\n"
+        "print('ready', flush=True)\n"
+        "while not closed: time.sleep(0.05)\n"
+        "print('saving', flush=True)\n"
+        "open(sys.argv[1], 'w').write('saved')\n"
+    )
+    terminal, inner = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "saved")],
+        stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+    )  # fmt: skip
+    os.close(inner)
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(timeout=60) == 0
+    assert (tmp_path / "saved").read_text() == "saved"

@@ -167,6 +167,19 @@ def test_quickstart_samples_held_out_prompts() -> None:
             assert (nouns[0], colour, style) in held_out_triples(level), prompt
 
 
+def test_no_text_is_in_the_encoding_of_the_locale() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "imagen_jax").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (node.func.attr, len(node.args)) in {("read_text", 0), ("write_text", 1)}
+        and not any(keyword.arg == "encoding" for keyword in node.keywords)
+    ]
+    assert not found, f"say encoding='utf-8', or read bytes for JSON: {found}"
+
+
 PLAIN_ENGLISH = {
     r"\bpictures?\b": "image",
     r"\banew\b": "again, or repaint",

@@ -80,7 +80,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_can_be_validated(name: str, data: Path) -> None:
     stage = STAGES[name]
     mesh = sharding.make_mesh()
-    validation = Validation(stage, str(data), mesh, abstract_state(stage, mesh)[1].params)
+    said: list[str] = []
+    shardings = abstract_state(stage, mesh)[1].params
+    validation = Validation(stage, str(data), mesh, shardings, said.append)
     params = create_state(stage, mesh).params
     first = validation(params)
     assert first == validation(params)

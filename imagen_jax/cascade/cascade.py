@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -28,6 +29,7 @@ from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.chips import keep_programs
 from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
+from imagen_jax.low_noise import last_level
 from imagen_jax.sharding import make_mesh
 from imagen_jax.stage_config import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
@@ -273,7 +275,15 @@ class Cascade:
             texts += request.prompts
         if any(texts):
             check_words(self.encoder, texts, self.stages[0].text.max_length)
+        self._check_noise_levels(request)
         return request
+
+    def _check_noise_levels(self, request: Request) -> None:
+        """Warn of stages whose sampling ends where validation found the network to be bad."""
+        for asked in request.stages:
+            errors = self._pretrained.x0_errors.get(asked.name)
+            if errors and (fault := errors.fault(last_level(asked.stage, asked.settings))):
+                warnings.warn(f"stage {asked.name!r}: {fault}", stacklevel=4)
 
     @lists_choices
     def sample(

@@ -101,7 +101,7 @@ def export_stage(
         "platforms": list(program.platforms),
         "jax": jax.__version__,
     }  # fmt: skip
-    paths[2].write_text(json.dumps(record, indent=2) + "\n")
+    paths[2].write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     source = Path(run_exported.__file__)
     return [*paths, Path(shutil.copy(source, paths[0].with_name(source.name)))]
 

@@ -31,7 +31,7 @@ def check_calls(program: jax.export.Exported, name: str) -> None:
 
 def load(directory: str, stage: str) -> tuple:
     """(metadata, function from a dict of arrays to images) of an exported stage."""
-    metadata = json.loads(Path(directory, f"{stage}.json").read_text())
+    metadata = json.loads(Path(directory, f"{stage}.json").read_bytes())
     # Beside the metadata, wherever that says they are.
     path, weights = (Path(directory, Path(metadata[of]).name) for of in ("program", "weights"))
     program = jax.export.deserialize(bytearray(path.read_bytes()))

@@ -18,6 +18,7 @@ from imagen_jax.checkpoints.exported import EXPORTED, description, open_exported
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import (
     RECORD,
+    X0_ERRORS,
     best_checkpoint,
     checkpoint_steps,
     ema_digest,
@@ -27,6 +28,7 @@ from imagen_jax.checkpoints.reading import (
 )
 from imagen_jax.errors import UserError
 from imagen_jax.files import local_path, read_json
+from imagen_jax.low_noise import from_record
 from imagen_jax.stage import check_stage_name, make_stage
 
 SHIPPED = Path(__file__).parent.parent / "demo"
@@ -148,6 +150,11 @@ def _open_workdir(
         source=first["source"],
         config=first["config"] | {"cascade": trained, "stages": sections},
         license=first.get("license"),
+        x0_errors={
+            name: from_record(read_json(path, "list of errors of x0"))
+            for name in trained
+            if (path := stage_directory(workdir, name) / X0_ERRORS).is_file()
+        },
         read=lambda stage, shapes: _cast(
             restore_ema(checkpoints[stage.name], _cast(shapes, "float32"), ema_decay), shapes
         ),

@@ -135,7 +135,7 @@ def import_deepfloyd(
     there = "see LICENSE.txt" if texts else (
         "the files given to the import had no LICENSE; add it before you pass this cascade on"
     )  # fmt: skip
-    notice.write_text(f"{ATTRIBUTION}\n\nLicence: {there}.\n\n{TERMS}\n")
+    notice.write_text(f"{ATTRIBUTION}\n\nLicence: {there}.\n\n{TERMS}\n", "utf-8")
     shown = datetime.datetime.now(datetime.UTC).date().isoformat()
     write_json(
         record_path,

@@ -6,6 +6,7 @@ cascade.json holds the config, the record of the text encoder and the source of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from imagen_jax.files import (
     read_json,
     write_json,
 )
+from imagen_jax.low_noise import from_record
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.tensor_files import open_safetensors
 
@@ -59,6 +61,8 @@ def open_exported(directory: Path) -> Pretrained:
         config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
         stages = tuple(make_stage(config, name) for name in config.cascade)
         _ = encoder["name"], encoder["fingerprint"]
+        measured = record.get("x0_errors", {})
+        x0_errors = {name: from_record(errors) for name, errors in measured.items()}
         if not stages or not isinstance(source, dict):
             raise TypeError("no stages, or no source")
     states: dict[str, tuple[int, int]] = {}
@@ -114,6 +118,7 @@ def open_exported(directory: Path) -> Pretrained:
         source=source,
         config=record["config"],
         license=record.get("license"),
+        x0_errors=x0_errors,
         read=read,
         digest=digest,
     )
@@ -137,12 +142,14 @@ def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[
     for path, of_stage in zip(paths, weights, strict=True):
         with atomic_path(path) as temporary:
             safetensors.numpy.save_file(of_stage, temporary)
-    # Last: where it is, the weights are.
-    write_json(
-        record_path,
-        {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
-        | ({} if cascade.license is None else {"license": cascade.license}),
-    )
+    record = {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
+    if cascade.license is not None:
+        record["license"] = cascade.license
+    if cascade.x0_errors:
+        record["x0_errors"] = {
+            name: dataclasses.asdict(errors) for name, errors in cascade.x0_errors.items()
+        }
+    write_json(record_path, record)  # last: where it is, the weights are
     return [record_path, *paths]
 
 

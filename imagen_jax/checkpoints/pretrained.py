@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from imagen_jax.files import (
     fingerprint,
 )
+from imagen_jax.low_noise import X0Errors
 from imagen_jax.sharding import make_mesh, state_shardings
 from imagen_jax.stage import Stage
 
@@ -30,6 +31,7 @@ class Pretrained:
       source: split -> description of the data that they were trained on.
       config: config of the cascade and its stages.
       license: attribution of weights that others trained, under a licence of theirs; or None.
+      x0_errors: stage -> errors by noise level that its last validation measured, if any did.
       read: (stage, shapes with dtypes and shardings) -> weights.
       digest: stage -> hash of the weights that `read` returns.
     """
@@ -39,6 +41,7 @@ class Pretrained:
     source: Mapping[str, Any]
     config: Mapping[str, Any]
     license: Mapping[str, str] | None
+    x0_errors: Mapping[str, X0Errors]
     read: Callable[[Stage, Any], Any] = dataclasses.field(repr=False)
     digest: Callable[[Stage], str] = dataclasses.field(repr=False)
 

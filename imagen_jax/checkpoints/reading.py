@@ -14,6 +14,8 @@ from imagen_jax.stage_config import BETTER
 
 CHECKPOINTS = "checkpoints"
 RECORD = "stage.json"
+X0_ERRORS = "x0_errors.json"
+"""Errors by noise level that the last validation of a stage measured."""
 
 
 class DamagedCheckpoint(UserError):

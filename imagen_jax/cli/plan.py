@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(job.compile(), target.chip, target.slice_devices)
         print(format_plan(plan))
     if args.json:
-        Path(args.json).write_text(plan.to_json() + "\n")
+        Path(args.json).write_text(plan.to_json() + "\n", "utf-8")
     if args.chart:
         from imagen_jax.plan.chart import draw
 

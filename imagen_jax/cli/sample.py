@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import Commands, add_workdir, command, positive
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
         folder = Folder.unused("samples", requests, args.format)
     else:
         folder = Folder(args.output, requests, args.format)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which keeps what Ctrl-C keeps
+    _keep_what_ctrl_c_keeps()
     with folder:
         try:
             folder.make(cascade, batch_size=args.batch_size)
@@ -185,6 +186,19 @@ def run(args: argparse.Namespace) -> None:
     there = f", {resumed} of which were there" * (resumed > 0)
     images = f"{len(folder.paths)} image{'s' * (len(folder.paths) > 1)}"
     print(f"{images} in {folder.directory}{there}, together in {grids}")
+
+
+def _keep_what_ctrl_c_keeps() -> None:
+    """Let SIGTERM end the command as Ctrl-C does, and SIGHUP of a terminal that is closed."""
+    from imagen_jax.progress import leave_terminal
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        leave_terminal()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
+        signal.signal(signal.SIGHUP, hang_up)
 
 
 def _requests(
@@ -306,7 +320,7 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     if file is not None:
         with given_file(file, "list of prompts") as path:
             text = path.read_text(encoding="utf-8-sig")  # with or without a BOM
-        prompts += [line.strip() for line in text.split("\n") if line.strip()]
+        prompts += [line.strip() for line in re.split("[\r\n]+", text) if line.strip()]
     if not prompts:
         raise UserError('no prompt: give one or more, as in imagen sample "a red apple"')
     return prompts

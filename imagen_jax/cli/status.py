@@ -28,7 +28,7 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
     """
     if isinstance(error, UserError):
         return MISTAKE
-    if isinstance(error, MachineError):
+    if isinstance(error, MachineError) or out_of_memory(error):
         return REFUSED
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return REFUSED
@@ -42,11 +42,21 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
     return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """True for what Python and JAX raise when there is no memory left."""
+    jax = sys.modules.get("jax")
+    of_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    return isinstance(error, MemoryError) or (of_jax and "RESOURCE_EXHAUSTED" in str(error))
+
+
 def one_line(error: Exception) -> str:
     """Return what an error says, in one line that a terminal only shows: messages hold names of
     files and captions that somebody else wrote.
     """
     text = str(error)
+    if out_of_memory(error):
+        said = text.splitlines()[0] if text else "Python could get no more"
+        text = f"out of memory; make fewer or smaller images at once (such as --batch-size): {said}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     return printable(" ".join(text.split()))

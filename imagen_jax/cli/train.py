@@ -189,6 +189,7 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
     options = embedding_options(args)
     if args.image_size is None:
         options.setdefault("fit", "crop")
+    args.when_interrupted = "; the same command resumes after the last complete shard"
     manifest = embed(
         corpus,
         output,
@@ -198,6 +199,7 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
         **options,
     )
     assert manifest is not None  # this process writes all shards
+    args.when_interrupted = ""
     print_outcome(manifest, "train", output)
     return output
 

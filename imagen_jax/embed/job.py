@@ -201,7 +201,7 @@ def _claim(directory: Path, job: Job) -> None:
     """
     notes = directory / "progress"
     notes.mkdir(parents=True, exist_ok=True)
-    jobs = {path: json.loads(path.read_text()) for path in sorted(notes.glob("*.job.json"))}
+    jobs = {path: json.loads(path.read_bytes()) for path in sorted(notes.glob("*.job.json"))}
     if not jobs and (directory / records.MANIFEST).exists():
         raise UserError(f"{directory} holds finished embeddings, to which nothing can be added")
     for path, other in jobs.items():
@@ -240,7 +240,7 @@ def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
     name = records.shard_name(job["split"], shard, job["num_shards"])
     counts, file = directory / "progress" / f"{name}.json", directory / name
     try:
-        result = json.loads(counts.read_text())
+        result = json.loads(counts.read_bytes())
         sizes = {file: result["bytes"],
                  records.offsets_path(file): records.offsets_size(result["examples"])}  # fmt: skip
         whole = all(path.stat().st_size == size for path, size in sizes.items())
@@ -258,7 +258,9 @@ def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:
         "captions_per_second": round(counts.captions / seconds, 1),
         **vars(counts),
     }
-    with (directory / "progress" / f"{socket.gethostname()}.log").open("a") as file:
+    with (directory / "progress" / f"{socket.gethostname()}.log").open(
+        "a", encoding="utf-8"
+    ) as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -41,5 +41,5 @@ def _dropped_lines(directory: Path, split: str, num_shards: int) -> Iterator[dic
         name = records.shard_name(split, shard, num_shards)
         listing = (directory / name).with_suffix(".dropped")
         if listing.exists():
-            with listing.open() as file:
+            with listing.open(encoding="utf-8") as file:
                 yield from map(json.loads, file)

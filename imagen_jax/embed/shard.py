@@ -142,6 +142,6 @@ class _Shard:
         for name, reason, detail in dropped:
             if self._list is None:
                 temporary = self._stack.enter_context(atomic_path(self._listing))
-                self._list = self._stack.enter_context(temporary.open("w"))
+                self._list = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
             line = {"id": name, "reason": reason} | ({"detail": detail} if detail else {})
             self._list.write(json.dumps(line) + "\n")

@@ -155,7 +155,7 @@ class ImageStore:
         return np.load(path)
 
     def _job(self) -> dict[str, Any]:
-        return json.loads((self.directory / "job.json").read_text())
+        return json.loads((self.directory / "job.json").read_bytes())
 
     def _claim(self, request: Request) -> None:
         stages = request.stages

@@ -163,7 +163,7 @@ def run(
         "prompts": suite.fingerprint,
         "per_prompt": work.per_prompt,
         "seed": seed,
-        "job": json.loads((output / "job.json").read_text()),
+        "job": json.loads((output / "job.json").read_bytes()),
         "scores": scores,
     }
     write_json(output / PROMPTS, [[prompt.text, prompt.category] for prompt in suite.prompts])

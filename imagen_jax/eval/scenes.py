@@ -95,7 +95,7 @@ def evaluate_scenes(
         "overrides": settings or {},
         "scores": scores,
     }
-    (output / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    (output / "scores.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     print(table(scores))
     print(f"\nscores.json and an image of each row are in {output}")
     return record

@@ -77,12 +77,15 @@ def sweep(
     for combination in chosen:
         path = output / name_of(combination.values) / "scores.json"
         if path.is_file():
-            rows.append(_row(combination.values, json.loads(path.read_text())["scores"]))
+            rows.append(_row(combination.values, json.loads(path.read_bytes())["scores"]))
     if not rows:  # this process has no share, and the others have not finished theirs
         return []
     best = pareto([(row["distance"], row["alignment"]) for row in rows])
     rows = [row | {"pareto": int(i in best)} for i, row in enumerate(rows)]
-    with atomic_path(output / TABLE) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        atomic_path(output / TABLE) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

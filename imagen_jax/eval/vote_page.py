@@ -95,7 +95,7 @@ def _read_jobs(a: Path, b: Path) -> tuple[list[list[str]], list[dict[str, Any]]]
         if records[0][field] != records[1][field]:
             raise UserError(f"{a} and {b} are of different prompts ({field} differs)")
     prompts = a / "prompts.json"
-    return parse_json(prompts.read_text(), prompts), records
+    return parse_json(prompts.read_bytes(), prompts), records
 
 
 _STYLE = """

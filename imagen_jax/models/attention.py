@@ -22,7 +22,7 @@ def num_heads(channels: int, head_channels: int, of_what: str) -> int:
     Raises:
       UserError: they cannot be divided into heads of `head_channels`.
     """
-    if channels % head_channels:
+    if min(channels, head_channels) < 1 or channels % head_channels:
         raise UserError(
             f"{of_what} of {channels} channels cannot be divided into attention heads of "
             f"{head_channels}; head_channels must divide all channels that attend"

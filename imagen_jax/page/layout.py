@@ -14,7 +14,7 @@ from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.results import Results
 from imagen_jax.page.uploads import Uploads
 
-STYLE = Path(__file__).with_name("style.css").read_text()
+STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 
 
 EXAMPLES = (

@@ -110,6 +110,9 @@ class TextEncoder:
 
         Returns:
           n float32 arrays [l_i, d], in the order of `tokens`.
+
+        Raises:
+          UserError: states that are not finite.
         """
         result: list[np.ndarray] = [np.zeros((0, self.width), np.float32)] * len(tokens)
         running: deque[tuple[list[int], Any]] = deque()
@@ -117,6 +120,11 @@ class TextEncoder:
         def finish() -> None:
             members, states = running.popleft()
             rows = np.asarray(states)[: len(members)].astype(np.float32, copy=False)
+            if not np.isfinite(rows).all():
+                raise UserError(
+                    f"the text encoder {self.name!r} returns NaN or infinity: its weights are "
+                    "damaged, or its dtype is too narrow for them (--encoder-dtype float32)"
+                )
             for i, row in zip(members, rows, strict=True):
                 result[i] = row[: len(tokens[i])].copy()
             on_progress(len(members))

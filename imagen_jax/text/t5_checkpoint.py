@@ -142,7 +142,7 @@ def _gin_activations(path: str, of_shapes: tuple[str, ...]) -> tuple[str, ...]:
     for file in (Path(path) / GIN, Path(path).absolute().parent / GIN):
         if not file.is_file():
             continue
-        found = re.findall(r"mlp_activations\s*=\s*\(([^)]*)\)", file.read_text(errors="replace"))
+        found = re.findall(r"mlp_activations\s*=\s*\(([^)]*)\)", file.read_text("utf-8", "replace"))
         names = tuple(re.findall(r"\w+", found[-1])) if found else of_shapes
         if len(names) != len(of_shapes) or not set(names) <= set(ACTIVATIONS):
             raise UserError(

@@ -128,7 +128,9 @@ class StepGuard:
         path.parent.mkdir(parents=True, exist_ok=True)
         numbers = {name: str(float(metrics[name])) for name in ("loss", "grad_norm", "update_norm")}
         content = {"step": step, "kind": kind, **numbers, "ids": list(ids)}
-        path.write_text(json.dumps(content | {"not_finite": list(suspects)}, indent=1) + "\n")
+        path.write_text(
+            json.dumps(content | {"not_finite": list(suspects)}, indent=1) + "\n", "utf-8"
+        )
         return path
 
 

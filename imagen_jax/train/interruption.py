@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from imagen_jax.progress import leave_terminal
+
 PREEMPTED = 75
 """Exit status of a process that was told to stop: the same command resumes (EX_TEMPFAIL)."""
 GRACE_SECONDS = 300.0
@@ -31,8 +33,9 @@ class Preempted(Exception):
 class Preemption:
     """Notices that this job is to stop: SIGTERM on any of its hosts.
 
-    One process looks for the signal itself. With several, JAX's service of preemption notices
-    catches it, and lets all hosts stop after the same step.
+    One process looks for the signal itself, and for SIGHUP, which comes when its terminal is closed
+    unless nohup has it ignored. With several, JAX's service of preemption notices catches SIGTERM,
+    and lets all hosts stop after the same step.
     """
 
     def __init__(self, grace: float = GRACE_SECONDS):
@@ -41,7 +44,7 @@ class Preemption:
         """
         self._grace = grace
         self._noticed_at: float | None = None
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
         self._alone = jax.process_count() == 1
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="preemption", daemon=True)
@@ -49,15 +52,17 @@ class Preemption:
     def __enter__(self) -> Preemption:
         # Only the main thread may ask for signals; JAX's own service needs none of this.
         if self._alone and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._notice)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def reached(self, step: int) -> bool:
         """True, on every host, if training must stop after this step. Call it after every step."""
@@ -66,6 +71,8 @@ class Preemption:
         return self._noticed_at is not None
 
     def _notice(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self._noticed_at is None:
             self._noticed_at = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from tqdm import tqdm
 
 from imagen_jax import sharding
 from imagen_jax.checkpoints.claim import open_origin
-from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
+from imagen_jax.checkpoints.reading import (
+    RECORD,
+    X0_ERRORS,
+    checkpoint_steps,
+    stage_directory,
+)
 from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.chips import keep_programs
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path, only_writer
+from imagen_jax.files import local_path, only_writer, write_json
 from imagen_jax.progress import progress
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.evaluation import Evaluation
@@ -133,7 +139,7 @@ def _train(
     abstract, shardings = abstract_state(stage, mesh)
     validation = evaluation = origin = None
     if settings.validation_batches:
-        validation = Validation(stage, data, mesh, shardings.ema)
+        validation = Validation(stage, data, mesh, shardings.ema, report)
     if settings.evaluate_every:
         evaluation = Evaluation(stage, data, mesh)
     if init_from is not None and not checkpoint_steps(directory):
@@ -230,6 +236,9 @@ def _train(
                 with clock.paused():
                     if validation is not None:
                         measured |= validation(state.ema)
+                        if first_host:
+                            errors = dataclasses.asdict(validation.x0_errors)
+                            write_json(directory / X0_ERRORS, errors)
                     if evaluation is not None and evaluate_due:
                         measured |= evaluation(state.ema)
             if measured:

@@ -80,7 +80,7 @@ def icons(style: str) -> dict[str, dict]:
 
 
 def _read_icons(path: Path) -> dict[str, dict]:
-    pack = json.loads(path.read_text())
+    pack = json.loads(path.read_bytes())
     size = {"left": 0, "top": 0, "width": pack["width"], "height": pack["height"]}
     return {name: size | data for name, data in pack["icons"].items() if not data.get("hidden")}
 

@@ -38,7 +38,7 @@ class Concept:
 @functools.cache
 def concepts() -> Mapping[str, Concept]:
     """All concepts by their emoji, in the order of the Unicode charts."""
-    listed = json.loads(CONCEPTS_FILE.read_text())
+    listed = json.loads(CONCEPTS_FILE.read_bytes())
     return {
         entry["emoji"]: Concept(**entry | {key: tuple(entry[key]) for key in ("names", "keywords")})
         for entry in listed

@@ -41,11 +41,11 @@ def concepts(directory: Path) -> list[dict[str, Any]]:
     """
     drawn = {}
     for style in PACKAGES:
-        chars = json.loads((directory / f"{style}-chars.json").read_text())
+        chars = json.loads((directory / f"{style}-chars.json").read_bytes())
         drawn[style] = {_codepoints(code): name for code, name in chars.items()}
-    shortcodes = [json.loads((directory / f"{name}.json").read_text()) for name in SHORTCODES]
+    shortcodes = [json.loads((directory / f"{name}.json").read_bytes()) for name in SHORTCODES]
     found = []
-    for emoji in json.loads((directory / "data.json").read_text()):
+    for emoji in json.loads((directory / "data.json").read_bytes()):
         code = _codepoints(emoji["hexcode"])
         if (
             emoji.get("group") in (None, _FLAGS, _COMPONENTS)
@@ -129,7 +129,7 @@ def main() -> None:
             npm_files(package, {f"{style}-chars.json": "chars.json"}, directory)
         found = concepts(directory)
     lines = ",\n".join(json.dumps(concept, ensure_ascii=False) for concept in found)
-    CONCEPTS_FILE.write_text(f"[\n{lines}\n]\n")
+    CONCEPTS_FILE.write_text(f"[\n{lines}\n]\n", "utf-8")
     print(f"{len(found)} concepts in {CONCEPTS_FILE}")
 
 
