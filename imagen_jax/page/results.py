@@ -11,7 +11,7 @@ from imagen_jax.page.image import Detail, ShownImage
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_KEPT
 
-POLL = 0.12
+POLL = 0.25
 """Seconds between looks at the job that is shown."""
 SELDOM = 1.0
 """The same of a job that has ended, whose images may yet be dropped."""
