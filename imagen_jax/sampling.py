@@ -144,7 +144,7 @@ def number_of_moves(settings: SampleConfig, edit: Edit | None, masked: bool) -> 
 
 def noise_levels(
     stage: Stage, settings: SampleConfig, edit: Edit, masked: bool = False
-) -> tuple[Float[Array, "steps+1"], np.ndarray]:
+) -> tuple[Float[Array, " points"], np.ndarray]:
     """Return the time grid of a stage, and the path [n + 1] through it."""
     start = 1.0
     if edit.strength < 1.0:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from imagen_jax.diffusion.augment import augment_low_res, upsample_low_res
 from imagen_jax.diffusion.editing import keep_outside
@@ -80,7 +80,7 @@ class Padding(NamedTuple):
         """Return the height and width of padded images."""
         return size[0] + 2 * self.image, size[1] + 2 * self.image
 
-    def within(self, x: Image) -> Image:
+    def within(self, x: Image) -> Float[Array, "b h2 w2 c"]:
         """Return images without what was added."""
         by = self.image
         return x[:, by:-by, by:-by] if by else x

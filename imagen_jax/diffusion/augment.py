@@ -28,7 +28,9 @@ def sample_aug_level(key: PRNGKey, batch_size: int) -> Float[Array, "b"]:
     return jax.random.uniform(key, (batch_size,))
 
 
-def upsample_low_res(low_res: Image, size: tuple[int, int], align_corners: bool = False) -> Image:
+def upsample_low_res(
+    low_res: Image, size: tuple[int, int], align_corners: bool = False
+) -> Float[Array, "b h2 w2 c"]:
     """Bilinear upsampling of low-resolution images to the size of the network's.
 
     Training and sampling both go through here.

@@ -112,7 +112,7 @@ def time_grid(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     train_steps: int | None = None,
-) -> Float[Array, "steps+1"]:
+) -> Float[Array, "{steps}+1"]:
     """Return the noise levels of a sampler with the given number of steps.
 
     Step i goes from grid[i] to grid[i + 1]; the last step returns the estimate of x0, so the last

@@ -231,8 +231,8 @@ def diffusion_loss(
 
 
 def loss_by_logsnr_bin(
-    per_example: Float[Array, "b"], logsnr: Float[Array, "b"], edges: Float[Array, "bins+1"]
-) -> tuple[Float[Array, "bins"], Float[Array, "bins"]]:
+    per_example: Float[Array, "b"], logsnr: Float[Array, "b"], edges: Float[Array, " edges"]
+) -> tuple[Float[Array, "edges-1"], Float[Array, "edges-1"]]:
     """Mean loss and number of examples per bin of logsnr.
 
     Bins are closed on the left and the last one on both sides, as numpy.histogram's; examples

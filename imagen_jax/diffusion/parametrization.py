@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.schedule import alpha_sigma
 from imagen_jax.errors import UserError
@@ -42,7 +43,7 @@ def expand_to(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
-def amplitudes(logsnr: LogSNR, like: Image) -> tuple[jax.Array, jax.Array]:
+def amplitudes(logsnr: LogSNR, like: Float[Array, "b *dims"]) -> tuple[jax.Array, jax.Array]:
     """(alpha, sigma) of logsnr [] or [b], shaped to broadcast over like [b, ...]: equation (2)."""
     return alpha_sigma(expand_to(logsnr, like))
 

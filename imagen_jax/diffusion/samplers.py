@@ -251,7 +251,7 @@ def sample(
     sampler: Sampler | str,
     denoise: Denoiser,
     x_t: Image,
-    grid: Float[Array, "steps+1"],
+    grid: Float[Array, " points"],
     key: PRNGKey | None = None,
     *,
     path: np.ndarray | None = None,

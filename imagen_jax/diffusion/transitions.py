@@ -135,7 +135,7 @@ def check_grid(grid: jax.Array) -> None:
         raise UserError(f"a time grid must be finite and increasing in logsnr, got {values}")
 
 
-def path_transitions(grid: Float[Array, "steps+1"], path: np.ndarray | None = None) -> Transition:
+def path_transitions(grid: Float[Array, " points"], path: np.ndarray | None = None) -> Transition:
     """Return the moves through a grid.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
 from imagen_jax import chips
 from imagen_jax.errors import UserError
@@ -164,7 +164,7 @@ class ImageAttention(nn.Module):
 
 
 def rotate_by_position(
-    x: Float[Array, "b l n k"], positions: Float[Array, " l"]
+    x: Float[Array, "b l n k"], positions: Real[Array, " l"]
 ) -> Float[Array, "b l n k"]:
     """Rotary position embedding (Su et al. 2021, RoFormer, arXiv:2104.09864, section 3.2.2).
 

@@ -67,7 +67,7 @@ class IFAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], text: Float[Array, "b l d"]
+        self, x: Float[Array, "b h w c"], text: Float[Array, "b l t"]
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         heads = num_heads(c, self.head_channels, "an image")
@@ -111,7 +111,7 @@ class IFBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], vector: Float[Array, "b f"], text: Float[Array, "b l d"]
+        self, x: Float[Array, "b h w c"], vector: Float[Array, "b f"], text: Float[Array, "b l t"]
     ) -> Float[Array, "b h w d"]:
         x = ResBlock(
             self.channels,
@@ -139,7 +139,7 @@ class IFTextPool(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, text: Float[Array, "b l d"]) -> Float[Array, "b f"]:
+    def __call__(self, text: Float[Array, "b l t"]) -> Float[Array, "b f"]:
         b, _, d = text.shape
         text = layers.LayerNorm(self.dtype, name="norm_in")(text)
         position = self.param(
@@ -178,7 +178,7 @@ class IFConditioning(nn.Module):
     @nn.compact
     def __call__(
         self, logsnr: Float[Array, " b"], conditioning: Conditioning
-    ) -> tuple[Float[Array, "b f"], Float[Array, "b l d"]]:
+    ) -> tuple[Float[Array, "b f"], Float[Array, "b l t"]]:
         text = self.states(conditioning.text)
         tokens = layers.Dense(self.text_channels, self.dtype, name="text_in")(text)
         vector = self.embed_step(timestep(logsnr), "time")
@@ -188,7 +188,7 @@ class IFConditioning(nn.Module):
         vector += cached(self, "pooled", lambda: pool(text))
         return gelu(vector), tokens
 
-    def states(self, text: TextEmbedding) -> Float[Array, "b l d"]:
+    def states(self, text: TextEmbedding) -> Float[Array, "b l t"]:
         """Token states, those of the empty caption where the mask is all False."""
         _, length, width = text.states.shape
         if length != self.text_length:

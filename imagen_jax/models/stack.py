@@ -28,7 +28,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 results of convolutions and dense layers, and recomputes norms, activations and attention weights;
 "blocks" saves each block's input alone."""
 
-Context = tuple[Float[Array, "b f"], Float[Array, "b l d"], Bool[Array, "b l"]]
+Context = tuple[Float[Array, "b f"], Float[Array, "b l t"], Bool[Array, "b l"]]
 """Conditioning vector, text tokens and their mask, which all blocks of a network share."""
 
 
