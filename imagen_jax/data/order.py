@@ -59,19 +59,19 @@ class Permutation:
         self._mask = np.uint64((1 << int(self._half)) - 1)
         self._keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
 
-    def __call__(self, numbers: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    def __call__(self, numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Places of numbers in [0, count), both int64."""
         return self._walk(numbers, self._forward)
 
-    def inverse(self, places: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    def inverse(self, places: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Numbers that have these places, both int64 in [0, count)."""
         return self._walk(places, self._backward)
 
     def _walk(self, numbers: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        result = step(np.atleast_1d(numbers).astype(np.uint64))
+        result = step(numbers.astype(np.uint64))
         while (outside := result >= self._count).any():
             result[outside] = step(result[outside])
-        return result.astype(np.int64).reshape(np.shape(numbers))
+        return result.astype(np.int64)
 
     def _forward(self, numbers: np.ndarray) -> np.ndarray:
         left, right = numbers >> self._half, numbers & self._mask
@@ -151,7 +151,7 @@ class ShuffledSource:
         count, size = -(-self._examples // self._block), self._block
         blocks = Permutation(count, (self._seed, epoch))
         short = self._examples - (count - 1) * size  # records of the last, shorter block
-        after = index >= int(blocks.inverse(np.int64(count - 1))) * size + short
+        after = index >= blocks.inverse(np.array([count - 1]))[0] * size + short
         # As if the short block were whole: what comes after it moves up.
         block, within = np.divmod(index + np.where(after, size - short, 0), size)
         return blocks(block) * size + within
