@@ -97,7 +97,7 @@ def keep_programs() -> None:
 
     A program that was compiled once is then read from the cache directory of this machine.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         compilation_cache.reset_cache()  # what was compiled before has found none
