@@ -14,6 +14,7 @@ SECONDS = 30.0
 """Between two lines where the output is no terminal."""
 _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
 _UNKNOWN = re.compile(r", \?[^,]*/s(, \? left)?")
+_SLOW = re.compile(r"s/ (\w+?)s?\b")
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}{postfix}"
 
 
@@ -26,7 +27,7 @@ class _Lines(tqdm):
 
         def show(line: str) -> None:
             nonlocal shown
-            line = line.replace("s/ ", " s/")  # slower than one unit a second
+            line = _SLOW.sub(r" s/\1", line)  # slower than one unit a second
             line = _UNKNOWN.sub("", line)
             if line != shown:  # a bar is drawn once more when it is closed
                 file.write(f"{line}\n")

@@ -235,7 +235,7 @@ class TrainConfig:
         if not 0 <= self.warmup_steps < self.steps:
             raise UserError(
                 f"warmup_steps is {self.warmup_steps}; it must be in [0, steps) with steps = "
-                f"{self.steps}"
+                f"{self.steps}; for a short run, set it to 0"
             )
 
 

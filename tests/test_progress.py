@@ -35,6 +35,15 @@ def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     )
 
 
+def test_units_slower_than_a_second_are_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(2, "base", "steps", seconds=0.1) as bar:
+        for _ in range(2):
+            time.sleep(1.2)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"base: 2 of 2 steps, +1\.\d\d s/step, 00:00 left", lines[-1])
+
+
 def test_messages_do_not_break_a_line_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(None, "embed train", "captions") as bar:
         bar.update(5)

@@ -109,7 +109,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         dest="overrides",
-        help="other values for keys of the config, by their full path: seed=1",
+        help="other values for keys of the config, by their full path: stages.base.train.seed=1",
     )
 
 
