@@ -85,7 +85,7 @@ def parse_json(text: str | bytes, name: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:  # also of a number of too many digits
-        raise UserError(f"{name} is no JSON: {error}") from error
+        raise UserError(f"{name} is not JSON: {error}") from error
     except RecursionError as error:
         raise UserError(f"{name} is JSON that is nested too deep") from error
 

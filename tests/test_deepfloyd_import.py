@@ -201,7 +201,7 @@ def lost_shard(one: Path, two: Path) -> None:
         (quantised, r"conv_in\.bias is I8; .*Quantised"),
         (not_finite, r"conv_in\.bias holds values that are not finite"),
         (no_config, r"no unet/config\.json in"),
-        (damaged_config, r"config\.json is no JSON"),
+        (damaged_config, r"config\.json is not JSON"),
         (other_scheduler, r"beta_schedule is 'linear'"),
         (no_text_encoder, r"none of the given directories has text_encoder/"),
         (hostile_index, r"names '\.\./\.\./one/.*', which is no file beside it"),

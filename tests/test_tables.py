@@ -188,10 +188,10 @@ def test_lines_of_json(tmp_path: Path) -> None:
              json.dumps({"image": f"data:image/png;base64,{encoded}",
                          "caption": "in a URL"})]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=rf"{path}, line 2: line is no JSON"):
+    with pytest.raises(ValueError, match=rf"{path}, line 2: line is not JSON"):
         open_corpus(path)
     assert captions(path, damaged_files="drop") == [
-        "a dog", "a pet", "(line is no JSON)", "(line is no JSON object)", "(no caption)",
+        "a dog", "a pet", "(line is not JSON)", "(line is not a JSON object)", "(no caption)",
         "(caption is no text)", "(caption is JSON without a text)", "in the cell", "in a URL",
     ]  # fmt: skip
     found = read(path, damaged_files="drop")

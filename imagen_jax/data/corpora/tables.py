@@ -66,7 +66,7 @@ class JsonTable:
         except UnusableError as error:
             raise UserError(f"{place} is not in {encoding}: {error.detail}") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is no JSON: {error}") from error
+            raise UserError(f"{place} is not JSON: {error}") from error
         self.coco = isinstance(found, dict) and is_coco(found)
         self._rows = _json_rows(place, found)
         self.columns: dict[str, Any] = {}
@@ -84,7 +84,7 @@ class JsonTable:
         """Rows from `start` up to `end`."""
         for number in range(start, end):
             row = self._rows[number]
-            fault = Fault("row is no JSON object", type(row).__name__)
+            fault = Fault("row is not a JSON object", type(row).__name__)
             yield Line(number, row if isinstance(row, dict) else fault)
 
 

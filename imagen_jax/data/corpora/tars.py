@@ -242,7 +242,7 @@ def json_captions(content: bytes, key: str | None) -> list[str]:
       key: key of the captions in it, with / into what is nested; None looks for usual ones.
 
     Raises:
-      UnusableError: it is no JSON, or has no such key.
+      UnusableError: it is not JSON, or has no such key.
     """
     try:
         found = json.loads(content)

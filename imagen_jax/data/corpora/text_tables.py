@@ -272,9 +272,9 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
     try:
         found = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        return Fault("line is no JSON", str(error))
+        return Fault("line is not JSON", str(error))
     if not isinstance(found, dict):
-        return Fault("line is no JSON object", f"{type(found).__name__}")
+        return Fault("line is not a JSON object", f"{type(found).__name__}")
     return found
 
 
