@@ -125,6 +125,8 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    # Where nohup runs the tests, a closed terminal would rightly change nothing.
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     tampered.signals = {6: signal.SIGTERM}
     with pytest.raises(Preempted, match="stopped at step 6"):
         train(tmp_path)
@@ -142,6 +144,7 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tampered.signals = {}
     tiny.assert_identical(train(tmp_path), undisturbed[0])
     assert signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def command(workdir: Path) -> list[str]:
