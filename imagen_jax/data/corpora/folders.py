@@ -99,7 +99,8 @@ class FolderRows:
                 except UnusableError as error:
                     yield Dropped(name, error.reason, f"{captions}: {error.detail}")
                 else:
-                    yield Row(name, image, content, "")
+                    # An image at an address is of this storage, and no link in somebody's table.
+                    yield Row(name, image, content, image if storage.is_remote(image) else "")
 
 
 def _suffix(name: str) -> str:
