@@ -117,6 +117,15 @@ def test_nan_in_too_many_steps_ends_training_and_names_the_examples(
     tiny.assert_identical(train(tmp_path), undisturbed[0])
 
 
+@pytest.fixture
+def with_a_terminal() -> Iterator[None]:
+    """SIGHUP is heard, also where nohup runs the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("with_a_terminal")
 def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tmp_path: Path,
     tampered: Tampered,
@@ -125,8 +134,6 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    # Where nohup runs the tests, a closed terminal would rightly change nothing.
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     tampered.signals = {6: signal.SIGTERM}
     with pytest.raises(Preempted, match="stopped at step 6"):
         train(tmp_path)
@@ -144,7 +151,6 @@ def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tampered.signals = {}
     tiny.assert_identical(train(tmp_path), undisturbed[0])
     assert signal.getsignal(signal.SIGTERM) is before
-    signal.signal(signal.SIGHUP, hangup)
 
 
 def command(workdir: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data.corpora.storage import growth_limit, too_much
+from imagen_jax.data.corpora.unfolding import growth_limit, too_much
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Images, chunks

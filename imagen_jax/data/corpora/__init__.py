@@ -2,6 +2,7 @@
 
 opening       recognises what lies at a place
 storage       names of files: globs, braces, addresses; what is odd about one that is missing
+unfolding     compressed files, up to a limit
 captions      what counts as a caption, the same everywhere
 rows          corpora of numbered rows, and images by path, in a cell or in base64
 tables        CSV, TSV, JSON (also COCO's), parquet and Arrow by row:

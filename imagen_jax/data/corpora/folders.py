@@ -99,8 +99,9 @@ class FolderRows:
                 except UnusableError as error:
                     yield Dropped(name, error.reason, f"{captions}: {error.detail}")
                 else:
-                    # An image at an address is of this storage, and no link in somebody's table.
-                    yield Row(name, image, content, image if storage.is_remote(image) else "")
+                    # A path says all; an address is read where it lies in the row's own storage.
+                    folder = storage.folder_of(image) if storage.is_remote(image) else ""
+                    yield Row(name, image, content, folder)
 
 
 def _suffix(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora import storage, unfolding
 from imagen_jax.data.corpora.arrow_tables import ArrowTable
 from imagen_jax.data.corpora.captions import (
     CAPTION_KEYS,
@@ -56,7 +56,7 @@ class JsonTable:
 
     def __init__(self, place: str, encoding: str = "utf-8"):
         self.place = place
-        with storage.unfolded(place) as file, damage_named(place):
+        with unfolding.unfolded(place) as file, damage_named(place):
             content = file.read()
         if not content:
             raise UserError(f"{place} is empty")

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora import storage, unfolding
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
 from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample
@@ -75,7 +75,7 @@ def read_tar(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     reader = _Reader(keys)
     try:
         with (
-            storage.unfolded(place) as unfolded,
+            unfolding.unfolded(place) as unfolded,
             tarfile.open(  # type: ignore[call-overload]
                 fileobj=unfolded, mode="r:", errors="surrogateescape"
             ) as tar,

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any, NamedTuple
 
-from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora import storage, unfolding
 from imagen_jax.errors import UserError
 
 INDEX_EVERY = 1000
@@ -293,7 +293,7 @@ def damage_named(place: str) -> Iterator[None]:
 
 def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
     """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
-    with storage.unfolded(place) as file, damage_named(place):
+    with unfolding.unfolded(place) as file, damage_named(place):
         start = file.read(2**16)
         if not start:
             raise UserError(f"{place} is empty")

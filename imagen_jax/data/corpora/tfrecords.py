@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from imagen_jax.data import records
-from imagen_jax.data.corpora import storage
+from imagen_jax.data.corpora import storage, unfolding
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, IMAGE_KEYS, find_key
 from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample, Row, examples_of
@@ -91,7 +91,7 @@ def _plain(place: str, start: bytes) -> Iterator[tuple[Path, str]]:
     with tempfile.NamedTemporaryFile(prefix="imagen-jax-") as copy:
         with storage.open_file(place) as file:
             try:
-                for part in _decompressed(file, storage.growth_limit(storage.size(place))):
+                for part in _decompressed(file, unfolding.growth_limit(storage.size(place))):
                     copy.write(part)
             except zlib.error as error:
                 fault = str(error)
@@ -112,7 +112,7 @@ def _decompressed(file: IO[bytes], limit: int) -> Iterator[bytes]:
             plain = decompressor.decompress(part)
             left -= len(plain)
             if left < 0:
-                raise zlib.error(storage.too_much(limit))
+                raise zlib.error(unfolding.too_much(limit))
             yield plain
             part = decompressor.unused_data
             if decompressor.eof and part:
