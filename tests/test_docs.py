@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -93,3 +95,28 @@ def test_troubleshooting_names_options_that_are_there() -> None:
     keys = set(re.findall(r"stages\.base\.train\.(\w+)", page))
     assert keys
     assert keys <= TrainConfig.__dataclass_fields__.keys()
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """Python that README, pages and notebooks show, each with its place."""
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        for block in BLOCK.finditer(page.read_text()):
+            yield page.name, block[1]
+    for path in (DOCS.parent / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                yield path.name, cell.source
+
+
+def test_all_that_is_imported_from_this_package_is_there() -> None:
+    missing, imported = [], 0
+    for place, source in blocks():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imagen_jax"):
+                module = importlib.import_module(node.module or "")
+                imported += len(node.names)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        missing.append(f"{place}: {node.module} has no {alias.name}")
+    assert imported > 50
+    assert not missing, "\n".join(missing)
