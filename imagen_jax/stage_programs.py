@@ -185,6 +185,13 @@ def step_program(
     return jax.jit(step if mesh is None else on_mesh(step, mesh))
 
 
+def forget_programs() -> None:
+    """Free the memory of all compiled programs; each is compiled again when it is next needed."""
+    for made in (pad_program, prepare_program, step_program):
+        made.cache_clear()
+    jax.clear_caches()
+
+
 def stage_keys(stage: Stage, inputs: StageInputs) -> PRNGKey:
     """Return the keys [b] of a stage's noise: stages share an image's key, but not its noise."""
     return jax.vmap(jax.random.fold_in, (0, None))(inputs.keys, stage.resolution)

@@ -31,6 +31,7 @@ from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAIT
 from imagen_jax.page.log import MAX_LINE, log_in_lines
 from imagen_jax.page.server import listen
 from imagen_jax.page.uploads import what_is_used
+from imagen_jax.stage_programs import step_program
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +318,23 @@ def test_images_of_the_oldest_job_are_dropped_where_they_are_too_many(
     assert first.kept_bytes == 0
     assert first.image(0) is None
     assert second.image(0) is not None
+
+
+def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagen_jax.page.jobs.MAX_KINDS", 2)
+    images = {}
+    for percentile in (90.0, 91.0, 92.0, 93.0, 90.0):
+        of_all = {"percentile": {"base": percentile, "sr": 99.5}}
+        settings = {"threshold": {"base": "dynamic", "sr": "static"}, **of_all}
+        job = ended(submit(worker, form(settings=form().settings | settings)))
+        assert (job.state, job.error) == ("done", "")
+        image = job.image(0)
+        np.testing.assert_array_equal(image, images.setdefault(percentile, image))
+        assert step_program.cache_info().currsize <= 4  # two stages of two kinds
+    ended(submit(worker, form(seed=7, settings=form().settings | settings)))
+    assert len(worker._kinds) == 1  # after the second clearing; another seed is no other program
 
 
 def test_stopping_keeps_finished_images(worker: Worker) -> None:

@@ -9,6 +9,7 @@ import time
 import traceback
 import weakref
 from collections import deque
+from collections.abc import Hashable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,9 +22,11 @@ from imagen_jax.page.limits import (
     LARGE,
     MAX_FRAMES,
     MAX_KEPT_BYTES,
+    MAX_KINDS,
     MAX_WAITING,
     MAX_WAITING_OF_TAB,
 )
+from imagen_jax.stage_programs import forget_programs
 
 State = Literal["waiting", "running", "done", "stopped", "failed", "dropped"]
 
@@ -146,6 +149,18 @@ def _is_between(frame: Frame) -> bool:
     return frame.step * MAX_FRAMES // frame.steps == (frame.step - 1) * MAX_FRAMES // frame.steps
 
 
+def _kind(request: Request) -> Hashable:
+    """All of a request that may decide which programs run it: what is left out is data to them."""
+    stages = []
+    for stage in request.stages:
+        is_guided = stage.settings.guidance != 1
+        settings = dataclasses.replace(
+            stage.settings, steps=1, aug_level=0.0, guidance=2.0 if is_guided else 1.0
+        )
+        stages.append((stage.stage.name, stage.size, settings))
+    return len(request), request.image is None, request.mask is None, tuple(stages)
+
+
 class Worker:
     """Makes the images of one job at a time, in a thread of its own."""
 
@@ -156,6 +171,7 @@ class Worker:
         self.cascade = cascade
         self._waiting: deque[tuple[Job, Tab]] = deque()
         self._running: tuple[Job, Tab] | None = None
+        self._kinds: set[Hashable] = set()  # of jobs whose programs are compiled
         self._ended: deque[weakref.ref[Job]] = deque()  # a tab may have forgotten them
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="images").start()
@@ -274,4 +290,9 @@ class Worker:
                 job.last_stage = finished.stage
             job.version += 1
 
+        kind = _kind(job.request)
+        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+            forget_programs()
+            self._kinds.clear()
+        self._kinds.add(kind)
         self.cascade.run(job.request, on_step=on_step, on_finished=on_finished, show_progress=False)

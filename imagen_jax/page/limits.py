@@ -30,6 +30,9 @@ MAX_KEPT = 24
 """Jobs whose images a tab keeps; older ones are dropped."""
 MAX_KEPT_BYTES = 2**29
 """Of images that are kept for all tabs; the oldest job's are dropped first."""
+MAX_KINDS = 32
+"""Kinds of jobs whose compiled programs are kept: other shapes, numbers of images, samplers and
+thresholds are other programs, of some megabytes each."""
 MAX_FRAMES = 24
 """Steps of a stage whose estimates are kept to look at again, beside the first and the last."""
 MAX_TABS = 200
