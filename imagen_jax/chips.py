@@ -7,6 +7,7 @@ import dataclasses
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from imagen_jax.extras import libtpu_without_tpu
 from imagen_jax.files import cache_directory
 from imagen_jax.sharding import MESH_AXES
 
@@ -92,11 +93,14 @@ def no_platform() -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
 
 
-def keep_programs() -> None:
-    """Keep compiled programs between processes, as the commands do, where the user said nothing.
+def configure_jax() -> None:
+    """Configure JAX for users of Python as the commands do, where the user said nothing.
 
-    A program that was compiled once is then read from the cache directory of this machine.
+    A program that was compiled once is read from the cache directory of this machine, and no TPU is
+    looked for where there is none.
     """
+    if jax.config.jax_platforms is None and libtpu_without_tpu():  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

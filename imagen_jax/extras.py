@@ -1,4 +1,4 @@
-"""Optional dependencies: check that they are installed, and say how to install them.
+"""Optional dependencies: whether they are installed, and how to install them.
 
 A registry's name for this package is never printed: whoever registers it would own the machines of
 those who follow the advice. Python records where an installation came from (PEP 610), so the advice
@@ -51,6 +51,23 @@ def install_command(extra: str) -> str:
     if source.startswith("/"):
         return shlex.join(["pip", "install", f"{source}[{extra}]"])
     return shlex.join(["pip", "install", f"{DISTRIBUTION}[{extra}] @ {source}"])
+
+
+def libtpu_without_tpu() -> bool:
+    """Return whether libtpu is installed, as for `imagen plan`, and nothing but a CPU is here.
+
+    JAX would ask libtpu for a TPU, which logs at length that it finds none. Chips are recognised as
+    JAX does, by the number of their maker on the PCI bus, or by their device files.
+    """
+    if importlib.util.find_spec("libtpu") is None or importlib.metadata.entry_points(
+        group="jax_plugins"
+    ):
+        return False
+    makers = [
+        path.read_text("utf-8").strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor")
+    ]
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return "0x1ae0" not in makers and not chips
 
 
 def _source() -> str | None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import importlib.util
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from imagen_jax.cli import data, demo, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
 from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, status_of
 from imagen_jax.errors import printable
+from imagen_jax.extras import libtpu_without_tpu
 from imagen_jax.files import cache_directory
 
 UNREAD = 141
@@ -136,7 +134,7 @@ def _set_environment(debug: bool) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # only reads data, and is quiet so
         sys.unraisablehook = _unraisable
-    if _libtpu_without_tpu():
+    if libtpu_without_tpu():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory("compiled")))
     # Also the many that compile within a second, which is the default bound.
@@ -152,21 +150,6 @@ def _keep_output_writable() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _libtpu_without_tpu() -> bool:
-    """Return whether libtpu is installed, as for `imagen plan`, and nothing but a CPU is here.
-
-    JAX would ask libtpu for a TPU, which logs at length that it finds none. Chips are recognised as
-    JAX does, by the number of their maker on the PCI bus, or by their device files.
-    """
-    if importlib.util.find_spec("libtpu") is None or entry_points(group="jax_plugins"):
-        return False
-    makers = [
-        path.read_text("utf-8").strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor")
-    ]
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return "0x1ae0" not in makers and not chips
 
 
 _FORMATTED = warnings.formatwarning

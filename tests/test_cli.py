@@ -479,13 +479,15 @@ def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     assert Image.open(files[3]).size == (tiny.SR, tiny.SR)
 
 
-def test_libtpu_says_nothing_on_a_machine_without_a_tpu() -> None:
-    script = (
-        "from imagen_jax.main import _set_environment\n"
-        "_set_environment(False)\n"
-        "import jax\n"
-        "print(jax.default_backend())"
-    )
+@pytest.mark.parametrize(
+    "script",
+    [
+        "from imagen_jax.main import _set_environment; _set_environment(False); import jax",
+        "import jax, imagen_jax; imagen_jax.Cascade.load()",
+    ],
+)
+def test_libtpu_says_nothing_on_a_machine_without_a_tpu(script: str) -> None:
+    script += "; print(jax.default_backend())"
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True

@@ -26,7 +26,7 @@ from imagen_jax.cascade.stages import (
 )
 from imagen_jax.checkpoints.cascades import open_cascade
 from imagen_jax.checkpoints.pretrained import Pretrained
-from imagen_jax.chips import keep_programs
+from imagen_jax.chips import configure_jax
 from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
 from imagen_jax.low_noise import last_level
@@ -79,7 +79,7 @@ class Cascade:
             stage if dtype is None else stage.with_network(stage.network.with_dtype(dtype))
             for stage in choose_stages(pretrained.stages, stages)
         ]
-        keep_programs()
+        configure_jax()
         self.dtype = dtype
         self.low_memory = low_memory
         self.mesh = make_mesh() if mesh is None else mesh

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from imagen_jax.chips import keep_programs
+from imagen_jax.chips import configure_jax
 from imagen_jax.errors import UserError
 from imagen_jax.files import differences
 from imagen_jax.text import minilm, t5, t5_if
@@ -183,7 +183,7 @@ def load_encoder(
         with more tokens than the weights embed, or files that are damaged.
       UserError: the weights or the vocabulary are not there; says what to do.
     """
-    keep_programs()
+    configure_jax()
     if name not in ENCODERS:
         raise UserError(f"unknown text encoder {name!r}; choose one of {', '.join(ENCODERS)}")
     if dtype not in DTYPES:

@@ -24,7 +24,7 @@ from imagen_jax.checkpoints.reading import (
     stage_directory,
 )
 from imagen_jax.checkpoints.writing import Checkpointer
-from imagen_jax.chips import keep_programs
+from imagen_jax.chips import configure_jax
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
 from imagen_jax.files import local_path, only_writer, write_json
@@ -99,7 +99,7 @@ def train(
     """
     config = load_config(config) if isinstance(config, str | Path) else config
     of = make_stage(config, stage)
-    keep_programs()
+    configure_jax()
     try:
         return _train(config, of, str(data), local_path(workdir), hooks,
                       init_from, fall_back, mesh_axes)  # fmt: skip
