@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,34 @@ from imagen_jax.data.corpora import open_corpus
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
+
+
+@pytest.mark.parametrize(
+    ("files", "where", "options", "message"),
+    [
+        ([], [], {}, "no corpus is named: give a file, a folder or a pattern"),
+        (["a.py", "b.md", "c.md"], "", {},
+         "is no corpus of a known kind; it has 2 x .md, 1 x .py. Known kinds: folder, csv, tsv"),
+        (["a.csv"], "", {"kind": "parquet"}, "has no files of kind 'parquet'; it has 1 x .csv"),
+        (["a.csv"], "a.csv", {"kind": "cvs"}, "kind is 'cvs'; choices: folder, csv, tsv, jsonl"),
+        (["words"], "words", {}, "words is of no known kind; choose one with --kind: folder, csv"),
+        ([], "nothing_like_it:train", {"kind": "tfds"},
+         "no dataset 'nothing_like_it' in tensorflow_datasets"),
+        ([], "s3://bucket/x.csv", {}, "cannot be reached: Install s3fs to access S3; install what"),
+        ([], "nowhere://x", {}, "nowhere://x cannot be reached: Protocol not known: nowhere"),
+    ],
+)  # fmt: skip
+def test_where_no_corpus_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], where: str | list[str],
+    options: dict[str, str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # where it is installed
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        (tmp_path / name).write_text("words")
+    with pytest.raises(UserError) as error:
+        open_corpus(where or ("." if files else []), **options)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +185,18 @@ def test_captions_of_a_dataset_are_strings(tmp_path: Path) -> None:
     write_tfds(tmp_path)
     source = open_corpus("pairs:train", kind="tfds", caption_key="label", data_dir=str(tmp_path))
     assert [d.reason for d in source.examples_of_shard(0, 1)] == ["caption is no text"] * 4
+    with pytest.raises(
+        UserError, match=r"no feature 'captions/words'; there are \['captions', 'im"
+    ):
+        open_corpus(
+            "pairs:train", kind="tfds", caption_key="captions/words", data_dir=str(tmp_path)
+        )
+    with pytest.raises(UserError, match="the dataset 'a b' cannot be opened: Parsing builder"):
+        open_corpus("a b", kind="tfds", data_dir=str(tmp_path))
+    (file,) = tmp_path.glob("pairs/1.0.0/*.tfrecord*")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"pairs/1\.0\.0 is damaged: .*truncated"):
+        list(source.examples_of_shard(0, 1))
 
 
 def test_a_folder_in_place_of_a_file_is_no_damage(tmp_path: Path) -> None:

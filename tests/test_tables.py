@@ -252,3 +252,58 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no parquet")
     with pytest.raises(ValueError, match=rf"{path} is no parquet or Arrow file; it is text"):
         open_corpus(path)
+
+
+def coco(ids: list[int], of: int) -> bytes:
+    images = [{"id": i, "file_name": f"{i}.png"} for i in ids]
+    notes = [{"image_id": of, "caption": "a dog"}]
+    return json.dumps({"images": images, "annotations": notes}).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"t.csv": b"\n\n"}, {}, "t.csv is empty"),
+        ({"t.csv": b'image,"caption\n0.png,a'}, {}, "t.csv, line 1, which names the columns: unex"),
+        ({"t.csv": b"image,caption\n"}, {"encoding": "utf-9"}, "unknown encoding 'utf-9'; some"),
+        ({"t.csv": b"image,caption\n0.png,\x81\n"}, {"encoding": "cp1252"},
+         "t.csv is not in cp1252 ('charmap' codec can't decode byte 0x81 in position 20: character "
+         "maps to <undefined>); --encoding names another"),
+        ({"t.csv.gz": b"\x1f\x8b\x08\x00"}, {}, "t.csv.gz is damaged: Compressed file ended"),
+        ({"t.jsonl": b"[]\n"}, {}, "t.jsonl is empty, or has no JSON object on its first lines"),
+        ({"t.json": b"\xff"}, {}, "t.json is not in utf-8: b'\\xff'"),
+        ({"t.json": b"{"}, {}, "t.json is not JSON: Expecting property name"),
+        ({"t.json": b"3"}, {}, "t.json holds one int; rows are wanted"),
+        ({"t.json": b'{"image": ["a", "b"], "caption": ["c"]}'}, {},
+         "t.json has columns of different lengths: 'image' of 2, 'caption' of 1"),
+        ({"t.json": b'{"a": 1, "b": 2}'}, {}, "t.json has the keys 'a', 'b'; it must be a list of"),
+        ({"t.json": b"{}"}, {}, "t.json has the keys (none); it must be"),
+        ({"t.json": coco([4, 7, 7], 4)}, {}, "t.json: the image id 7 comes twice"),
+        ({"t.json": coco([4, 7], 9)}, {}, "t.json is not of the form of COCO's captions_train2017"),
+        ({"a.csv": b"image,caption\n", "b.csv": b"image,text\n"}, {},
+         "b.csv has no column 'caption', which a.csv has; it has 'image', 'text'"),
+        ({"a.csv": b"image,caption\n", "b.json": b"[]"}, {},
+         "has several tables: a.csv, b.json; name the one that has the captions"),
+        ({"t.arrow": b"ARROW1 nothing"}, {}, "t.arrow is damaged: File is too small"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read(
+    tmp_path: Path, files: dict[str, bytes], options: dict[str, str], message: str
+) -> None:
+    for name, written in files.items():
+        (tmp_path / name).write_bytes(written)
+    with pytest.raises(UserError) as error:
+        open_corpus(tmp_path if len(files) > 1 else tmp_path / next(iter(files)), **options)
+    assert message in str(error.value).replace(f"{tmp_path}/", "")
+
+
+def test_cells_that_hold_too_much_or_no_text(tmp_path: Path) -> None:
+    rows = {"several": (["0.png", "1.png"], "a"), "key": ("0.png", {"k": 1}),
+            "bytes": ("0.png", "\udcff"), "deep": ("0.png", "[" * 900 + "]" * 900)}  # fmt: skip
+    lines = [json.dumps({"image": image, "caption": said}) for image, said in rows.values()]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    assert [(d.reason, d.detail) for d in read(tmp_path / "t.jsonl")] == [
+        ("several images in one row", "2 images"), ("caption is JSON without a text", "keys: k"),
+        ("caption is not in utf-8", "b'\\xff'"),
+        ("caption is JSON without a text", "nested too deeply"),
+    ]  # fmt: skip

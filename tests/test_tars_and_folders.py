@@ -70,6 +70,8 @@ def read(where: Any, **options: Any) -> list[tuple[str, Any]]:
         ([("0.npy", ONE), ("0.cls", b"3")], [("0", "(neither image nor caption)")]),
         ([("0.jpg", ONE), ("0.json", b'{"width": 8}')],
          [("0", "(no caption in the JSON beside an image)")]),
+        ([("0.jpg", ONE), ("0.json", b"{")], [("0", "(JSON beside an image that is damaged)")]),
+        ([("0.jpg", ONE), ("0.json", b'{"caption": null}')], [("0", "(no caption)")]),
         # Several captions.
         ([("0.jpg", ONE), ("0.json", json.dumps({"caption": [DOG, CAT]}).encode())],
          [("0", DOG), ("0#1", CAT)]),

@@ -68,9 +68,6 @@ class Files:
     Attributes:
       places: the files.
       summary: description for people.
-
-    Raises:
-      UserError: `damaged` is none of the choices.
     """
 
     def __init__(
@@ -81,8 +78,6 @@ class Files:
         keys: Keys,
         damaged: str = DAMAGED_FILES[0],
     ):
-        if damaged not in DAMAGED_FILES:
-            raise UserError(f"damaged is {damaged!r}; choices: {', '.join(DAMAGED_FILES)}")
         self.places = list(places)
         self._names = storage.names_of(places)
         self._kind, self._read, self._keys, self._damaged = kind, read, keys, damaged

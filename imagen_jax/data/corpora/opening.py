@@ -105,10 +105,11 @@ def open_corpus(
     shown = str(given[0]) if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"
     if not files:
         raise UserError(f"{shown} is an empty folder")
+    census = _census_text(files)
     found, files = (_recognise(shown, files, bool(folders)) if kind is None
                     else (kind, _of_kind(kind, files, bool(folders))))  # fmt: skip
     if not files:
-        raise UserError(f"{shown} has no files of kind {kind!r}; it has {_census_text(places)}")
+        raise UserError(f"{shown} has no files of kind {kind!r}; it has {census}")
     files, note = _of_split(shown, files, root or "", split, found)
     corpus: Corpus
     if found != "folder":  # whose files are checked when they are read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ class JsonTable:
 
     def __init__(self, place: str, encoding: str = "utf-8"):
         self.place = place
-        with unfolding.unfolded(place) as file, damage_named(place):
+        with unfolding.unfolded(place) as file, damage_named(place, encoding):
             content = file.read()
         if not content:
             raise UserError(f"{place} is empty")
@@ -105,14 +106,18 @@ def _json_rows(place: str, found: Any) -> Sequence[Any]:
         columns = [value for value in found.values() if isinstance(value, list)]
         if len(columns) == len(found) and find_key(found, CAPTION_KEYS):
             if len({len(column) for column in columns}) > 1:
-                raise UserError(f"{place} has columns of different lengths")
+                raise UserError(
+                    f"{place} has columns of different lengths: "
+                    + ", ".join(f"{key!r} of {len(column)}" for key, column in found.items())
+                )
             return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
         return [{"image": name, "caption": value} for name, value in found.items()]
     if found and all(isinstance(value, dict) for value in found.values()):
         return [{"image": name, **value} for name, value in found.items()]
+    keys = ", ".join(map(repr, list(found)[:20])) or "(none)"
     raise UserError(
-        f"{place} has keys {', '.join(map(repr, list(found)[:20]))}; it must be a list of objects, "
-        "an object with one such list, or COCO's images and annotations"
+        f"{place} has the keys {keys}; it must be a list of objects, an object with one such list, "
+        "or COCO's images and annotations"
     )
 
 
@@ -131,7 +136,8 @@ def _coco_rows(place: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         images = {image["id"]: image for image in found["images"]}
         if len(images) < len(found["images"]):
-            raise UserError(f"{place}: the same image id comes twice")
+            twice, _ = Counter(image["id"] for image in found["images"]).most_common(1)[0]
+            raise UserError(f"{place}: the image id {twice!r} comes twice")
         captions: dict[Any, list[str]] = {key: [] for key in images}
         for note in found["annotations"]:
             captions[note["image_id"]].append(note["caption"])

@@ -160,7 +160,9 @@ class Delimited(TextTable):
             try:
                 self._names = next(csv.reader([text], delimiter=self._delimiter, strict=True))
             except csv.Error as error:
-                raise UserError(f"{self.place}, line {number}: {error}") from error
+                raise UserError(
+                    f"{self.place}, line {number}, which names the columns: {error}"
+                ) from error
             self._names = [name.strip() for name in self._names]
             self._start = file.tell()
             self._first_line = number + 1
@@ -279,12 +281,14 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
 
 
 @contextmanager
-def damage_named(place: str) -> Iterator[None]:
+def damage_named(place: str, encoding: str) -> Iterator[None]:
     """Turns what decompression and decoding raise into a UserError that names the file."""
     try:
         yield
     except UnicodeError as error:
-        raise UserError(f"{place} is not in the encoding that is asked for: {error}") from error
+        raise UserError(
+            f"{place} is not in {encoding} ({error}); --encoding names another encoding"
+        ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system
             raise
@@ -293,7 +297,7 @@ def damage_named(place: str) -> Iterator[None]:
 
 def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
     """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
-    with unfolding.unfolded(place) as file, damage_named(place):
+    with unfolding.unfolded(place) as file, damage_named(place, encoding):
         start = file.read(2**16)
         if not start:
             raise UserError(f"{place} is empty")
