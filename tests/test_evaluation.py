@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.errors import UserError
-from imagen_jax.eval import coco, protocols
+from imagen_jax.eval import coco, protocols, sweep_chart
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import FeatureSet, check_comparable, compare, compute_features
 from imagen_jax.eval.features.clip_weights import read_clip
@@ -45,6 +47,7 @@ from imagen_jax.eval.prompts import (
     read_parti,
 )
 from imagen_jax.eval.scene_suite import DESCRIPTIONS, scene_suite
+from imagen_jax.eval.scenes import evaluate_scenes
 from imagen_jax.eval.summary import summary
 from imagen_jax.eval.sweep import name_of, pareto, sweep
 from imagen_jax.files import only_writer
@@ -401,7 +404,7 @@ def test_images_of_files(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
         read_image(tmp_path / "broken.png", 4, "exact")
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match=r"no images \(\.png, .*\) in .*nowhere"):
         list_images(tmp_path / "nowhere")
 
 
@@ -458,6 +461,51 @@ def test_drawbench_and_partiprompts_are_read(tmp_path: Path) -> None:
     parti.write_text("Prompt\tCategory\n\tAbstract\n")
     with pytest.raises(ValueError, match="row 1 has an empty prompt"):
         read_parti(parti)
+    parti.write_text("Prompt\tCategory\n")
+    with pytest.raises(UserError, match=r"parti\.tsv has no prompts"):
+        read_parti(parti)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: small_network().outputs(np.zeros((0, 8, 8, 3), np.uint8)),
+         "no images were given to small"),
+        (lambda d: small_network().outputs(np.zeros((2, 8, 8, 3))),
+         "images must be uint8 [n, h, w, 3]; got float64 [2, 8, 8, 3]"),
+        (lambda d: compute_features(small_network(), Fixed("a", real(1, 3))).first(4),
+         "'a' has 3 images; cannot take 4"),
+        (lambda d: Files("a", [], 8, "stretch"), "unknown fit 'stretch'; choices: exact, crop"),
+        (lambda d: scene_suite(DEMO, 0, 0), "per_category must be at least 1, got 0"),
+        (lambda d: evaluate_scenes(None, 1, ["odd"], 0, d), "unknown splits ['odd']; choices: "),
+        (lambda d: evaluate_scenes(None, 0, ["train"], 0, d), "count must be at least 1, got 0"),
+        (lambda d: coco.read_annotations(written(d, "[]"), d, 2, 0),
+         "captions.json is not of the form of COCO's captions_val2014.json: TypeError("),
+        (lambda d: coco.choose([coco.Captioned("", d)] * 3, 2, 0),
+         "2 of the chosen captions are empty"),
+        (lambda d: sweep(None, scene_work(8)._replace(real=None), None, d, []),
+         "has no real images to measure a distance from"),
+        (lambda d: sweep(None, scene_work(8)._replace(level=None), Instruments(None),
+                         d, []), "alignment of prompts that are no scenes needs CLIP"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_said(
+    call: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        call(tmp_path)
+    assert message in str(error.value)
+
+
+def written(directory: Path, content: str) -> Path:
+    (directory / "captions.json").write_text(content)
+    return directory / "captions.json"
+
+
+def test_charts_need_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="charts need matplotlib; install it with: pip install"):
+        sweep_chart.check_installed()
 
 
 # sweeps

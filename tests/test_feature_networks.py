@@ -269,6 +269,44 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, inception_file: 
     safetensors.numpy.save_file(tensors, tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match=r"'features\.0\.1\.bias' has values that are not finite"):
         load_network("mobilenet-v2", tmp_path / "nan.safetensors")
+    tensors["features.0.1.bias"] = np.ones(31, np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / "short.safetensors")
+    with pytest.raises(UserError, match=r"'features.0.1.bias' has shape \[31\], expected \[32\]"):
+        load_network("mobilenet-v2", tmp_path / "short.safetensors")
+    with pytest.raises(UserError, match="unknown way to resize 'lanczos'; choices: clean, tf1"):
+        resize_matrix("lanczos", 4, 2)
+
+
+def test_clips_whose_files_do_not_fit(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip", "hf")
+    tower, config = {"num_attention_heads": 2}, folder / "config.json"
+    for vision, text, message in (
+        (
+            "relu6",
+            "relu6",
+            r"config\.json: activation 'relu6' is not known; choices: quick_gelu",
+        ),
+        ("gelu", "quick_gelu", r"towers have different activations: \['gelu', 'quick_gelu'\]"),
+    ):
+        config.write_text(json.dumps({"vision_config": tower | {"hidden_act": vision},
+                                      "text_config": tower | {"hidden_act": text}}))  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            read_clip(folder)
+    config.write_text(json.dumps({"vision_config": tower, "text_config": tower}))
+    tokenizer = folder / "tokenizer.json"
+    words = json.loads(tokenizer.read_text())
+    words["model"]["vocab"] |= {f"word{i}": 100 + i for i in range(80)}
+    tokenizer.write_text(json.dumps(words))
+    with pytest.raises(UserError, match=r"json has 86 tokens, but the network knows 64: they"):
+        read_clip(folder)
+    tokenizer.unlink()
+    with pytest.raises(UserError, match=r"clip has no tokenizer\.json, CLIP's tokenizer"):
+        read_clip(folder)
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"no tensor 'visual_projection\.weight': no CLIP ViT"):
+        read_clip(folder)
 
 
 def test_features_do_not_depend_on_the_number_of_devices(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import tiny
 from imagen_jax.cascade import Cascade
 from imagen_jax.checkpoints.cascades import export_cascade
 from imagen_jax.embed import embed
-from imagen_jax.low_noise import LEVELS, X0Errors, last_level
+from imagen_jax.errors import UserError
+from imagen_jax.low_noise import LEVELS, X0Errors, from_record, last_level
 from imagen_jax.models.base import BaseNetwork
 from imagen_jax.stage import make_stage
 from imagen_jax.train.validation import x0_errors
@@ -75,6 +76,22 @@ def test_faults_by_their_errors() -> None:
     assert "is worse than returning the noisy image as it is" in str(grain.fault(8.0))
     invisible = X0Errors(LEVELS, (*grown[:-1], 0.003), (*IDENTITY[:-1], 0.002))
     assert invisible.fault(10.0) is None  # half a grey level is 0.004
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": [{}, {}]}, "no errors of x0: TypeError: "),
+        ({"network": [0.1]}, "no errors of x0: ValueError: .*inhomogeneous"),
+        ({"levels": [1.0, 0.0]}, "levels must ascend, and errors be above 0"),
+        ({"identity": [0.5, 0.0]}, "levels must ascend, and errors be above 0"),
+    ],
+)
+def test_records_that_hold_no_errors(changes: dict[str, Any], message: str) -> None:
+    record = {"levels": [0.0, 1.0], "network": [0.2, 0.1], "identity": [0.5, 0.4]}
+    assert from_record(record) == X0Errors((0.0, 1.0), (0.2, 0.1), (0.5, 0.4))
+    with pytest.raises(UserError, match=message):
+        from_record(record | changes)
 
 
 def test_the_level_of_the_last_call() -> None:

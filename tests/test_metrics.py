@@ -173,6 +173,7 @@ def test_clip_scores_are_cosines_and_their_interval_holds_the_mean() -> None:
     [
         (lambda: frechet_of_features(np.ones((5, 2)), np.ones((5, 3))), "2 and 3 channels"),
         (lambda: frechet_of_features(np.ones((1, 2)), np.ones((5, 2))), "at least 2 images"),
+        (lambda: frechet_of_features(np.ones((1, 9)), np.ones((5, 9))), "2 images, got 1"),
         (lambda: Moments.of(np.full((3, 2), np.nan)), "image 0 are not finite"),
         (lambda: Moments.of(np.ones((0, 2))), r"\[0, 2\]"),
         (lambda: merge_all([]), "no parts"),

@@ -157,6 +157,36 @@ def test_arrays_in_the_msgpack_itself(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("encoder/encoder_norm/scale", np.ones(32, np.int32),
+         "parameter encoder/encoder_norm/scale is of dtype int32: weights are floats"),
+        ("encoder/encoder_norm/scale", 3.0,
+         r"parameter encoder/encoder_norm/scale is neither an array nor a path: 3\.0"),
+        ("encoder/encoder_norm/scale", np.ones((4, 8), np.float32),
+         r"encoder_norm/scale has shape \(4, 8\)"),
+        ("encoder/encoder/mlp/wo/kernel", np.ones(3, np.float32), r"\(3,\) has no axis of layers"),
+        ("encoder/encoder/mlp/wo/kernel", np.ones((1, 9999), np.float32),
+         "is of 9999 layers; at most 1000 are read"),
+        ("token_embedder/embedding", np.ones(3, np.float32),
+         r"token_embedder/embedding has shape \(3,\); it must have 2 axes"),
+        ("encoder/relpos_bias/rel_embedding", np.ones((4, 31), np.float32),
+         r"relpos_bias has the shape \(4, 31\); it must be of heads and buckets"),
+    ],
+)  # fmt: skip
+def test_arrays_that_cannot_be_weights(
+    name: str, value: object, message: str, tmp_path: Path
+) -> None:
+    _, params = load_t5_encoder(checkpoint("t5x"))
+    flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    target = flax.traverse_util.unflatten_dict(flat | {name: value}, sep="/")
+    content = flax.serialization.msgpack_serialize({"optimizer": {"target": target}})
+    (tmp_path / "checkpoint").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_t5_encoder(tmp_path)
+
+
 def hugging_face(params: t5.Params) -> dict[str, np.ndarray]:
     """The tensors of transformers' T5EncoderModel with these parameters."""
     names = {

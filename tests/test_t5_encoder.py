@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -122,6 +123,17 @@ def test_files_that_are_missing_or_do_not_fit(vocabulary: Path) -> None:
         load_encoder("t5", WEIGHTS, "bytes")
     with pytest.raises(ValueError, match="'minilm' brings its own vocabulary"):
         load_encoder("minilm", None, str(vocabulary))
+    with pytest.raises(UserError, match="unknown dtype 'float16' of a text encoder; choices: fl"):
+        load_encoder("t5", WEIGHTS, str(vocabulary), dtype="float16")
+    with pytest.raises(UserError, match="'minilm' computes in float32 only, not in bfloat16"):
+        load_encoder("minilm", dtype="bfloat16")
+
+
+def test_states_that_are_not_finite(vocabulary: Path) -> None:
+    encoder = load_encoder("t5", WEIGHTS, str(vocabulary))
+    damaged = jax.tree.map(lambda leaf: leaf * np.nan, encoder.params)
+    with pytest.raises(UserError, match="text encoder 't5' returns NaN or infinity: its weights"):
+        dataclasses.replace(encoder, params=damaged).encode(["a dog"])
 
 
 def test_large_parameters_are_divided_over_devices() -> None:

@@ -184,6 +184,45 @@ def test_damaged_and_hostile_files_are_one_error(
     assert not (tmp_path / "ran").exists()
 
 
+def legacy(value: Any, tmp_path: Path) -> Path:
+    (tmp_path / "file.pth").write_bytes(pickle.dumps(value, 2))
+    return tmp_path / "file.pth"
+
+
+def test_what_is_wrong_is_said(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tensor(0, (1,), (1,))
+    for value, message in (
+        (b"\x80\x02(U\x06moduleNNNNtQ.", "the pickle refers to a 'module', which is no storage"),
+        ({"a": {"b": one}, "a.b": one}, "it holds two tensors 'a.b'"),
+        (
+            {"w": tensor(0, (2,), (-1,))},
+            r"a tensor has the offset, .* \(0, 2, -1\): none",
+        ),
+        ({"w": tensor(4, (1,), (1,))}, "it is damaged: 'w' reaches beyond its storage"),
+        (
+            {"w": tensor(0, (1,), (1,), Storage("0", 8))},
+            "it is damaged: the storage of 'w' holds 4 num",
+        ),
+    ):
+        with pytest.raises(UserError, match=rf"file\.pth: {message}"):
+            read_torch_file(write(value))
+    with zipfile.ZipFile(write({"w": one}), "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(UserError, match="it was saved on a big-endian machine, which is not read"):
+        read_torch_file(tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"file\.pth: it is no file of torch\.save"):
+        read_torch_file(legacy(5, tmp_path))
+    kinds = ("FloatStorage", "IntStorage")
+    twice = {kind: tensor(0, (1,), (1,), Storage("0", 1024, kind)) for kind in kinds}
+    with pytest.raises(UserError, match=r"its storages hold more than the \d+ bytes of the file"):
+        read_torch_file(write(twice, {"0": bytes(4096)}))
+    monkeypatch.setattr("imagen_jax.eval.features.torch_file.MAX_PICKLE", 9)
+    with pytest.raises(UserError, match=r"data\.pkl has \d+ bytes; at most 9 are read"):
+        read_torch_file(write({"w": one}))
+
+
 def test_deep_dictionaries_are_read(write: Callable[..., Path]) -> None:
     deep = b"\x80\x02" + b"}X\x01\x00\x00\x00a" * 50_000 + b"}" + b"s" * 50_000 + b"."
     assert read_torch_file(write(deep)) == {}

@@ -110,8 +110,18 @@ def test_votes_of_another_page_or_damaged_ones_are_refused(
     refused("given twice", path, path)
     refused("no such vote: pair 9", votes={"9": {"alignment": "left"}})
     refused("alignment: 'up'", votes={"0": {"alignment": "up"}})
+    refused("it needs a person's name, and votes", person=1)
+    refused("pair 0 has 'left' for its votes", votes={"0": "left"})
     with pytest.raises(ValueError, match="no votes"):
         tally(key, [])
+    record = json.loads(key.read_text())
+    for changes, message in (
+        ({"pairs": {"0": {"left": "c", "category": "Text"}}}, "a pair has no category, or no left"),
+        ({"pairs": {"0": {"left": "a"}}}, "KeyError: 'category'"),
+    ):
+        key.write_text(json.dumps(record | changes))
+        with pytest.raises(UserError, match=rf"key\.json is no key of a page: {message}"):
+            tally(key, [path])
 
 
 def test_sides_cannot_be_computed(runs: tuple[Path, Path], tmp_path: Path) -> None:

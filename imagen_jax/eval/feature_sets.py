@@ -69,7 +69,7 @@ class FeatureSet:
           UserError: there are not so many.
         """
         if not 1 <= count <= len(self):
-            raise UserError(f"the first {count} of {len(self)} images")
+            raise UserError(f"{self.data['name']!r} has {len(self)} images; cannot take {count}")
         if count == len(self):
             return self
         logits = None if self.logits is None else self.logits[:count]

@@ -242,14 +242,14 @@ def _msgpack(path: str, content: bytes) -> Iterator[tuple[str, Leaf]]:
             relative = _within(name, value.removeprefix(PLACEHOLDER))
             yield name, _zarr(name, path, relative, None)
         elif isinstance(value, np.ndarray | jax.Array):
-            yield name, _in_memory(np.asarray(value))
+            yield name, _in_memory(name, np.asarray(value))
         else:
             raise UserError(f"parameter {name} is neither an array nor a path: {value!r}")
 
 
-def _in_memory(array: np.ndarray) -> Leaf:
+def _in_memory(name: str, array: np.ndarray) -> Leaf:
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
-        raise UserError(f"a parameter is of dtype {array.dtype}, which are no weights")
+        raise UserError(f"parameter {name} is of dtype {array.dtype}: weights are floats")
     return Leaf(array.shape, lambda index: array[index])
 
 
@@ -301,7 +301,10 @@ def _unscan(leaves: dict[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
         if len(leaf.shape) < 2:
             raise UserError(f"parameter {name} of shape {leaf.shape} has no axis of layers")
         if leaf.shape[1] > MAX_LAYERS:
-            raise UserError(f"parameter {name} of shape {leaf.shape} is of too many layers")
+            raise UserError(
+                f"parameter {name} of shape {leaf.shape} is of {leaf.shape[1]} layers; at most "
+                f"{MAX_LAYERS} are read"
+            )
         for layer in range(leaf.shape[1]):
             yield f"encoder/layers_{layer}/{rest}", _layer(name, leaf, layer)
 

@@ -62,7 +62,7 @@ class FeatureNetwork:
                 f"images must be uint8 [n, h, w, 3]; got {images.dtype} {list(images.shape)}"
             )
         if len(images) == 0:
-            raise UserError("no images")
+            raise UserError(f"no images were given to {self.name}")
         batched, weights, run = self._compiled
         devices = len(batched.mesh.devices)
         size = devices * (BATCHES[0] if len(images) < devices * BATCHES[1] else BATCHES[1])

@@ -156,7 +156,9 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise UserError(f"its entry {name} is compressed, which torch.save never does")
             if entry.file_size > most:
-                raise UserError(f"its entry {name} says that it has {entry.file_size} bytes")
+                raise UserError(
+                    f"its entry {name} has {entry.file_size} bytes; at most {most} are read"
+                )
             return archive.read(entry)
 
         order = f"{root}byteorder"
@@ -213,7 +215,7 @@ def _tensors(tree: Any, read: Callable[[_Storage], bytes], size: int) -> dict[st
         if storage not in storages:
             storages[storage] = values = np.frombuffer(read(storage), storage.dtype)
             if sum(of.nbytes for of in storages.values()) > size:
-                raise UserError("its storages are larger than the file")
+                raise UserError(f"its storages hold more than the {size} bytes of the file")
             if len(values) != storage.length:
                 raise UserError(
                     f"it is damaged: the storage of {name!r} holds {len(values)} numbers, not "
