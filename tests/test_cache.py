@@ -7,10 +7,12 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imagen_jax.files import cache_directory
+from imagen_jax.errors import UserError
+from imagen_jax.files import cache_directory, check_private, given_file
 from imagen_jax.native import compiling
 
 
@@ -116,3 +118,28 @@ def test_a_library_that_others_may_write_is_compiled_again(
     with pytest.warns(UserWarning, match="compiled again: .* can be written by others"):
         again = compiling._compiled("small.cc", {"NUMBER": "7"})
     assert again.read_bytes() != b"planted"
+
+
+def test_a_cache_that_is_a_link_or_cannot_be_written(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(PermissionError, match="link is a link"):
+        check_private(tmp_path / "link")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.warns(UserWarning, match=r"native\S* cannot be written"):
+        assert not cache_directory("native").is_relative_to(cache)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (IsADirectoryError, "x/y is a directory; a list of prompts is a file"),
+        (NotADirectoryError, "no list of prompts x/y: a part of the path is no directory"),
+        (PermissionError(13, "Permission denied"), "x/y may not be read: Permission denied"),
+        (FileNotFoundError, "no list of prompts x/y: there is no such file"),
+    ],
+)
+def test_files_that_a_user_gave(error: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message), given_file("x/y", "list of prompts"):
+        raise error

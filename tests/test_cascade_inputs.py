@@ -25,14 +25,26 @@ from imagen_jax.cascade import (
     read_mask,
     sweep,
 )
+from imagen_jax.cascade.compiled import export_stage
+from imagen_jax.cascade.files import save_image
+from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import resize, resize_mask
 from imagen_jax.cascade.stages import size_step
+from imagen_jax.checkpoints.cascades import export_cascade
+from imagen_jax.errors import UserError
+from imagen_jax.main import main
+from imagen_jax.typing import TextEmbedding
 
 
 @pytest.fixture(scope="module")
-def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_cascade(tmp_path_factory.mktemp("inputs") / "cascade")
+
+
+@pytest.fixture(scope="module")
+def cascade(directory: Path) -> Cascade:
     """Of MiniLM's tokenizer, with random weights."""
-    return Cascade.load(tiny.write_cascade(tmp_path_factory.mktemp("inputs") / "cascade"))
+    return Cascade.load(directory)
 
 
 def fuzzed_prompts(count: int) -> list[str]:
@@ -112,12 +124,14 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"seed": -1}, "seeds must be whole numbers in"),
         ({"seed": 2**32}, "seeds must be whole numbers in"),
         ({"seed": 0.5}, "seeds must be whole numbers in"),
+        ({"prompts": ["a", "b"], "seed": [1, 2, 3]}, "3 seeds for 2 prompts; need as many"),
         ({"seed": "1"}, "seeds must be whole numbers in"),
         ({"per_prompt": 0}, "per_prompt must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"size": 7}, "must be multiples of 2; the nearest is 8 x 8"),
         ({"size": (0, 8)}, "cannot make images of 0 x 8"),
         ({"size": (8, 8, 3)}, "size must be a whole number, or height and width"),
+        ({"size": 1000}, "too large for a cascade that was trained for 8 pixels: sides may be 4"),
         ({"size": 8.0}, "size must be a whole number, or height and width"),
         ({"guidance": float("nan")}, "guidance is nan; it must be in"),
         ({"guidance": "3"}, "guidance must be of type float, got '3'"),
@@ -162,6 +176,43 @@ def test_arguments_that_do_not_fit(cascade: Cascade, options: dict[str, Any], me
     options = {"prompts": "a cat", "show_progress": False} | options
     with pytest.raises(ValueError, match=re.escape(message)):
         cascade.sample(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, d: next(c.stream(c.request(["a"]), chunk=0)), "chunk must be at least 1, got 0"),
+        (lambda c, d: Cascade.load(d, dtype="half"), "dtype is 'half'; choices: float32, bfloat16"),
+        (lambda c, d: Cascade.load(d, stages=[]), "no stage was chosen; choices: base, sr"),
+        (lambda c, d: Cascade.load(d, stages=["top"]), "unknown stage 'top'; choices: base, sr"),
+        (lambda c, d: Cascade.load(d, stages=["sr", "base"]),
+         "stage 'base' starts from noise, but the one before it, 'sr', makes images of 8 pixels"),
+        (lambda c, d: c.settings(colour=1), "unknown setting 'colour'; choices: sampler, steps"),
+        (lambda c, d: sweep(c, "a", [Axis("steps", [1])], steps=2),
+         "steps is swept over and was given, too"),
+        (lambda c, d: Folder(d, [], "gif"), "format is 'gif'; choices: png, webp"),
+        (lambda c, d: save_image(SQUARE, {}, d / "a.gif"), "a.gif must end in one of .png, .webp"),
+        (lambda c, d: c.request(["a"], text=TextEmbedding(np.zeros((1, 3, 9)), np.ones((1, 3)))),
+         "text must have states [1, l, 384] and a mask [1, l] with l at most 32; got"),
+        (lambda c, d: export_stage(c._pretrained, c.stages[0], d, platforms=["abacus"]),
+         "unknown platform 'abacus'; choices: "),
+        (lambda c, d: export_cascade(d, d / "o", dtype="int8"), "dtype is 'int8'; choices: f"),
+    ],
+)  # fmt: skip
+def test_calls_that_do_not_fit(
+    cascade: Cascade, directory: Path, call: Callable[[Cascade, Path], Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        call(cascade, directory)
+
+
+def test_words_of_a_cascade_that_knows_none(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "words", "--workdir", str(directory)]) == 64
+    assert (
+        "this cascade was not trained on scenes; the words it knows are" in capsys.readouterr().err
+    )
 
 
 def test_sizes_are_those_that_all_stages_can_make() -> None:

@@ -30,7 +30,9 @@ from imagen_jax.cascade import (
     run,
     sweep,
 )
+from imagen_jax.cascade.files import save_image
 from imagen_jax.cascade.images import resize
+from imagen_jax.errors import UserError
 
 PROMPT, OTHER = "a red image", "one blue image"
 COLOURFUL = np.random.default_rng(3).integers(0, 256, (tiny.SR, tiny.SR, 3), np.uint8)
@@ -230,6 +232,16 @@ def test_records_that_cannot_be_repeated(cascade: Cascade, directory: Path, tmp_
         repeat(half, record, image=COLOURFUL)
     with pytest.raises(ValueError, match="the record is damaged"):
         repeat(cascade, {key: value for key, value in record.items() if key != "seed"})
+    with pytest.raises(UserError, match="the record is damaged: TypeError: what was given, or the"):
+        repeat(cascade, record | {"given": ["image"]})
+    with pytest.raises(UserError, match="made by stages base, but the cascade has base, sr"):
+        repeat(cascade, record | {"stages": {"base": record["stages"]["base"]}})
+    save_image(COLOURFUL, {"version": 99}, tmp_path / "new.png")
+    with pytest.raises(UserError, match=r"new\.png has a record of version 99; this code reads \d"):
+        read_record(tmp_path / "new.png")
+    (tmp_path / "new.png").write_bytes((tmp_path / "new.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"new\.png is damaged: OSError: Truncated File Read"):
+        read_record(tmp_path / "new.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="no image of a kind"):
         read_record(tmp_path / "text.png")

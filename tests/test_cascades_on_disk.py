@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_directories_that_are_no_cascade(workdir: Path, tmp_path: Path) -> None:
         open_cascade("gs://bucket/run")
     with pytest.raises(UserError, match="no stage 'base64' to start from in demo; it has base"):
         open_origin("demo", "base64")
+    exported = tmp_path / "exported"
+    export_cascade(workdir, exported)
+    record = (exported / "cascade.json").read_text()
+    for changes, message in (
+        ({"source": None}, "describes no cascade: TypeError: no stages, or no source"),
+        ({"encoder": {}}, "describes no cascade: KeyError: 'name'"),
+    ):
+        (exported / "cascade.json").write_text(json.dumps(json.loads(record) | changes))
+        with pytest.raises(UserError, match=message):
+            open_cascade(exported)
+    (exported / "cascade.json").write_text(record)
+    shutil.copy(exported / "base.safetensors", exported / "sr.safetensors")
+    cascade = open_cascade(exported)
+    with pytest.raises(UserError, match=r"stage 'sr' .* do not fit its network \(there != wanted;"):
+        cascade.weights(cascade.stages[1])
+    shutil.copytree(workdir, tmp_path / "two")
+    path = tmp_path / "two" / "sr" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder": {"name": "other"}}))
+    with pytest.raises(UserError, match=r"were trained with different text encoders: .*'other'"):
+        open_cascade(tmp_path / "two")
+    (exported / "base.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the cascade in .*exported lacks base\.safetensors"):
+        cascade.weights(cascade.stages[0])
     assert open_origin("demo", "base").stages[0].name == "base"
 
 

@@ -300,6 +300,7 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             "1024",
         ),
         (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
+        (["data", "inspect", "x"], "--output is missing: the HTML file with the report on these"),
     ],
 )  # fmt: skip
 def test_mistakes(
@@ -325,6 +326,13 @@ def test_mistakes(
         (["paint"], "invalid choice: 'paint'"),
         (["sample", "a cat", "--steps", "0"], "must be at least 1, got 0"),
         (["sample", "a cat", "--threshold", "hard"], "invalid choice: 'hard'"),
+        (["sample", "a cat", "--sweep", "steps=x"], "'steps=x': invalid literal for int()"),
+        (
+            ["sample", "a cat", "--sweep", "step=1"],
+            "must be [STAGE.]NAME=VALUE,VALUE with NAME",
+        ),
+        (["demo", "--port", "70000"], "must be from 0 to 65535, got 70000"),
+        (["embed", "x", "--process", "3/2"], "'3/2' is not ID/COUNT with ID from 0, such as 0/16"),
     ],
 )
 def test_malformed_arguments(

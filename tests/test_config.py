@@ -11,8 +11,10 @@ import tiny
 from ml_collections import ConfigDict
 
 from imagen_jax import config as config_lib
+from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
 from imagen_jax.stage import make_stage
+from imagen_jax.train.optimizer import make_optimizer
 
 SOURCE = """
 from ml_collections import ConfigDict
@@ -186,6 +188,10 @@ def test_build_makes_nested_dataclasses(config_file: Path) -> None:
             {"model": {"width": 1, "multipliers": (1,), "attention": ()}},
             "stages.base.model: attention must have one entry per level, 1",
         ),
+        (
+            {"model": {"width": 1, "multipliers": 3, "attention": (True,)}},
+            "stages.base.model.multipliers must be a tuple, got 3",
+        ),
         ({"clip": "hard"}, "stages.base.clip must be of type float, got 'hard'"),
     ],
 )
@@ -235,3 +241,35 @@ def test_values_without_a_json_form_are_refused() -> None:
 def test_schedule_of_a_stage(changes: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny.stage("base", *(f"stages.base.schedule.{change}" for change in changes))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        (None, "stages.base.resolution=4", "which stage? This config has base, sr"),
+        ("top", "stages.base.resolution=4", "unknown stage 'top'; this config has ['base', 'sr']"),
+        ("sr", "stages.sr.resolution=9", "stages.sr: resolution 9 is not a multiple of low_res 4"),
+        ("sr", "stages.sr.crop=3", "a crop of 3 of 8 pixels is no whole number of the 4 pixels"),
+        ("base", "stages.base.train.optimizer=sgd", "train.optimizer is 'sgd'; choices: "),
+        ("base", "stages.base.train.warmup_steps=99999999",
+         "warmup_steps is 99999999; it must be in [0, steps) with steps = "),
+        ("base", "stages.base.diffusion.parametrization=noise",
+         "parametrization is 'noise'; choices: eps, v, x0"),
+    ],
+)  # fmt: skip
+def test_stages_that_cannot_be_made(stage: str | None, change: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_optimizer(make_stage(tiny.config(change), stage))
+    assert message in str(error.value)
+
+
+def test_configs_that_are_no_python_and_networks_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "config.txt").write_text("steps: 3")
+    with pytest.raises(UserError, match=r"config\.txt is no Python file: its name must end in"):
+        load_config(tmp_path / "config.txt")
+    with pytest.raises(UserError, match="'nowhere:Net', but there is no module 'nowhere'; install"):
+        load_config("quickstart", ["stages.base.network.kind=nowhere:Net"])
+    values = tiny.config().to_dict()
+    values["stages"]["base"]["network"] = 3
+    with pytest.raises(UserError, match=r"stages\.base\.network must be a section of keys, got 3"):
+        make_stage(ConfigDict(values), "base")

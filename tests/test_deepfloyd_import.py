@@ -186,6 +186,34 @@ def hostile_index(one: Path, two: Path) -> None:
     index.write_text(json.dumps(record))
 
 
+def change_index(two: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    (index,) = (two / "unet").glob("*index*.json")
+    record = json.loads(index.read_text())
+    change(record["weight_map"])
+    index.write_text(json.dumps(record))
+
+
+def empty_index(one: Path, two: Path) -> None:
+    change_index(two, lambda placed: placed.clear())
+
+
+def index_of_more(one: Path, two: Path) -> None:
+    change_index(two, lambda placed: placed.update(more=placed["conv_in.bias"]))
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    path = directory / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def other_width(one: Path, two: Path) -> None:
+    change_config(two, encoder_hid_dim=16)
+
+
+def no_size(one: Path, two: Path) -> None:
+    change_config(one, sample_size="large")
+
+
 def lost_shard(one: Path, two: Path) -> None:
     next((two / "unet").glob("*-00002-of-00003.safetensors")).unlink()
 
@@ -205,6 +233,10 @@ def lost_shard(one: Path, two: Path) -> None:
         (other_scheduler, r"beta_schedule is 'linear'"),
         (no_text_encoder, r"none of the given directories has text_encoder/"),
         (hostile_index, r"names '\.\./\.\./one/.*', which is no file beside it"),
+        (empty_index, r"index.*json is damaged: it has no weight_map"),
+        (index_of_more, r"lacks more, which the index says that it has"),
+        (other_width, "the stages read text of different widths; they do not belong together"),
+        (no_size, r"config\.json: sample_size is 'large'; it must be a whole number from 1"),
         (lost_shard, r"there is no .*-00002-of-00003\.safetensors, which the index"),
     ],
 )

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,8 +30,8 @@ from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback, own_names
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAITING_OF_TAB, MAX_WORK
 from imagen_jax.page.log import MAX_LINE, log_in_lines
-from imagen_jax.page.server import listen
-from imagen_jax.page.uploads import what_is_used
+from imagen_jax.page.server import listen, serve
+from imagen_jax.page.uploads import MAX_READING, Uploads, what_is_used
 from imagen_jax.stage_programs import step_program
 
 
@@ -78,6 +79,10 @@ IMAGE = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
         ({"mode": "paint", "image": IMAGE, "mask": np.zeros((6, 6), bool)}, "brush over"),
         ({"mode": "paint", "image": IMAGE, "mask": np.ones((6, 6), bool), "resamples": 99},
          "number of passes is 99"),
+        ({"prompt": 3}, "the prompt must be text, got 3"),
+        ({"size": "big"}, "unknown shape 'big'; choices: square, 8 x 8"),
+        ({"settings": {"guidance": {"base": 1e300}}}, "guidance of base is no number that it can"),
+        ({"mode": "change", "image": IMAGE, "strength": 2}, "the strength is 2; it must be from 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -87,6 +92,26 @@ def test_mistakes_in_the_form_are_told(
     with pytest.raises(ValueError) as error:  # noqa: PT011
         request(form(**changes), cascade)
     assert message in str(error.value)
+
+
+def test_a_cascade_of_one_stage_enlarges_nothing(cascade: Cascade) -> None:
+    base = Cascade(cascade._pretrained, cascade._load_text_encoder, stages=["base"])
+    with pytest.raises(UserError, match="this cascade has no stage that enlarges images"):
+        request(form(mode="enlarge", image=IMAGE, size=(4, 4), settings={}), base)
+
+
+def test_images_that_the_page_cannot_read_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    uploads = Uploads([(8, 8)])
+    event: Any = SimpleNamespace(file=SimpleNamespace(size=lambda: 9, read=nothing))
+    monkeypatch.setattr("imagen_jax.page.uploads.run.io_bound", nothing)
+    with pytest.raises(UserError, match="the page is being closed"):
+        asyncio.run(uploads.read(event))
+    uploads._waiting = MAX_READING
+    with pytest.raises(UserError, match="too many images are being read; try again in a moment"):
+        asyncio.run(uploads.read(event))
 
 
 def test_the_form_as_a_request(cascade: Cascade) -> None:
@@ -464,6 +489,11 @@ def test_on_a_network_only_own_names_are_answered(kind: str) -> None:
 def test_allowed_hosts_are_names(name: str) -> None:
     with pytest.raises(ValueError, match="--allow-host is"):
         own_names("0.0.0.0", [name])
+
+
+def test_further_hosts_need_an_open_page(cascade: Cascade) -> None:
+    with pytest.raises(UserError, match="--allow-host is for a page that --host opens to a net"):
+        serve(cascade, mock.Mock(), "127.0.0.1", allowed=["lab"])
 
 
 def test_other_sites_cannot_load_or_frame_the_page() -> None:

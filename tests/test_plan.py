@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -21,11 +22,12 @@ from imagen_jax import chips, sharding
 from imagen_jax.checkpoints.pretrained import abstract_params
 from imagen_jax.chips import CHIPS, local_chip
 from imagen_jax.config import load_config
+from imagen_jax.errors import UserError
 from imagen_jax.flops import flops_of, jaxpr_flops
 from imagen_jax.main import main
 from imagen_jax.models.attention import attend
 from imagen_jax.native import compiling, winograd
-from imagen_jax.plan import collectives, cost, hlo, products
+from imagen_jax.plan import chart, collectives, cost, hlo, products
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.programs import Program, compile_for
@@ -404,3 +406,20 @@ def test_a_search_that_is_stopped_ranks_what_it_has(
 def test_mistakes(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", TINY, "--stage", "base", *args]) == 64
     assert message in capsys.readouterr().err
+
+
+def test_programs_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this is no HLO text: it has no ENTRY computation"):
+        hlo.parse("no program")
+    with pytest.raises(UserError, match=r"unknown element type 'q7' in 'q7\[2\]'"):
+        hlo.parse_shapes("q7[2]")
+
+    def until_it_is_large(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ y, x)
+
+    with pytest.raises(UserError, match="a loop of unknown length contains products"):
+        jaxpr_flops(jax.make_jaxpr(until_it_is_large)(jnp.ones((2, 2))).jaxpr)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    plan: Any = None
+    with pytest.raises(UserError, match="charts need matplotlib; install it with: pip install"):
+        chart.draw(plan, tmp_path / "plan.png")

@@ -20,6 +20,7 @@ from imagen_jax.diffusion import (
     sample,
     time_grid,
 )
+from imagen_jax.errors import UserError
 from imagen_jax.sampling import Edit, image_keys, sample_stage, sample_steps, whole_sampler
 from imagen_jax.stage_programs import Padding, StageInputs, guidance_of, stage_denoiser
 from imagen_jax.typing import Denoiser
@@ -220,3 +221,20 @@ def test_low_res_must_be_given_to_the_stage_that_starts_from_it(setting: Setting
     inputs = StageInputs(setting.text, setting.keys, wrong)
     with pytest.raises(ValueError, match=r"none was given|an image was given"):
         sample_stage(setting.stage, setting.params, inputs, setting.settings)
+
+
+def test_edits_that_do_not_fit(setting: Setting) -> None:
+    inputs = StageInputs(setting.text, setting.keys, setting.low_res)
+    image = jnp.zeros((2, 3, 3, 3))
+    for given, options, message in (
+        ({}, {"edit": Edit()}, "an edit needs an image, and an image an edit; one of them is None"),
+        ({"image": image}, {}, "an edit needs an image, and an image an edit; one of them is None"),
+        ({"mask": jnp.ones((2, 3, 3, 1), bool)}, {}, "a mask was given, but no image to edit"),
+        ({"image": image}, {"edit": Edit()}, r"image has shape \(2, 3, 3, 3\); its images must be"),
+        ({}, {"size": (0, 4)}, "cannot make images of 0 x 4 pixels: height and width must be mult"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample_stage(setting.stage, setting.params, inputs._replace(**given),
+                         setting.settings, **options)  # fmt: skip
+    with pytest.raises(UserError, match="resamples=1 and jump=0 must be at least 1"):
+        Edit(jump=0)

@@ -75,9 +75,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is no image of a kind that can be read") from error
     except UnusableError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, UserError):
+    except UserError:
         raise
     except Exception as error:  # of whatever kind a decoder raises on damage
+        if isinstance(error, OSError) and error.errno is not None:  # of the system
+            raise
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     try:
         record = json.loads(said or "")

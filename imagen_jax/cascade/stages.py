@@ -64,9 +64,10 @@ def choose_stages(stages: Sequence[Stage], names: Sequence[str] | None) -> list[
                 f"{before.text}"
             )
         if stage.low_res != before.resolution:
+            start = "noise" if stage.low_res is None else f"images of {stage.low_res} pixels"
             raise UserError(
-                f"stage {stage.name!r} starts from {stage.low_res} pixels, but what comes before "
-                f"it, {before.name!r}, makes {before.resolution}"
+                f"stage {stage.name!r} starts from {start}, but the one before it, "
+                f"{before.name!r}, makes images of {before.resolution} pixels"
             )
     return chosen
 

@@ -220,7 +220,10 @@ class _Part:
     def _size(self, key: str) -> int:
         value = self.config.get(key)
         if not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.directory / 'config.json'}: {key} is {value!r}")
+            raise UserError(
+                f"{self.directory / 'config.json'}: {key} is {value!r}; it must be a whole number "
+                "from 1"
+            )
         return value
 
     def _threshold(self) -> tuple[float, float]:

@@ -251,6 +251,7 @@ def test_nan_stays_within_its_example():
         ("dpmpp_2m(sde=1)", "sde must be of type bool"),
         ("ddpm(variance=learned)", r"variance is learned.*small, large"),
         ("ddpm(variance=1.1)", r"variance is 1\.1"),
+        ("ddpm(variance=true)", r"ddpm.variance must be of type .*, got True"),
         ("heun(churn=-1)", r"churn=-1\.0"),
         ("ddim(eta=0.5)", "key"),
         ("ddpm", "key"),
@@ -282,6 +283,11 @@ def test_samplers_are_read_from_text_and_written(text, sampler):
     assert parse_sampler(text) == sampler
     assert type(parse_sampler(text)) is SAMPLERS[text.partition("(")[0].strip()]
     assert parse_sampler(format_sampler(sampler)) == sampler
+
+
+def test_a_sampler_that_has_no_name_has_no_text():
+    with pytest.raises(ValueError, match="3 is not of a class in SAMPLERS: ddpm, ddim, dpmpp_2m"):
+        format_sampler(3)
 
 
 def test_churn_is_divided_by_the_steps_that_are_made():

@@ -46,10 +46,9 @@ def _drawing(noun: str, style: str, colour: str | None, pixels: int) -> np.ndarr
     icon = NOUNS[noun].icon
     if icon is not None:
         svg = art.icon_svg(icon, style)
-    elif colour is not None:
-        svg = art.shape_svg(noun, style, COLOURS[colour])
     else:
-        raise UserError(f"the shape {noun!r} needs a colour; choices: {', '.join(COLOURS)}")
+        assert colour is not None  # of a shape: see check_words
+        svg = art.shape_svg(noun, style, COLOURS[colour])
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     rgba = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     ink = rgba[..., 3] > 16
