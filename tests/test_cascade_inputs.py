@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import struct
@@ -29,7 +30,7 @@ from imagen_jax.cascade.compiled import export_stage
 from imagen_jax.cascade.files import save_image
 from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import resize, resize_mask
-from imagen_jax.cascade.stages import size_step
+from imagen_jax.cascade.stages import choose_stages, size_step
 from imagen_jax.checkpoints.cascades import export_cascade
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -196,6 +197,9 @@ def test_arguments_that_do_not_fit(cascade: Cascade, options: dict[str, Any], me
          "text must have states [1, l, 384] and a mask [1, l] with l at most 32; got"),
         (lambda c, d: export_stage(c._pretrained, c.stages[0], d, platforms=["abacus"]),
          "unknown platform 'abacus'; choices: "),
+        (lambda c, d: choose_stages([c.stages[0], dataclasses.replace(
+            c.stages[1], text=dataclasses.replace(c.stages[1].text, max_length=9))], None),
+         "the stages read different text: 'sr' TextConfig(encoder='minilm-random', width"),
         (lambda c, d: export_cascade(d, d / "o", dtype="int8"), "dtype is 'int8'; choices: f"),
     ],
 )  # fmt: skip

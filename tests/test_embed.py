@@ -281,6 +281,8 @@ def test_bad_arguments(tmp_path):
         run(tmp_path, shards=[3])
     with pytest.raises(ValueError, match="must be at least 1, and max_tokens 2; got 0"):
         run(tmp_path, num_shards=0)
+    with pytest.raises(UserError, match="fit is 'stretch'; choices: exact, crop"):
+        run(tmp_path, fit="stretch")
     with pytest.raises(ValueError, match="no example of split 'train' could be used"):
         run(tmp_path, FakeSource(0))
 

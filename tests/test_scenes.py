@@ -30,6 +30,7 @@ from imagen_jax.data.scenes import (
     vocabulary,
 )
 from imagen_jax.data.scenes.sampling import is_held_out_pair, is_held_out_triple
+from imagen_jax.data.scenes.source import scene_of
 from imagen_jax.grid import labelled_grid
 
 VENDORED = sorted(name for name, level in LEVELS.items() if not level.open)
@@ -234,7 +235,11 @@ def test_an_unseen_caption_differs_by_one_word_of_a_seen_composition():
     [
         (lambda: get_level("hard"), "hard.*quickstart"),
         (lambda: sample_scene(get_level("demo"), "test", 0, 0), "test.*heldout"),
-        (lambda: sample_scene(get_level("demo"), "train", 0, 0, 3), "3"),
+        (lambda: sample_scene(get_level("demo"), "train", 0, 0, 3), "groups=3; choices: None, 1"),
+        (
+            lambda: scene_of("demo-train-0-1", get_level("demo"), "train", 1),
+            "example 'demo-train-0-1' is not of 'demo-train-1'",
+        ),
         (lambda: labelled_grid(np.zeros((2, 8, 8, 3), np.uint8), ["one"], 2), "2 images"),
         (lambda: labelled_grid(np.zeros((1, 8, 8, 3), np.float32), ["one"], 2), "float32"),
         (lambda: labelled_grid(np.zeros((1, 8, 8, 3), np.uint8), ["one"], 0), "columns=0"),
