@@ -21,6 +21,7 @@ DISTRIBUTION = "imagen-jax"
 PACKAGES = {
     "train": ("clu", "pyarrow", "seqio", "tensorboard", "tensorflow", "tensorflow_datasets"),
     "page": ("nicegui",),
+    "plan": ("matplotlib",),
 }
 """The extras of pyproject.toml that a command may miss, and the modules that it imports of each."""
 

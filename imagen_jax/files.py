@@ -72,6 +72,31 @@ def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         raise UserError(f"{path} is no text in UTF-8 (at byte {error.start})") from error
 
 
+def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:
+    """Return the path of a file that a command is to write, checked before its work begins.
+
+    Args:
+      path: as a user gave it.
+      suffix: that its name must end with.
+
+    Raises:
+      UserError: an address, another suffix, a directory, or a file that is there already; or its
+        folder is missing, or may not be written to.
+    """
+    local = local_path(path)
+    if local.suffix.lower() != suffix and suffix:
+        raise UserError(f"{path} is to be a {suffix} file; give it that name")
+    if local.is_dir():
+        raise UserError(f"{path} is a directory; give the path of a file")
+    if local.is_file():
+        raise UserError(f"{path} is there already, and nothing is overwritten; choose another name")
+    if not local.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {local.parent}")
+    if not os.access(local.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {local.parent} may not be written to")
+    return local
+
+
 def parse_json(text: str | bytes, name: str | os.PathLike[str]) -> Any:
     """Return the value that JSON stands for.
 

@@ -45,6 +45,7 @@ plan() {  # plan NAME ARGUMENT...
   local name=$1
   shift
   echo "+ imagen plan $*"
+  rm -f "docs/plans/$name".{json,png,txt}
   # Status 1 says that it does not fit, which is a result, too.
   imagen plan "$@" --json "docs/plans/$name.json" --chart "docs/plans/$name.png" \
     > "docs/plans/$name.txt" || [[ $? == 1 ]]

@@ -502,3 +502,38 @@ def test_libtpu_says_nothing_on_a_machine_without_a_tpu(script: str) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.strip() in ("cpu", "gpu", "tpu")
+
+
+@pytest.mark.parametrize(
+    ("command", "suffix"),
+    [
+        ("data show --scenes quickstart --output", ".png"),
+        ("data inspect nowhere --output", ".html"),
+        ("plan --config quickstart --stage base --json", ".json"),
+        ("plan --config quickstart --stage base --chart", ".png"),
+        ("evaluate features nowhere --output", ".npz"),
+    ],
+)
+def test_files_of_others_are_not_overwritten(
+    command: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said at once: the work that the file is for has not begun, and would fail."""
+    theirs = tmp_path / f"theirs{suffix}"
+    theirs.write_text("kept")
+    for path, message in (
+        (theirs, "is there already, and nothing is overwritten; choose another name"),
+        (tmp_path / "missing" / f"x{suffix}", f"there is no folder {tmp_path / 'missing'}"),
+        (tmp_path.with_suffix(suffix), "is a directory; give the path of a file"),
+    ):
+        tmp_path.with_suffix(suffix).mkdir(exist_ok=True)
+        assert main_lib.main([*command.split(), str(path)]) == 64
+        assert message in capsys.readouterr().err
+    assert theirs.read_text() == "kept"
+
+
+def test_files_have_the_suffix_of_their_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "show", "--scenes", "quickstart", "--output", str(tmp_path / "sheet")]
+    assert main_lib.main(command) == 64
+    assert "is to be a .png file; give it that name" in capsys.readouterr().err

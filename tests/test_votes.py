@@ -106,6 +106,8 @@ def test_votes_of_another_page_or_damaged_ones_are_refused(
         with pytest.raises(ValueError, match=message):
             tally(key, files or [path])
 
+    with pytest.raises(UserError, match="holds another vote, and its key is not overwritten"):
+        write_vote(*runs, tmp_path / "vote")
     refused("votes on page 'other'", id="other")
     refused("given twice", path, path)
     refused("no such vote: pair 9", votes={"9": {"alignment": "left"}})

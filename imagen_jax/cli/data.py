@@ -17,6 +17,7 @@ from imagen_jax.cli.corpus import (
 from imagen_jax.cli.status import show
 from imagen_jax.data.choices import FITS
 from imagen_jax.errors import UserError
+from imagen_jax.files import new_file
 
 
 def add_command(commands: Commands) -> None:
@@ -134,9 +135,9 @@ def _show(args: argparse.Namespace) -> None:
     from imagen_jax.data.scenes.levels import get_level
     from imagen_jax.data.scenes.sheet import contact_sheet
 
+    output = new_file(args.output, ".png")
     level = get_level(args.scenes)
-    sheet = contact_sheet(level, args.split, args.seed, args.count, args.size)
-    sheet.save(args.output)
+    contact_sheet(level, args.split, args.seed, args.count, args.size).save(output)
     print(f"{args.count} scenes in {args.output}")
 
 
@@ -170,6 +171,7 @@ def _inspect(args: argparse.Namespace) -> None:
     from imagen_jax.extras import require
 
     require("train", "imagen data inspect")
+    output = None if args.output is None else new_file(args.output)
     if is_corpus(args.where) or args.kind is not None:
         from imagen_jax.data.preview import lines_of, preview, write_preview
 
@@ -177,13 +179,13 @@ def _inspect(args: argparse.Namespace) -> None:
         corpus = open_given(args, args.where, "train", tell=False)
         found = preview(corpus, args.image_size or DEFAULT_SIZE, fit, args.count)
         show("\n".join(lines_of(found)))
-        if args.output:
-            write_preview(found, args.output)
+        if output is not None:
+            write_preview(found, output)
             print(f"examples in {args.output}")
         return
     from imagen_jax.data.report import write_report
 
-    if args.output is None:
+    if output is None:
         raise UserError("--output is missing: the HTML file with the report on these embeddings")
-    read = write_report(args.where[0], args.output)
+    read = write_report(args.where[0], output)
     print(f"{args.output}: from {read} examples")

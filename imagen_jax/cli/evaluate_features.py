@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import Commands, command, positive
 from imagen_jax.cli.status import show
+from imagen_jax.files import new_file
 
 if TYPE_CHECKING:
     from imagen_jax.eval.feature_sets import FeatureSet
@@ -183,8 +184,9 @@ def _read_set(path: str, args: argparse.Namespace, network: FeatureNetwork | Non
 
 
 def _features(args: argparse.Namespace) -> None:
+    output = new_file(args.output, ".npz")
     found = _read_set(args.images, args, load_network(args))
-    found.save(args.output)
+    found.save(output)
     print(f"features of {len(found)} images in {args.output}")
 
 

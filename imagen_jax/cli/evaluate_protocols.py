@@ -267,9 +267,10 @@ def _sweep(args: argparse.Namespace) -> None:
 
     from imagen_jax.eval import protocols
     from imagen_jax.eval.sweep import CHART, TABLE, sweep
-    from imagen_jax.eval.sweep_chart import check_installed, draw
+    from imagen_jax.eval.sweep_chart import draw
+    from imagen_jax.extras import require
 
-    check_installed()
+    require("plan", "imagen evaluate sweep")
     cascade, instruments = _load(args)
     if args.annotations is not None or args.tfds is not None:
         work = _captions_work(args, cascade.size)

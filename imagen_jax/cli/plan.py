@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from imagen_jax.cli.command import Commands, add_config, command, positive
 from imagen_jax.errors import UserError
+from imagen_jax.extras import require
+from imagen_jax.files import new_file
 
 
 def add_command(commands: Commands) -> None:
@@ -86,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.search and args.job != "train":
         raise UserError(f"--search ranks train steps; it is not for --job {args.job}")
+    figures = None if args.json is None else new_file(args.json)
+    chart = None if args.chart is None else new_file(args.chart, ".png")
+    if chart is not None:
+        require("plan", "imagen plan --chart")
     config = load_config(args.config, args.overrides)
     if args.topology is not None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is compiled for is elsewhere
@@ -120,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         plan = make_plan(job.compile(), target.chip, target.slice_devices)
         print(format_plan(plan))
-    if args.json:
-        Path(args.json).write_text(plan.to_json() + "\n", "utf-8")
-    if args.chart:
+    if figures is not None:
+        figures.write_text(plan.to_json() + "\n", "utf-8")
+    if chart is not None:
         from imagen_jax.plan.chart import draw
 
-        draw(plan, args.chart)
+        draw(plan, chart)
     return 0 if plan.fits else 1

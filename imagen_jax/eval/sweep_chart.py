@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imagen_jax.errors import UserError
 from imagen_jax.eval.sweep import name_of
 
 FOREGROUND, SOFT = "#1d2430", "#667085"
-
-
-def check_installed() -> None:
-    """That charts can be drawn; to be asked before hours of sampling.
-
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("charts need matplotlib; install it with: pip install matplotlib")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], path: Path) -> None:
@@ -33,11 +21,7 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
       along: the setting whose values a curve joins, in their order.
       varied: all settings that were varied; each combination of the others is a curve.
       path: the PNG.
-
-    Raises:
-      UserError: as check_installed.
     """
-    check_installed()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 5.2), layout="constrained", dpi=130)

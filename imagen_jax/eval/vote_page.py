@@ -18,7 +18,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
-from imagen_jax.files import fingerprint, parse_json, read_json, write_json
+from imagen_jax.files import fingerprint, local_path, parse_json, read_json, write_json
 
 PAGE, KEY = "for-voters/vote.html", "key.json"
 """The page lies in a folder of its own, which can be given away as it is."""
@@ -39,8 +39,13 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
 
     Raises:
       UserError: a directory has no finished job; jobs of different prompts, numbers of images or
-        sizes.
+        sizes; output holds another vote, whose key would be lost.
     """
+    output = local_path(output)
+    if (output / KEY).exists():
+        raise UserError(
+            f"{output} holds another vote, and its key is not overwritten; choose another folder"
+        )
     prompts, records = _read_jobs(Path(a), Path(b))
     count = records[0]["scores"]["count"]
     folders = [Path(run) / "images" for run in (a, b)]
@@ -66,7 +71,6 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
         pairs.append({"left": left, "right": right, "text": text})
         key[str(number)] = {"left": "b" if flipped[number] else "a", "prompt": text,
                             "category": category}  # fmt: skip
-    output = Path(output)
     (output / PAGE).parent.mkdir(parents=True, exist_ok=True)
     identity = fingerprint([key, [record["job"] for record in records]])[:16]
     named = {"a": str(a), "b": str(b)}

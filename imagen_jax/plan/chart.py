@@ -5,22 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagen_jax.chips import GIB
-from imagen_jax.errors import UserError
 from imagen_jax.plan.report import Plan
 
 
 def draw(plan: Plan, path: str | Path) -> None:
-    """Writes an image: memory by kind against what there is, and the terms of the least time.
+    """Writes an image: memory by kind against what there is, and the terms of the least time."""
+    from matplotlib.figure import Figure
 
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "charts need matplotlib; install it with: pip install matplotlib"
-        ) from error
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     memory, time = figure.subplots(1, 2)
     figure.suptitle(f"{plan.stage}: {plan.job} on {plan.where}, {plan.devices} devices")
