@@ -77,14 +77,14 @@ def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:
 
     Args:
       path: as a user gave it.
-      suffix: that its name must end with.
+      suffix: end of its name, ".png"; "" for any.
 
     Raises:
       UserError: an address, another suffix, a directory, or a file that is there already; or its
         folder is missing, or may not be written to.
     """
     local = local_path(path)
-    if local.suffix.lower() != suffix and suffix:
+    if suffix and local.suffix.lower() != suffix:
         raise UserError(f"{path} is to be a {suffix} file; give it that name")
     if local.is_dir():
         raise UserError(f"{path} is a directory; give the path of a file")
@@ -94,6 +94,19 @@ def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:
         raise UserError(f"{path} cannot be written: there is no folder {local.parent}")
     if not os.access(local.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: {local.parent} may not be written to")
+    return local
+
+
+def output_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that a command writes to, which need not be there yet.
+
+    Raises:
+      UserError: an address, or a file is there or above it.
+    """
+    local = local_path(path)
+    there = next(place for place in (local, *local.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; give the path of a folder")
     return local
 
 
@@ -185,12 +198,8 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
       UserError: another process writes there; the message says which, and since when. Or the path
         is that of a file.
     """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        taken = next(path for path in (directory, *directory.parents) if path.exists())
-        raise UserError(f"{taken} is a file; give the path of a folder") from error
+    directory = output_folder(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

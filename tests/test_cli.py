@@ -537,3 +537,18 @@ def test_files_have_the_suffix_of_their_kind(
     command = ["data", "show", "--scenes", "quickstart", "--output", str(tmp_path / "sheet")]
     assert main_lib.main(command) == 64
     assert "is to be a .png file; give it that name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["sample dog --output", "export --output", "evaluate scenes --count 1 --output",
+     "embed --scenes quickstart --count 8 --encoder minilm-random --output",
+     "train --config quickstart --stage base --data nowhere --workdir"],
+)  # fmt: skip
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_file_is_no_folder_to_write_to(
+    command: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main_lib.main([*command.split(), f"{tmp_path}/file{below}"]) == 64
+    assert f"{tmp_path}/file is a file; give the path of a folder" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.files import (
     atomic_path,
     differences,
-    local_path,
+    output_folder,
     read_json,
     write_json,
 )
@@ -160,7 +160,7 @@ def new_files(output: str | Path, names: Sequence[str]) -> list[Path]:
       UserError: one of them is there already, or the directory is a work directory: exported
         weights would hide those that training writes later.
     """
-    output = local_path(output)
+    output = output_folder(output)
     if stages := sorted(record.parent.name for record in output.glob(f"*/{RECORD}")):
         raise UserError(
             f"{output} is a work directory, with the stages {', '.join(stages)}; export into a "

@@ -22,7 +22,7 @@ from imagen_jax.cli.corpus import (
 )
 from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path
+from imagen_jax.files import output_folder
 
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from imagen_jax.extras import require
 
     require("train", "imagen train")
-    args.workdir = str(local_path(args.workdir))
+    args.workdir = str(output_folder(args.workdir))
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
     data = _embedded(args, config)
     if args.multi_host is not None:

@@ -29,7 +29,7 @@ from imagen_jax.embed.outcome import nothing_kept
 from imagen_jax.embed.prepare import Handling
 from imagen_jax.embed.shard import Counts, write_shards
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, fingerprint, only_writer, write_json
+from imagen_jax.files import differences, fingerprint, only_writer, output_folder, write_json
 from imagen_jax.progress import progress
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
@@ -123,7 +123,7 @@ def embed(
     corpus.examples_of_shard(0, num_shards)  # an error now, if they cannot be so many
     if isinstance(encoder, str):
         encoder = load_encoder(encoder)
-    directory = Path(output)
+    directory = output_folder(output)
     job: Job = {
         "format": records.FORMAT,
         "encoder": {

@@ -23,7 +23,7 @@ from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
 from imagen_jax.eval.scene_suite import scene_suite
-from imagen_jax.files import write_json
+from imagen_jax.files import output_folder, write_json
 
 SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
 _APART = 1_000
@@ -149,7 +149,7 @@ def run(
       UserError: as ImageStore.sample.
       Unfinished: other processes have not finished.
     """
-    output, suite = Path(output), work.suite
+    output, suite = output_folder(output), work.suite
     texts = [prompt.text for prompt in suite.prompts] * work.per_prompt
     seeds = [seed + i for i in range(len(texts))]
     store = ImageStore(output, texts, seeds, cascade.size, process)

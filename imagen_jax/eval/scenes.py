@@ -23,6 +23,7 @@ from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
 from imagen_jax.eval.job import ImageStore
 from imagen_jax.eval.open_matching import read_all
 from imagen_jax.eval.protocols import level_of
+from imagen_jax.files import output_folder
 from imagen_jax.grid import labelled_grid
 
 SPLITS = ("train", "heldout", "unseen")
@@ -70,7 +71,7 @@ def evaluate_scenes(
         raise UserError(f"count must be at least 1, got {count}")
     cascade = Cascade.load(workdir, encoder_weights, vocabulary)
     level = level_of(cascade)
-    output = Path(output_dir)
+    output = output_folder(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
     for asked in _prompt_sets(level, splits, seed, count):

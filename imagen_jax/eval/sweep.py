@@ -21,7 +21,7 @@ from imagen_jax.cascade.sweep import check_not_given, label_of
 from imagen_jax.errors import UserError
 from imagen_jax.eval.measure import ALL, Instruments
 from imagen_jax.eval.protocols import Work, run
-from imagen_jax.files import atomic_path
+from imagen_jax.files import atomic_path, output_folder
 
 TABLE, CHART = "sweep.csv", "sweep.png"
 
@@ -60,7 +60,7 @@ def sweep(
         raise UserError(f"{work.suite.name} has no real images to measure a distance from")
     if work.level is None and instruments.clip is None:
         raise UserError("alignment of prompts that are no scenes needs CLIP: give its weights")
-    output = Path(output)
+    output = output_folder(output)
     fixed = fixed or {}
     check_not_given(axes, fixed)
     chosen = combinations(axes)

@@ -18,7 +18,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
-from imagen_jax.files import fingerprint, local_path, parse_json, read_json, write_json
+from imagen_jax.files import fingerprint, output_folder, parse_json, read_json, write_json
 
 PAGE, KEY = "for-voters/vote.html", "key.json"
 """The page lies in a folder of its own, which can be given away as it is."""
@@ -41,7 +41,7 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
       UserError: a directory has no finished job; jobs of different prompts, numbers of images or
         sizes; output holds another vote, whose key would be lost.
     """
-    output = local_path(output)
+    output = output_folder(output)
     if (output / KEY).exists():
         raise UserError(
             f"{output} holds another vote, and its key is not overwritten; choose another folder"

@@ -27,7 +27,7 @@ from imagen_jax.checkpoints.writing import Checkpointer
 from imagen_jax.chips import configure_jax
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path, only_writer, write_json
+from imagen_jax.files import only_writer, output_folder, write_json
 from imagen_jax.progress import progress
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.train.evaluation import Evaluation
@@ -101,7 +101,7 @@ def train(
     of = make_stage(config, stage)
     configure_jax()
     try:
-        return _train(config, of, str(data), local_path(workdir), hooks,
+        return _train(config, of, str(data), output_folder(workdir), hooks,
                       init_from, fall_back, mesh_axes)  # fmt: skip
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
