@@ -309,7 +309,8 @@ def test_images_are_read_upright_and_on_white() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     assert read_image(encoded("JPEG", exif=exif)).shape == (9, 6, 3)
-    assert not read_mask(encoded("PNG", "RGBA")).any()
+    with pytest.raises(UserError, match=r"black everywhere; .*what is transparent"):
+        read_mask(encoded("PNG", "RGBA"))
     file = io.BytesIO()
     Image.fromarray(np.uint8([[0, 255, 255]])).save(file, "PNG")
     np.testing.assert_array_equal(read_mask(file.getvalue()), [[False, True, True]])

@@ -38,7 +38,7 @@ def read_mask(file: str | Path | bytes) -> np.ndarray:
 
     Where it is transparent it is black.
 
-    Args, raises: as for read_image.
+    Args, raises: as for read_image; also UserError where nothing is white.
 
     Returns:
       [h, w] bool, True where the image is repainted.
@@ -56,7 +56,13 @@ def read_mask(file: str | Path | bytes) -> np.ndarray:
             "least half bright, the image is repainted",
             stacklevel=2,
         )
-    return grey >= 128
+    white = grey >= 128
+    if not white.any():
+        raise UserError(
+            f"{_name(file)} is black everywhere; the image is repainted where its mask is white "
+            "(what is transparent counts as black)"
+        )
+    return white
 
 
 def _name(file: str | Path | bytes) -> str:

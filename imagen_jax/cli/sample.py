@@ -321,6 +321,8 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
         with given_file(file, "list of prompts") as path:
             text = path.read_text(encoding="utf-8-sig")  # with or without a BOM
         prompts += [line.strip() for line in re.split("[\r\n]+", text) if line.strip()]
+    if file is not None and not prompts:
+        raise UserError(f"{file} has no prompts: it is to have one on each line")
     if not prompts:
         raise UserError('no prompt: give one or more, as in imagen sample "a red apple"')
     return prompts
