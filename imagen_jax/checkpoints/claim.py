@@ -49,9 +49,9 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
         and (lines := differences(_deciding(found, stage), _deciding(record, stage)))
     ):
         raise UserError(
-            f"{directory} was started with another config or data (there != now):\n  "
-            + "\n  ".join(lines)
-            + "\nResume with what it was started with, or choose another --workdir; "
+            f"{directory} was started with another config or data (there != now): "
+            + "; ".join(lines)
+            + ". Resume with what it was started with, or choose another --workdir; "
             f"--init-from {workdir} starts there from these weights"
         )
     if found != record:
