@@ -54,7 +54,8 @@ def test_no_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "prompts.txt"
     empty.write_text("\n  \n")
     message = error_of(["sample", "--prompts", str(empty)], capsys)
-    assert message == (
+    assert message == f"imagen: error: {empty} has no prompts: it is to have one on each line"
+    assert error_of(["sample"], capsys) == (
         'imagen: error: no prompt: give one or more, as in imagen sample "a red apple"'
     )
 

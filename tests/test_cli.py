@@ -354,9 +354,6 @@ def test_prompts_of_command_line_and_file(tmp_path: Path) -> None:
         assert sample_command.read_prompts(["a cat "], str(file)) == [
             "a cat", "a red apple", "two dogs"
         ]  # fmt: skip
-    file.write_text("\n \n")
-    with pytest.raises(UserError, match=f"{file} has no prompts: it is to have one on each line"):
-        sample_command.read_prompts([], str(file))
 
 
 def test_data_show_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

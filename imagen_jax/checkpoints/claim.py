@@ -113,7 +113,7 @@ def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict
     if lines := differences(there, interface(record["config"], record["encoder"])):
         raise UserError(
             "the weights to start from are of another network, or for other text (there != "
-            "now):\n  " + "\n  ".join(lines)
+            "now): " + "; ".join(lines)
         )
     return origin.config["stages"][stage]
 

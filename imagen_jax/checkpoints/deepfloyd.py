@@ -274,7 +274,7 @@ def _choose(stage: Stage, source: Tensors) -> dict[str, str]:
     if wrong:
         raise UserError(
             f"the weights of stage {stage.name!r} do not fit its config.json ({len(wrong)} "
-            "differences):\n  " + "\n  ".join(wrong[:5])
+            "differences): " + "; ".join(wrong[:5])
         )
     return names
 

@@ -87,7 +87,7 @@ def open_exported(directory: Path) -> Pretrained:
             if lines := differences(found, wanted):
                 raise UserError(
                     f"the weights of stage {stage.name!r} in {directory} do not fit its network "
-                    f"(there != wanted; {len(lines)} differences):\n  " + "\n  ".join(lines[:5])
+                    f"(there != wanted; {len(lines)} differences): " + "; ".join(lines[:5])
                 )
             for name, part in parts.items():
                 if part.get_dtype() not in ("F16", "F32"):

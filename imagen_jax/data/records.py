@@ -285,8 +285,8 @@ def check_encoder(
     recorded = {key: manifest["encoder"].get(key) for key in expected}
     if lines := files.differences(recorded, expected):
         raise UserError(
-            "the embeddings were made by another text encoder (recorded != expected):\n  "
-            + "\n  ".join(lines)
+            "the embeddings were made by another text encoder (recorded != expected): "
+            + "; ".join(lines)
         )
 
 

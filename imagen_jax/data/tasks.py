@@ -248,8 +248,8 @@ def open_data(data: str | os.PathLike[str]) -> EmbeddingData:
         there, here = ({key: s.manifest[key] for key in kept} for s in (sources[0], source))
         if lines := differences(there, here):
             raise UserError(
-                f"{sources[0].directory} and {source.directory} cannot be mixed:\n  "
-                + "\n  ".join(lines)
+                f"{sources[0].directory} and {source.directory} cannot be mixed: "
+                + "; ".join(lines)
             )
     return EmbeddingData(name, sources, rates)
 

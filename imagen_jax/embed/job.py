@@ -215,7 +215,7 @@ def _claim(directory: Path, job: Job) -> None:
         if lines and any(notes.glob(f"{other['split']}-*-of-*.json")):
             raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
-                "(there != requested):\n  " + "\n  ".join(lines)
+                "(there != requested): " + "; ".join(lines)
             )
         if lines:
             path.unlink()
