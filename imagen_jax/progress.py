@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, and elsewhere a line every half minute."""
+"""Progress of long work: a bar on a terminal or in a notebook, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ def progress(
       unit: unit of the count.
       initial: units that are done already.
       disable: shows nothing.
-      seconds: between two lines where the standard error stream is no terminal.
+      seconds: between two lines where there is neither a terminal nor a notebook.
     """
     given: dict[str, Any] = {"total": total, "desc": desc, "initial": initial, "disable": disable}
     if sys.stderr.isatty():
         return tqdm(**given, unit=f" {unit}")
+    if type(sys.stderr).__module__.startswith("ipykernel"):  # a notebook's; what is there is red
+        return tqdm(**given, unit=f" {unit}", file=sys.stdout, ncols=100)
     line = _LINE_WITHOUT_TOTAL if total is None else _LINE
     rare = {"mininterval": seconds, "maxinterval": seconds}
     return _Lines(**given, **rare, unit=f" {unit}", bar_format=line)

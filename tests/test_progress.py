@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -33,6 +34,19 @@ def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     assert re.fullmatch(
         r"base: 2000 of 2000 steps, [ \d.]+ steps/s, 00:00 left, loss=0\.0005", lines[-1]
     )
+
+
+def test_notebooks_get_one_bar_that_is_not_red(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", of_kernel)
+    with progress(3, "base", "steps") as bar:
+        bar.update(3)
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1  # at its end
+    assert re.search(r"\rbase: 100%\|█+\| 3/3 ", shown)
+    assert of_kernel.getvalue() == ""
 
 
 def test_units_slower_than_a_second_are_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
