@@ -166,7 +166,8 @@ def _decode(image: ImageFile.ImageFile, content: bytes, alpha: bool) -> OpenedIm
     if kind == "PNG":
         _scale_colour_key(image, content[24])
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    # Copies of large images, which Pillow makes even where nothing changes, cost as decoding does.
+    upright: Image.Image = ImageOps.exif_transpose(image) if turned else image
     if turned:
         changed.append("turned upright")
     if several:
@@ -239,7 +240,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, st
             return converted, f"converted from {name}"
         if name:
             return image.convert("RGB"), name
-    return image.convert("RGB"), ""
+    return image if image.mode == "RGB" else image.convert("RGB"), ""
 
 
 @functools.lru_cache(maxsize=64)
