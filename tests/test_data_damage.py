@@ -108,3 +108,10 @@ def test_offsets_that_were_cut(tmp_path):
         batches(tmp_path)
     with pytest.raises(UserError, match=r"\.offsets has no offset of record \d: it was cut"):
         next(batches(tmp_path, host=(1, 2)))
+
+
+def test_a_file_without_a_sound_record(tmp_path):
+    write_shards(tmp_path)
+    path = damage(tmp_path, 1, range(9))
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))} has no sound record"):
+        list(batches(tmp_path, repeat=False, max_damaged=0.9))

@@ -24,7 +24,12 @@ from embedding_shards import (
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter, View
 from imagen_jax.data.scenes.render import RENDERING
-from imagen_jax.data.tasks import EmbeddingShards, embeddings_task, register_embeddings_task
+from imagen_jax.data.tasks import (
+    EmbeddingShards,
+    embeddings_task,
+    open_data,
+    register_embeddings_task,
+)
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_json
 
@@ -250,6 +255,14 @@ def test_registered_task_is_read_by_name(shards):
     assert batch["image"].shape == (EXAMPLES, 8, 8, 3)
     with pytest.raises(ValueError, match="pipeline_test"):
         register_embeddings_task("pipeline_test", str(shards))
+
+
+def test_a_task_of_another_source_is_no_data() -> None:
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("train",))
+    seqio.TaskRegistry.add("not_embeddings", source, output_features={})
+    message = "'not_embeddings' names a task that does not read an embedding directory"
+    with pytest.raises(UserError, match=message):
+        open_data("not_embeddings")
 
 
 def test_records_stay_compressed_until_after_the_shuffle(shards):

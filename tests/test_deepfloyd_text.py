@@ -8,6 +8,7 @@ import deepfloyd_files as files
 import numpy as np
 import pytest
 
+from imagen_jax.checkpoints.deepfloyd import _read_text
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import load_encoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
@@ -71,3 +72,10 @@ def test_missing_files(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "text_encoder").mkdir()
     with pytest.raises(UserError, match=r"no vocabulary at .*tokenizer/spiece\.model"):
         load_encoder("t5-if", tmp_path)
+
+
+def test_an_encoder_of_another_width_does_not_belong_to_the_networks(pipeline: Path) -> None:
+    width = load_encoder("t5-if", pipeline / "text_encoder").width
+    message = f"makes states of {width} channels, but the networks read 4096; they do not belong"
+    with pytest.raises(UserError, match=message):
+        _read_text(pipeline / "text_encoder", 4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -302,6 +303,13 @@ def test_manifest_errors(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         records.load_manifest(tmp_path)
+
+
+def test_nothing_is_added_to_embeddings_that_lost_their_notes(tmp_path):
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "progress")
+    with pytest.raises(ValueError, match="holds finished embeddings, to which nothing can be add"):
+        run(tmp_path)
 
 
 def test_a_split_has_a_plain_name(tmp_path):

@@ -25,7 +25,7 @@ from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.errors import UserError
-from imagen_jax.eval import coco, protocols, sweep_chart
+from imagen_jax.eval import coco, measure, protocols, sweep_chart
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import FeatureSet, check_comparable, compare, compute_features
 from imagen_jax.eval.features.clip_weights import read_clip
@@ -570,3 +570,9 @@ def test_fingerprints_of_the_reference_set() -> None:
     assert found == RenderedScenes("b", scenes, 8).fingerprint()
     assert found != RenderedScenes("a", scenes, 9).fingerprint()
     assert found != RenderedScenes("a", scenes[::-1], 8).fingerprint()
+
+
+def test_prompts_without_a_scene_have_no_alignment() -> None:
+    suite = Suite("mine", [Prompt("a cat", "Animals", None)])
+    with pytest.raises(UserError, match="3 prompts have no scene to be compared with"):
+        measure._alignment([None] * 3, suite, QUICKSTART)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from imagen_jax.flops import flops_of, jaxpr_flops
 from imagen_jax.main import main
 from imagen_jax.models.attention import attend
 from imagen_jax.native import compiling, winograd
-from imagen_jax.plan import chart, collectives, cost, hlo, products
+from imagen_jax.plan import chart, collectives, cost, hlo, products, programs
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.programs import Program, compile_for
@@ -423,3 +424,56 @@ def test_programs_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     plan: Any = None
     with pytest.raises(UserError, match="charts need matplotlib; install it with: pip install"):
         chart.draw(plan, tmp_path / "plan.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ENTRY %main () -> f32[] {\n  ROOT %a = f32[] add(f32[] %b, (\n}", "unbalanced paren"),
+        ("HloModule nothing", "this is no HLO text: it has no ENTRY computation"),
+        ("ENTRY %main () -> f99[] {\n  ROOT %a = f99[2] parameter(0)\n}", "type 'f99' in"),
+    ],
+)
+def test_text_of_a_program_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hlo.parse(text)
+
+
+def test_what_cannot_be_counted_is_named() -> None:
+    x, kernel = SHAPES[1], jax.ShapeDtypeStruct((3, 3, CHANNELS, CHANNELS), jnp.float32)
+    names = ("NHWC", "HWIO", "NHWC")
+    convolve = jax.jit(
+        lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=names)
+    )
+    text = convolve.lower(x, kernel).compile().as_text()
+    with pytest.raises(UserError, match=r"convolution \S+ has no dim_labels"):
+        cost.program_cost(hlo.parse(text.replace("dim_labels", "labels")))
+    until = jax.jit(lambda x: jax.lax.while_loop(lambda x: jnp.sum(x) < 3, lambda x: x + 1, x))
+    text = until.lower(jnp.zeros(3)).compile().as_text()
+    with pytest.raises(UserError, match=r"loop \S+ runs for a number of times that is not known"):
+        cost.program_cost(hlo.parse(text))
+
+
+def test_plans_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["plan", "--config", TINY, "--stage", "base"]
+    assert main([*args, "--topology", "v9:2x2"]) == 64
+    assert "topology is 'v9:2x2'; it must be a TPU generation (v4, " in capsys.readouterr().err
+    monkeypatch.setattr("imagen_jax.plan.search.search", lambda *_, **__: ([], []))
+    assert main([*args, "--search"]) == 64
+    assert capsys.readouterr().err == "imagen: error: nothing could be compiled\n"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*args, "--topology", "v4:2x2x1"]) == 64
+    said = capsys.readouterr().err
+    assert "the TPU compiler libtpu is missing" in said
+    assert "[plan]" in said
+
+
+def test_batches_that_cannot_be_divided() -> None:
+    devices = [SimpleNamespace(id=i) for i in range(3)]
+    with (
+        mock.patch("imagen_jax.sharding.batch_divisor", return_value=len(devices)),
+        pytest.raises(UserError, match="a batch of 8 cannot be divided over 3 devices in 2 parts"),
+    ):
+        programs._check_divides(8, None, 2)
