@@ -88,12 +88,12 @@ class _Package(types.ModuleType):
         if name not in _HOMES:
             raise AttributeError(f"module 'imagen_jax' has no attribute {name!r}")
         if name in _EXTRAS:
-            from imagen_jax.extras import require
+            from imagen_jax.extras import import_tensorflow, require
 
             require(_EXTRAS[name], f"imagen_jax.{name}")
-            # TensorFlow only reads data here, and reads these when it is imported.
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+            if name == "train":  # its modules would import it with all that it logs
+                import_tensorflow()
         value = getattr(importlib.import_module(_HOMES[name]), name)
         setattr(self, name, value)
         return value

@@ -7,11 +7,16 @@ names that place.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 from imagen_jax.errors import UserError
@@ -42,6 +47,26 @@ def require(extra: str, purpose: str) -> None:
             f"{purpose} needs packages that are not installed ({', '.join(missing)}): "
             f"{install_command(extra)}"
         )
+
+
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow, which only reads data here and leaves the accelerators to JAX.
+
+    It takes seconds, and says of every machine without CUDA, whatever its level of logs, that there
+    is an error of CUDA: that is kept from the terminal unless TF_CPP_MIN_LOG_LEVEL asks for more.
+    """
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with contextlib.ExitStack() as exits:
+        if level == "3" and sys.stderr is not None:
+            sys.stderr.flush()
+            terminal = os.dup(2)
+            exits.callback(os.close, terminal)
+            exits.callback(os.dup2, terminal, 2)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        tensorflow = importlib.import_module("tensorflow")
+        tensorflow.config.set_visible_devices([], "GPU")
+    return tensorflow
 
 
 def install_command(extra: str) -> str:

@@ -152,12 +152,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
         # Data before name: after a power cut the final name must never show half a file.
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _umask() -> int:
+    """Of this process, which it can only read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: str | Path, value: Any) -> None:

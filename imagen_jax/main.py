@@ -16,9 +16,17 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import imagen_jax
 from imagen_jax.cli import data, demo, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
-from imagen_jax.cli.status import MISTAKE, Parser, missing_device, one_line, status_of
+from imagen_jax.cli.status import (
+    MISTAKE,
+    Parser,
+    missing_device,
+    one_line,
+    status_of,
+    unknown_options,
+)
 from imagen_jax.errors import printable
 from imagen_jax.extras import libtpu_without_tpu
 from imagen_jax.files import cache_directory
@@ -55,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = make_parser().parse_args(argv)
+    args, unknown = make_parser().parse_known_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # in order with what goes to stderr, in logs too
+        sys.stdout.reconfigure(line_buffering=True)
+    if unknown:
+        args.parser.error(unknown_options(unknown, args))
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     _collect_garbage_rarely()
@@ -113,6 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
               CXX
                   the C++ compiler for kernels on CPUs (default: c++, g++ or clang++)"""),
     )
+    parser.add_argument(
+        "--version", action="version", version=f"imagen-jax {imagen_jax.__version__}"
+    )
     parser.set_defaults(debug=False, when_interrupted="", modules=[])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (embed, train, sample, demo, evaluate, export, imports, plan, data):
@@ -122,6 +137,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _import(modules: Sequence[str]) -> None:
     """Imports modules of the user's own."""
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as for python -m
     for name in modules:
         from imagen_jax.config import import_module
 
@@ -130,7 +147,9 @@ def _import(modules: Sequence[str]) -> None:
 
 def _set_environment(debug: bool) -> None:
     """Settings that the libraries read when they are imported; what the user set goes first."""
-    if not debug:
+    if debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
+    else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # only reads data, and is quiet so
         sys.unraisablehook = _unraisable

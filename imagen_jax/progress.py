@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.std import EMA
 
+COMPILING = "compiling"
 SECONDS = 30.0
 """Between two lines where the output is no terminal."""
 _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
@@ -18,7 +20,26 @@ _SLOW = re.compile(r"s/ (\w+?)s?\b")
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}{postfix}"
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """A bar whose rate leaves out what comes before the first unit is done, and that unit."""
+
+    _has_begun = False
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count units."""
+        if self.disable or self._has_begun:
+            return super().update(n)
+        self._has_begun = True
+        if self.postfix == COMPILING:
+            self.postfix: str | None = None
+        shown = super().update(n)
+        self.initial = self.last_print_n = self.n
+        self.start_t = self.last_print_t = self._time()
+        self._ema_dn, self._ema_dt = EMA(self.smoothing), EMA(self.smoothing)
+        return shown
+
+
+class _Lines(_Bar):
     """A bar of whole lines, for logs."""
 
     @staticmethod
@@ -53,6 +74,7 @@ def progress(
     initial: int = 0,
     disable: bool = False,
     seconds: float = SECONDS,
+    compiles: bool = False,
 ) -> tqdm:
     """Return a tqdm to be updated, and closed by `with`.
 
@@ -63,12 +85,15 @@ def progress(
       initial: units that are done already.
       disable: shows nothing.
       seconds: between two lines where there is neither a terminal nor a notebook.
+      compiles: says so until the first unit is done.
     """
     given: dict[str, Any] = {"total": total, "desc": desc, "initial": initial, "disable": disable}
+    if compiles:
+        given["postfix"] = COMPILING
     if sys.stderr.isatty():
-        return tqdm(**given, unit=f" {unit}")
+        return _Bar(**given, unit=f" {unit}")
     if type(sys.stderr).__module__.startswith("ipykernel"):  # a notebook's; what is there is red
-        return tqdm(**given, unit=f" {unit}", file=sys.stdout, ncols=100)
+        return _Bar(**given, unit=f" {unit}", file=sys.stdout, ncols=100)
     line = _LINE_WITHOUT_TOTAL if total is None else _LINE
     rare = {"mininterval": seconds, "maxinterval": seconds}
     return _Lines(**given, **rare, unit=f" {unit}", bar_format=line)

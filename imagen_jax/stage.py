@@ -201,10 +201,10 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     """
     if name is None:
         if len(config.stages) > 1:
-            raise UserError(f"which stage? This config has {', '.join(sorted(config.stages))}")
+            raise UserError(f"which stage? Choices: {', '.join(sorted(config.stages))}")
         (name,) = config.stages
     if name not in config.stages:
-        raise UserError(f"unknown stage {name!r}; this config has {sorted(config.stages)}")
+        raise UserError(f"unknown stage {name!r}; choices: {', '.join(sorted(config.stages))}")
     where = f"stages.{name}"
     for of in config.stages:
         check_stage_name(of)

@@ -326,7 +326,7 @@ def test_mistakes(
         (["paint"], "invalid choice: 'paint'"),
         (["sample", "a cat", "--steps", "0"], "must be at least 1, got 0"),
         (["sample", "a cat", "--threshold", "hard"], "invalid choice: 'hard'"),
-        (["sample", "a cat", "--sweep", "steps=x"], "'steps=x': invalid literal for int()"),
+        (["sample", "a cat", "--sweep", "steps=x"], "'steps=x': must be a whole number, got 'x'"),
         (
             ["sample", "a cat", "--sweep", "step=1"],
             "must be [STAGE.]NAME=VALUE,VALUE with NAME",
@@ -405,11 +405,11 @@ def test_train_calls_train_with_the_overridden_config() -> None:
     arguments = called(
         "imagen_jax.train.loop.train",
         ["train", "--config", "quickstart", "--stage", "sr", "--data", "d", "--workdir", "w",
-         "--set", "stages.sr.train.steps=7", "--set", "stages.sr.train.seed=1"],
+         "--set", "stages.sr.train.steps=700", "--set", "stages.sr.train.seed=1"],
     )  # fmt: skip
     config = arguments.pop("config")
-    assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (7, 1)
-    assert config.stages.base.train.steps != 7
+    assert (config.stages.sr.train.steps, config.stages.sr.train.seed) == (700, 1)
+    assert config.stages.base.train.steps != 700
     assert arguments == {
         "stage": "sr",
         "data": "d",
@@ -585,3 +585,33 @@ def test_mistakes_in_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagen_jax.eval.protocols.scene_caption_work", lambda *_: None)
     with pytest.raises(UserError, match="--along steps is not swept over; choices: guidance"):
         evaluate("sweep", "--sweep", "guidance=1,2", "--along", "steps")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --config quickstart --stage sr --data x --workdir y --batch-size 4",
+         "train: error: there is no option --batch-size; the config has it: --set "
+         "stages.sr.train.batch_size=...; see imagen train --help"),
+        ("sample dog --image-size 65", "there is no option --image-size; did you mean --size?"),
+        ("sample dog --promts x", "there is no option --promts; did you mean --prompts?"),
+        ("sample dog --steps abc", "argument --steps: must be a whole number, got 'abc'; see"),
+        ("evaluate scenes --count 0", "argument --count: must be at least 1, got 0"),
+        ("export more --output x", "unexpected 'more'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_options_are_one_line_and_say_what_is_meant(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main_lib.main(command.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 64
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main_lib.main(["--version"])
+    assert re.fullmatch(r"imagen-jax \d+\.\d+\.\d+\n", capsys.readouterr().out)

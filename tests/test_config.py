@@ -246,8 +246,8 @@ def test_schedule_of_a_stage(changes: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "change", "message"),
     [
-        (None, "stages.base.resolution=4", "which stage? This config has base, sr"),
-        ("top", "stages.base.resolution=4", "unknown stage 'top'; this config has ['base', 'sr']"),
+        (None, "stages.base.resolution=4", "which stage? Choices: base, sr"),
+        ("top", "stages.base.resolution=4", "unknown stage 'top'; choices: base, sr"),
         ("sr", "stages.sr.resolution=9", "stages.sr: resolution 9 is not a multiple of low_res 4"),
         ("sr", "stages.sr.crop=3", "a crop of 3 of 8 pixels is no whole number of the 4 pixels"),
         ("base", "stages.base.train.optimizer=sgd", "train.optimizer is 'sgd'; choices: "),

@@ -25,7 +25,7 @@ from imagen_jax.data.scenes.levels import get_level
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.errors import UserError
-from imagen_jax.eval import coco, measure, protocols, sweep_chart
+from imagen_jax.eval import coco, measure, protocols
 from imagen_jax.eval.alignment import alignment_report
 from imagen_jax.eval.feature_sets import FeatureSet, check_comparable, compare, compute_features
 from imagen_jax.eval.features.clip_weights import read_clip
@@ -502,10 +502,16 @@ def written(directory: Path, content: str) -> Path:
     return directory / "captions.json"
 
 
-def test_charts_need_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_charts_need_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="charts need matplotlib; install it with: pip install"):
-        sweep_chart.check_installed()
+    plan = ["plan", "--config", "quickstart", "--stage", "base", "--chart", f"{tmp_path}/x.png"]
+    sweep = ["evaluate", "sweep", "--sweep", "guidance=1,2", "--output", str(tmp_path / "out")]
+    for command, purpose in ((plan, "imagen plan --chart"), (sweep, "imagen evaluate sweep")):
+        assert main(command) == 64
+        said = capsys.readouterr().err
+        assert f"{purpose} needs packages that are not installed (matplotlib): " in said
 
 
 # sweeps

@@ -55,7 +55,6 @@ PIPELINE_MODULES = {
     "data/features.py",
     "data/iterator.py",
     "data/reading.py",
-    "data/records.py",
     "data/tasks.py",
     "train/log.py",
 }

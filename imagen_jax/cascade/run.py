@@ -108,7 +108,8 @@ def run_stage(
     estimates = np.zeros((moves if intermediates else 0, *made.shape), np.uint8)
     batches = list(_batches(count, batch_divisor(mesh), batch_size, asked.size))
     what = f"{name} {asked.size[0]} x {asked.size[1]} px"
-    with progress(moves * len(batches), what, "steps", disable=not show_progress) as bar:
+    hidden, total = not show_progress, moves * len(batches)
+    with progress(total, what, "steps", disable=hidden, compiles=True) as bar:
         for rows, padded in batches:
             steps = sample_steps(
                 asked.stage,

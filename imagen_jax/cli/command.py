@@ -57,13 +57,16 @@ def command(
         help="a module of your own to import first, with a network, sampler or text encoder; may "
         "be repeated",
     )
-    parser.set_defaults(when_interrupted=when_interrupted)
+    parser.set_defaults(when_interrupted=when_interrupted, parser=parser)
     return parser
 
 
 def positive(text: str) -> int:
     """Type of an argument that must be a whole number from 1."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
 
 from imagen_jax.cli.command import Commands, add_config, command, positive
 from imagen_jax.errors import UserError
@@ -123,7 +127,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("nothing could be compiled")
         plan = plans[0]
     else:
-        plan = make_plan(job.compile(), target.chip, target.slice_devices)
+        print(f"compiling {job.stage.name} for {target.name}: minutes", file=sys.stderr)
+        with _ended_by_interrupts():
+            program = job.compile()
+        plan = make_plan(program, target.chip, target.slice_devices)
         print(format_plan(plan))
     if figures is not None:
         figures.write_text(plan.to_json() + "\n", "utf-8")
@@ -132,3 +139,14 @@ def run(args: argparse.Namespace) -> int:
 
         draw(plan, chart)
     return 0 if plan.fits else 1
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: a compiler returns to Python, where it would be an
+    exception, only when it is done."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

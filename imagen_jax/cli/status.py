@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from imagen_jax.errors import MachineError, UserError, printable
@@ -82,10 +85,29 @@ def missing_device() -> str | None:
     return None
 
 
+def unknown_options(unknown: Sequence[str], args: argparse.Namespace) -> str:
+    """Return what is wrong with arguments that a command does not know, and what may be meant."""
+    name = unknown[0].partition("=")[0]
+    if not name.startswith("--"):
+        return f"unexpected {name!r}"
+    message = f"there is no option {name}"
+    if "overrides" in args:
+        from imagen_jax.stage_config import TrainConfig
+
+        key = name[2:].replace("-", "_")
+        if key in {field.name for field in dataclasses.fields(TrainConfig)}:
+            stage = args.stage or "STAGE"
+            return f"{message}; the config has it: --set stages.{stage}.train.{key}=..."
+    known = [option for action in args.parser._actions for option in action.option_strings]
+    close = [option for option in known if name.endswith(option[1:])]  # --image-size for --size
+    if close := close or difflib.get_close_matches(name, known, 1):
+        message += f"; did you mean {close[0]}?"
+    return message
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that ends the process with MISTAKE, not 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and end the process."""
-        self.print_usage(sys.stderr)
-        self.exit(MISTAKE, f"{self.prog}: error: {message}\n")
+        """Print the message and where help is, and end the process."""
+        self.exit(MISTAKE, f"{self.prog}: error: {message}; see {self.prog} --help\n")

@@ -109,12 +109,16 @@ def add_command(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what the parsed arguments say, and returns the exit status."""
     from imagen_jax.config import load_config
-    from imagen_jax.extras import require
+    from imagen_jax.extras import import_tensorflow, require
 
     require("train", "imagen train")
     args.workdir = str(output_folder(args.workdir))
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
+    from imagen_jax.stage import make_stage
+
+    make_stage(config, args.stage)  # and these before TensorFlow does
     data = _embedded(args, config)
+    import_tensorflow()
     if args.multi_host is not None:
         from imagen_jax.sharding import join_hosts
 

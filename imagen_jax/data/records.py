@@ -34,7 +34,7 @@ import numpy as np
 
 from imagen_jax import files
 from imagen_jax.errors import UserError
-from imagen_jax.extras import require
+from imagen_jax.extras import import_tensorflow, require
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -292,10 +292,6 @@ def check_encoder(
 
 @functools.cache  # it is asked for with every record
 def tensorflow() -> ModuleType:
-    """TensorFlow, which takes seconds to import, and must leave the accelerators to JAX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """TensorFlow, which takes seconds to import."""
     require("train", "reading examples")
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    return tf
+    return import_tensorflow()

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from imagen_jax.cascade.folder import GRID
 from imagen_jax.data.images import open_image, read_file
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
@@ -121,13 +122,13 @@ def chunks(images: Images) -> Iterator[np.ndarray]:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Files of images in a folder and those below it, by path.
+    """Files of images in a folder and those below it, by path, without contact sheets (grid.png).
 
     Raises:
       UserError: no such folder, or no image in it.
     """
     folder = Path(folder)
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != GRID)
     if not found:
         raise UserError(f"no images ({', '.join(SUFFIXES)}) in {folder}")
     return found

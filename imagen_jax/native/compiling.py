@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -92,6 +93,7 @@ def _compiled(source: str, macros: Mapping[str, str]) -> Path:
         made = Path(directory, library.name)
         command = [*_compiler(), *FLAGS, "-I", jax.ffi.include_dir(), "-I", str(SOURCES)]
         command += [*definitions, str(SOURCES / source), "-o", str(made)]
+        print(f"compiling {source} for this processor, once", file=sys.stderr)
         subprocess.run(command, capture_output=True, check=True)
         made.chmod(0o700)
         made.replace(library)  # at once: other processes may be looking for it

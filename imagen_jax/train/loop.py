@@ -193,7 +193,14 @@ def _train(
         watchdog = exits.enter_context(Watchdog())
         profiler = exits.enter_context(Profiler(directory / "logs", report))
         bar = exits.enter_context(
-            progress(settings.steps, stage.name, "steps", first_step - 1, disable=not first_host)
+            progress(
+                settings.steps,
+                stage.name,
+                "steps",
+                first_step - 1,
+                disable=not first_host,
+                compiles=True,
+            )
         )
 
         train_step = jit_train_step(stage, mesh)
