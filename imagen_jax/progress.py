@@ -32,11 +32,11 @@ class _Bar(tqdm):
         self._has_begun = True
         if self.postfix == COMPILING:
             self.postfix: str | None = None
-        shown = super().update(n)
+        self.n += n or 0
         self.initial = self.last_print_n = self.n
         self.start_t = self.last_print_t = self._time()
         self._ema_dn, self._ema_dt = EMA(self.smoothing), EMA(self.smoothing)
-        return shown
+        return self.refresh()
 
 
 class _Lines(_Bar):

@@ -29,11 +29,24 @@ def test_logs_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     lines = captured.err.splitlines()
     assert captured.out == ""
     assert "\r" not in captured.err
-    assert 3 <= len(lines) <= 3 + (time.monotonic() - begun) / 0.2
+    assert 3 <= len(lines) <= 4 + (time.monotonic() - begun) / 0.2
     assert lines[0].startswith("base: 1000 of 2000 steps")
     assert re.fullmatch(
         r"base: 2000 of 2000 steps, [ \d.]+ steps/s, 00:00 left, loss=0\.0005", lines[-1]
     )
+
+
+def test_compilation_is_no_part_of_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(5, "base", "steps", seconds=0.05, compiles=True) as bar:
+        time.sleep(1.5)
+        for _ in range(5):
+            bar.update()
+            time.sleep(0.1)
+    first, second, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, second) == ("base: 0 of 5 steps, compiling", "base: 1 of 5 steps")
+    rate = re.fullmatch(r"base: 5 of 5 steps, +([\d.]+) steps/s, 00:00 left", last)
+    assert rate, last
+    assert float(rate[1]) > 2  # 0.7 with the first
 
 
 def test_notebooks_get_one_bar_that_is_not_red(
