@@ -152,7 +152,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"pad": {"sr": 1.5}}, "sr.pad must be of type int, got 1.5"),
         ({"steps": {"top": 1}}, "steps: unknown stage 'top'; choices: base, sr"),
         ({"start_stage": "top"}, "unknown start_stage 'top'; choices: base, sr"),
-        ({"start_stage": "sr"}, "starts from an image of 4 pixels; give it as image"),
+        ({"start_stage": "sr"}, "starts from an image of 4 pixels, which no"),
         ({"mask": ALL}, "mask was given without an image"),
         ({"strength": 0.5}, "strength was given without an image"),
         ({"resamples": 2}, "they need a mask"),

@@ -242,7 +242,7 @@ def test_the_default_folder_is_a_new_one(
     assert main_lib.main([*argv, PROMPTS[1], "--output", "samples"]) == 64
     assert "nothing is overwritten; choose another folder" in capsys.readouterr().err
     assert main_lib.main([*argv, PROMPTS[0], "--per-prompt", "2"]) == 0
-    assert "2 images in samples, 2 of which were there" in capsys.readouterr().out
+    assert "2 images in samples, 2 of them from before" in capsys.readouterr().out
 
 
 def test_sigterm_keeps_finished_images(directory: Path, tmp_path: Path) -> None:

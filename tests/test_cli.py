@@ -404,7 +404,7 @@ def test_embed_loads_the_encoder_that_is_named() -> None:
 def test_train_calls_train_with_the_overridden_config() -> None:
     arguments = called(
         "imagen_jax.train.loop.train",
-        ["train", "--config", "quickstart", "--stage", "sr", "--data", "d", "--workdir", "w",
+        ["train", "--config", "quickstart", "--stage", "sr", "--data", "d=1", "--workdir", "w",
          "--set", "stages.sr.train.steps=700", "--set", "stages.sr.train.seed=1"],
     )  # fmt: skip
     config = arguments.pop("config")
@@ -412,7 +412,7 @@ def test_train_calls_train_with_the_overridden_config() -> None:
     assert config.stages.base.train.steps != 700
     assert arguments == {
         "stage": "sr",
-        "data": "d",
+        "data": "d=1",
         "workdir": "w",
         "init_from": None,
         "fall_back": False,

@@ -10,6 +10,7 @@ from corpus_files import write_csv
 
 from imagen_jax.checkpoints.reading import checkpoint_steps
 from imagen_jax.data import records
+from imagen_jax.files import only_writer
 from imagen_jax.main import main
 
 
@@ -60,7 +61,7 @@ def test_training_embeds_a_corpus_first(
     [
         ("t.csv", [], "no such file or folder as 't.csv'"),
         ("absent/*.tar", [], "no file or folder matches 'absent/*.tar'"),
-        ("absent", [], "no embedding directory absent"),
+        ("absent", [], "--data is 'absent', and there is no such file or directory; give a corpus"),
         ("absent", ["--fit", "crop"], "--fit belongs to a corpus, and 'absent' is none"),
         ("a/*.tar", ["--fit", "exact", "--multi-host"],
          "run: imagen embed 'a/*.tar' --encoder=tiny --image-size=8 --fit=crop "
@@ -81,3 +82,14 @@ def test_corpora_that_training_refuses(
     assert main(train_argv("base", data, Path("w"), *more)) == 64
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+def test_a_stage_that_is_being_trained_is_told_before_the_corpus_is_embedded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(tmp_path)
+    workdir = tmp_path / "w"
+    with only_writer(workdir / "base", "imagen train"):
+        assert main(train_argv("base", f"{tmp_path}/table.csv", workdir)) == 64
+    assert "base is being written by imagen train" in capsys.readouterr().err
+    assert [path.name for path in workdir.iterdir()] == ["base"]

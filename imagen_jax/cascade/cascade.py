@@ -24,7 +24,7 @@ from imagen_jax.cascade.stages import (
     choose_stages,
     stage_settings,
 )
-from imagen_jax.checkpoints.cascades import open_cascade
+from imagen_jax.checkpoints.cascades import open_cascade, tell_untrained
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.chips import configure_jax
 from imagen_jax.diffusion.transitions import Sampler
@@ -80,6 +80,8 @@ class Cascade:
             for stage in choose_stages(pretrained.stages, stages)
         ]
         configure_jax()
+        if stages is None:
+            tell_untrained(pretrained)
         self.dtype = dtype
         self.low_memory = low_memory
         self.mesh = make_mesh() if mesh is None else mesh

@@ -202,7 +202,7 @@ def first_stage(
         )
     if not given and stages[first].low_res is not None:
         raise UserError(
-            f"stage {names[first]!r} starts from an image of {stages[first].low_res} pixels; give "
-            "it as image"
+            f"stage {names[first]!r} starts from an image of {stages[first].low_res} pixels, "
+            "which no stage that is there makes; give it as image"
         )
     return first

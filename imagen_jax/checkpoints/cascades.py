@@ -96,7 +96,17 @@ def export_cascade(
       UserError: as open_cascade, weights that the dtype cannot hold, or an output that has such
         files, or is a work directory.
     """
-    return write_exported(open_cascade(workdir, ema_decay, best), output, dtype)
+    cascade = open_cascade(workdir, ema_decay, best)
+    tell_untrained(cascade)
+    return write_exported(cascade, output, dtype)
+
+
+def tell_untrained(cascade: Pretrained) -> None:
+    """Tell the user which stages of a cascade have no weights yet, if any."""
+    if cascade.untrained:
+        there = ", ".join(stage.name for stage in cascade.stages)
+        missing = ", ".join(cascade.untrained)
+        tqdm.write(f"not trained yet: {missing}; there is {there}", file=sys.stderr)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -128,11 +138,6 @@ def _open_workdir(
     ]
     if not trained:
         newest_checkpoint(stage_directory(workdir, next(iter(records))))  # says how to make one
-    if missing := [name for name in cascade if name not in trained]:
-        tqdm.write(
-            f"{workdir}: not trained yet: {', '.join(missing)}; there is {', '.join(trained)}",
-            file=sys.stderr,
-        )
     first = records[trained[0]]
     encoders = {name: records[name]["encoder"] for name in trained}
     if any(encoder != first["encoder"] for encoder in encoders.values()):
@@ -159,4 +164,5 @@ def _open_workdir(
             restore_ema(checkpoints[stage.name], _cast(shapes, "float32"), ema_decay), shapes
         ),
         digest=lambda stage: digests[stage.name],
+        untrained=tuple(name for name in cascade if name not in trained),
     )

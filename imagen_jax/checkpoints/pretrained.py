@@ -31,6 +31,7 @@ class Pretrained:
       source: split -> description of the data that they were trained on.
       config: config of the cascade and its stages.
       license: attribution of weights that others trained, under a licence of theirs; or None.
+      untrained: names of the config's stages that have no weights yet.
       x0_errors: stage -> errors by noise level that its last validation measured, if any did.
       read: (stage, shapes with dtypes and shardings) -> weights.
       digest: stage -> hash of the weights that `read` returns.
@@ -44,6 +45,7 @@ class Pretrained:
     x0_errors: Mapping[str, X0Errors]
     read: Callable[[Stage, Any], Any] = dataclasses.field(repr=False)
     digest: Callable[[Stage], str] = dataclasses.field(repr=False)
+    untrained: tuple[str, ...] = ()
 
     def weights(self, stage: Stage, mesh: Mesh | None = None, dtype: str | None = None) -> Any:
         """Return the averaged weights of a stage, laid out by sharding.LOGICAL_AXIS_RULES.

@@ -183,9 +183,11 @@ def run(args: argparse.Namespace) -> None:
             raise
         grids = _draw(args, folder, prompts)
     resumed = len(folder.paths) - len(folder.written)
-    there = f", {resumed} of which were there" * (resumed > 0)
-    images = f"{len(folder.paths)} image{'s' * (len(folder.paths) > 1)}"
-    print(f"{images} in {folder.directory}{there}, together in {grids}")
+    there = f", {resumed} of them from before" * (resumed > 0)
+    if len(folder.paths) == 1:
+        print(f"1 image in {folder.directory}{there}, with its prompt in {grids}")
+    else:
+        print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
 
 
 def _keep_what_ctrl_c_keeps() -> None:

@@ -22,7 +22,7 @@ from imagen_jax.cli.corpus import (
 )
 from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
-from imagen_jax.files import output_folder
+from imagen_jax.files import only_writer, output_folder
 
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
     from imagen_jax.stage import make_stage
 
-    make_stage(config, args.stage)  # and these before TensorFlow does
+    args.stage = make_stage(config, args.stage).name  # and these before TensorFlow does
     data = _embedded(args, config)
     import_tensorflow()
     if args.multi_host is not None:
@@ -168,7 +168,16 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
                 f"{name} belongs to a corpus, and {args.data[0]!r} is none: there is no such file, "
                 "or it is a directory of embeddings"
             )
+        if "=" not in args.data[0] and not args.modules and not os.path.exists(args.data[0]):
+            raise UserError(
+                f"--data is {args.data[0]!r}, and there is no such file or directory; give a "
+                "corpus or what `imagen embed` wrote"
+            )
         return args.data[0]
+    directory = os.path.join(args.workdir, args.stage)
+    if os.path.isdir(directory):  # another training there is told before hours of embedding
+        with only_writer(directory, "imagen train"):
+            pass
     output = os.path.join(args.workdir, EMBEDDINGS)
     size = args.image_size or max(stage.resolution for stage in config.stages.values())
     if args.multi_host is not None:
