@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import imagen_jax
-from imagen_jax.cli import data, demo, embed, evaluate, export, imports, plan, sample, train
+from imagen_jax.cli import data, demo, doctor, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
 from imagen_jax.cli.status import (
     MISTAKE,
@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
               export    a trained cascade -> a small directory of its weights, to pass on
               import    weights that others trained (DeepFloyd IF) -> such a directory
               plan      a config -> its memory and time on machines one does not have yet
+              doctor    whether everything works on this machine
               data      look at the built-in images, or fetch more of them"""),
         epilog=unindent("""
             examples:
@@ -130,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, when_interrupted="", modules=[])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (embed, train, sample, demo, evaluate, export, imports, plan, data):
+    for module in (embed, train, sample, demo, evaluate, export, imports, plan, doctor, data):
         module.add_command(commands)
     return parser
 

@@ -38,7 +38,7 @@ COMMANDS = [
     [], ["embed"], ["train"], ["sample"], ["demo"], ["evaluate"],
     ["evaluate", "scenes"], ["evaluate", "prompts"], ["evaluate", "coco"], ["evaluate", "sweep"],
     ["evaluate", "features"], ["evaluate", "compare"], ["evaluate", "vote"], ["evaluate", "votes"],
-    ["export"], ["data"], ["data", "show"],
+    ["export"], ["doctor"], ["data"], ["data", "show"],
     ["data", "fetch"],
 ]  # fmt: skip
 

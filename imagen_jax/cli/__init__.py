@@ -1,6 +1,6 @@
 """The commands of `imagen`: one module each, with its arguments and what runs it.
 
-embed.py, train.py, sample.py, demo.py, export.py, plan.py, data.py
+embed.py, train.py, sample.py, demo.py, export.py, plan.py, doctor.py, data.py
 imports.py   is `imagen import`, which is no name of a module
 evaluate.py  with evaluate_protocols.py (cascades) and evaluate_features.py (images)
 

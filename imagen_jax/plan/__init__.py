@@ -7,5 +7,6 @@ hlo.py          the text of a compiled program: computations, instructions, shap
 cost.py         what one run of it costs a device; products.py: its FLOPs; collectives.py: its
                 traffic
 report.py       the plan: needs, the least time, and whether it fits; chart.py: as an image
+doctor.py       report on this machine: its parts, and whether they work
 search.py       meshes, rematerialisation and accumulation, tried and ranked
 """
