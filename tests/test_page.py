@@ -32,7 +32,7 @@ from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAIT
 from imagen_jax.page.log import MAX_LINE, log_in_lines
 from imagen_jax.page.server import listen, serve
 from imagen_jax.page.uploads import MAX_READING, Uploads, what_is_used
-from imagen_jax.stage_programs import step_program
+from imagen_jax.stage_programs import forget_programs, step_program
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +349,7 @@ def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagen_jax.page.jobs.MAX_KINDS", 2)
+    forget_programs()  # those of other tests
     images = {}
     for percentile in (90.0, 91.0, 92.0, 93.0, 90.0):
         of_all = {"percentile": {"base": percentile, "sr": 99.5}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -28,7 +27,7 @@ from imagen_jax.flops import flops_of, jaxpr_flops
 from imagen_jax.main import main
 from imagen_jax.models.attention import attend
 from imagen_jax.native import compiling, winograd
-from imagen_jax.plan import chart, collectives, cost, hlo, products, programs
+from imagen_jax.plan import collectives, cost, hlo, products, programs
 from imagen_jax.plan.gpus import GPUS
 from imagen_jax.plan.jobs import t5_of_width
 from imagen_jax.plan.programs import Program, compile_for
@@ -409,21 +408,12 @@ def test_mistakes(args: list[str], message: str, capsys: pytest.CaptureFixture[s
     assert message in capsys.readouterr().err
 
 
-def test_programs_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="this is no HLO text: it has no ENTRY computation"):
-        hlo.parse("no program")
-    with pytest.raises(UserError, match=r"unknown element type 'q7' in 'q7\[2\]'"):
-        hlo.parse_shapes("q7[2]")
-
+def test_programs_that_cannot_be_counted() -> None:
     def until_it_is_large(x: jax.Array) -> jax.Array:
         return jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ y, x)
 
     with pytest.raises(UserError, match="a loop of unknown length contains products"):
         jaxpr_flops(jax.make_jaxpr(until_it_is_large)(jnp.ones((2, 2))).jaxpr)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    plan: Any = None
-    with pytest.raises(UserError, match="charts need matplotlib; install it with: pip install"):
-        chart.draw(plan, tmp_path / "plan.png")
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,16 @@ def check_encoding(encoding: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """A list or mapping that the text is in JSON or as Python writes it, or None."""
+    """A list or mapping that the text is in JSON or as Python writes it, or None.
+
+    Raises:
+      RecursionError: it is nested too deeply to be read.
+    """
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     try:  # as Python and pandas write a list: ['a dog', 'a pet']
         found = ast.literal_eval(text.strip()) if len(text) < MAX_LITERAL else None
