@@ -139,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _import(modules: Sequence[str]) -> None:
     """Imports modules of the user's own."""
     if modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as for python -m
+        sys.path.append(os.getcwd())  # last: a file here must not stand for an installed module
     for name in modules:
         from imagen_jax.config import import_module
 

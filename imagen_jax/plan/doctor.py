@@ -153,6 +153,9 @@ def _kernels() -> Iterator[Finding]:
     inside = float(winograd.convolve(x, kernel)[0, 16, 16, 0])  # 9 taps of 16 channels
     if abs(inside - 9 * 16) > 0.01:
         yield Finding("kernels", f"a convolution of ones is {inside}, not {9 * 16}", works=False)
+    mean = float(attention.attend(query, query, query)[0, 0, 0, 0])  # of values that are all 1
+    if abs(mean - 1) > 1e-4:
+        yield Finding("kernels", f"attention to ones is {mean}, not 1", works=False)
     yield Finding("kernels", f"compiled for this processor, in {cache_directory('native')}")
 
 
