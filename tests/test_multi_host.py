@@ -135,7 +135,7 @@ def test_the_failure_of_one_host_ends_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["2/2@localhost:1", "0/2", "0/2@localhost", "one/2@localhost:1"])
 def test_malformed_multi_host_addresses(where: str, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["train", "--config", CONFIG, "--stage", "sr", "--data", "d", "--workdir", "w"]
+    argv = ["train", "--config", CONFIG, "--stage", "sr", "--data", "d=1", "--workdir", "w"]
     assert main([*argv, "--multi-host", where]) != 0
     assert f"multi-host is '{where}'; it must be 'auto', or ID/COUNT@HOST:PORT" in (
         capsys.readouterr().err

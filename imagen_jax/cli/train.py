@@ -22,7 +22,7 @@ from imagen_jax.cli.corpus import (
 )
 from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
-from imagen_jax.files import only_writer, output_folder
+from imagen_jax.files import local_path, only_writer, output_folder
 
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
@@ -168,7 +168,8 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
                 f"{name} belongs to a corpus, and {args.data[0]!r} is none: there is no such file, "
                 "or it is a directory of embeddings"
             )
-        if "=" not in args.data[0] and not args.modules and not os.path.exists(args.data[0]):
+        plain = "=" not in args.data[0] and not args.modules
+        if plain and not local_path(args.data[0]).exists():
             raise UserError(
                 f"--data is {args.data[0]!r}, and there is no such file or directory; give a "
                 "corpus or what `imagen embed` wrote"
