@@ -19,7 +19,7 @@ from PIL import Image
 
 import imagen_jax
 from imagen_jax import diffusion
-from imagen_jax.cascade.samples import Samples
+from imagen_jax.cascade import Samples, sweep
 
 # In the order in which examples use what the ones before them wrote.
 NAMES = (
@@ -42,7 +42,7 @@ def test_the_names_are_those_of_all() -> None:
 def functions() -> list[tuple[str, Any]]:
     """The public functions and classes, their methods among them, by name."""
     found: dict[str, Any] = {name: getattr(imagen_jax, name) for name in NAMES}
-    found |= {"Samples": Samples}
+    found |= {"Samples": Samples, "sweep": sweep}
     found |= {f"diffusion.{of}": getattr(diffusion, of) for of in diffusion.__all__}
     for name, thing in list(found.items()):
         if inspect.isclass(thing):

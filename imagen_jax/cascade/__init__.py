@@ -13,7 +13,8 @@ The way of a request, which is also the order of the imports:
     files.py     an image's file with its record, and the request that repeats it
     folder.py    a folder of images that a stopped run resumes and no other one overwrites
     samples.py   Samples: what comes back
-    cascade.py   Cascade: request, run, stream; sample is the first two
+    loaded.py    Loaded: stages, weights and text encoder, in memory when they are needed
+    cascade.py   Cascade: Loaded, with request, run, stream; sample is the first two
     sweep.py     the same under other settings
     compiled.py  a stage as a program that runs without this package, by run_exported.py
 """

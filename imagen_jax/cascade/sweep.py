@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 from PIL import Image
 
 from imagen_jax.cascade.prompts import Prompt
-from imagen_jax.cascade.stages import SETTINGS
+from imagen_jax.cascade.stages import SETTINGS, PerStage, Settings
 from imagen_jax.errors import UserError
 from imagen_jax.grid import labelled_grid
+from imagen_jax.typing import TextEmbedding
 
 if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade
@@ -127,8 +128,18 @@ def sweep(
     prompt: Prompt,
     axes: Sequence[Axis],
     *,
+    seed: int | None = None,
+    negative_prompts: str | None = None,
+    text: TextEmbedding | None = None,
+    size: int | tuple[int, int] | None = None,
+    image: Any = None,
+    mask: Any = None,
+    strength: PerStage[float] = None,
+    resamples: int = 1,
+    jump: int = 1,
+    start_stage: str | None = None,
     show_progress: bool = True,
-    **options: Any,
+    **settings: Unpack[Settings],
 ) -> Sweep:
     """Return images of a prompt for all combinations of the values of one or two settings.
 
@@ -139,18 +150,28 @@ def sweep(
       cascade: cascade that makes them.
       prompt: text, or a Blend.
       axes: one for a row, or two: rows, then columns.
+      seed: seed of all images; None is 0.
+      negative_prompts, text, size, image, mask, strength, resamples, jump, start_stage: arguments
+        of Cascade.request that are the same for all.
       show_progress: draw a progress bar for each stage of each image.
-      **options: arguments of Cascade.request that are the same for all.
+      **settings: fields of SampleConfig that are the same for all.
 
     Raises:
-      UserError: another number of axes, two over the same setting, or what Cascade.request raises.
+      UserError: another number of axes, two over the same setting, a setting that is swept over and
+        given, or what Cascade.request raises.
     """
     if len(axes) not in (1, 2):
         raise UserError(f"a sweep has 1 or 2 axes, got {len(axes)}")
-    check_not_given(axes, options)
+    options = {
+        "seed": seed, "negative_prompts": negative_prompts, "text": text, "size": size,
+        "image": image, "mask": mask, "strength": strength, "resamples": resamples, "jump": jump,
+        "start_stage": start_stage, **settings,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    check_not_given(axes, given)
     samples, labels = [], []
     for combination in combinations(axes):
-        request = cascade.request([prompt], **options | combination.settings)
+        request = cascade.request([prompt], **given | combination.settings)
         samples.append(cascade.run(request, show_progress=show_progress))
         labels.append(label_of(combination.values))
     return Sweep(samples, labels, len(axes[-1].values))
