@@ -71,7 +71,8 @@ def write(directory: Path, size: int, count: int) -> None:
     with records.record_writer(directory / shard) as writer, tarfile.open(tar, "w") as file:
         for i, (image, length) in enumerate(zip(images(count, size), lengths(count), strict=True)):
             states = rng.normal(size=(length, WIDTH)).astype(ml_dtypes.bfloat16)
-            writer.write(records.serialize_record(Record(str(i), f"caption {i}", image, states)))
+            record = Record(str(i), (f"caption {i}",), image, (states,))
+            writer.write(records.serialize_record(record))
             for extension, content in (("jpg", image), ("emb", states.tobytes())):
                 member = tarfile.TarInfo(f"{i:09d}.{extension}")
                 member.size = len(content)

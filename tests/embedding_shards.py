@@ -45,7 +45,7 @@ def write_shards(
         with records.record_writer(directory / names[-1]) as writer:
             for _ in range(PER_FILE):
                 pixels, states = make_example(index)
-                record = Record(f"{split}/{index}", f"a dog{salt}", encode(pixels), states)
+                record = Record(f"{split}/{index}", (f"a dog{salt}",), encode(pixels), (states,))
                 if change and index == 3:
                     record = dataclasses.replace(record, **change)
                 writer.write(records.serialize_record(record, stored))

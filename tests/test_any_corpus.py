@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny  # noqa: F401, which registers the encoder
 
@@ -31,7 +32,7 @@ def embed(where: Path | str | Sequence[Path], output: Path, *options: str) -> in
 
 def captions(output: Path) -> list[str]:
     entry = records.load_manifest(output)["splits"]["train"]
-    return [r.caption for name in entry["shards"] for r in records.read_records(output / name)]
+    return [r.captions[0] for name in entry["shards"] for r in records.read_records(output / name)]
 
 
 def dropped(output: Path) -> dict[str, int]:
@@ -71,6 +72,30 @@ def test_all_captions_of_an_image_are_embedded(tmp_path: Path) -> None:
     assert len(found) == len(set(found)) == 15
     ids = [r.id for r in records.read_records(tmp_path / "out" / "train-00000-of-00001.tfrecord")]
     assert len(set(ids)) == 15
+
+
+def test_captions_of_an_image_are_kept_together_to_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = TESTDATA / "tfrecords" / "five_captions.tfrecord"
+    assert embed(place, tmp_path / "each") == 0
+    assert embed(place, tmp_path / "drawn", "--captions", "drawn") == 0
+    assert "changed: 12 further caption of its image" in capsys.readouterr().out
+    assert embed(place, tmp_path / "small", "--captions", "drawn", "--states", "int8") == 0
+    each, drawn, small = (
+        list(records.read_records(tmp_path / name / "train-00000-of-00001.tfrecord"))
+        for name in ("each", "drawn", "small")
+    )
+    assert [record.id for record in drawn] == [record.id for record in each[::5]]
+    for i, record in enumerate(drawn):
+        separate = each[5 * i : 5 * i + 5]
+        assert record.captions == tuple(one.captions[0] for one in separate)
+        assert all(record.image == one.image for one in separate)
+        for states, one, coarse in zip(record.states, separate, small[i].states, strict=True):
+            np.testing.assert_array_equal(states, one.states[0])
+            np.testing.assert_allclose(coarse.astype(float), states.astype(float), atol=0.02)
+    entry = records.load_manifest(tmp_path / "drawn")["splits"]["train"]
+    assert (entry["examples"], entry["captions"]) == (3, 15)
 
 
 def test_folder_of_tfrecords(tmp_path: Path) -> None:

@@ -84,12 +84,12 @@ def test_every_kind_is_embedded(
     assert len({record.id for record in read}) == 4
     if kind == "tfds":  # which has an order of its own, and encodes images
         pairs = {
-            (record.caption, np.asarray(Image.open(io.BytesIO(record.image))).tobytes())
+            (record.captions[0], np.asarray(Image.open(io.BytesIO(record.image))).tobytes())
             for record in read
         }
         assert pairs == {(caption, pixels(n).tobytes()) for n, caption in enumerate(CAPTIONS)}
     else:
-        assert [record.caption for record in read] == CAPTIONS
+        assert [record.captions[0] for record in read] == CAPTIONS
         assert [record.image for record in read] == IMAGES  # to the byte
     (log,) = (output / "progress").glob("*.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -74,14 +74,14 @@ def test_the_first_records_are_sound_and_of_all_files(tmp_path):
     write_shards(tmp_path)
     damage(tmp_path, 0, [1])
     iterator = batches(tmp_path, max_damaged=0.1)
-    found = [int(record.states[0, 0]) for record in iterator.first_records(12)]
+    found = [int(record.states[0][0, 0]) for record in iterator.first_records(12)]
     assert found == [0, 2, *range(2, 12)]
     assert iterator.damage.by_file.total() == 1
     assert len(iterator.first_records(100)) == EXAMPLES
     with pytest.raises(ValueError, match=r"00000-of-00004\.tfrecord: record 1 is damaged"):
         batches(tmp_path).first_records(2)
     assert len(batches(tmp_path).first_records(1)) == 1
-    spread = [int(record.states[0, 0]) for record in iterator.spread_records(9)]
+    spread = [int(record.states[0][0, 0]) for record in iterator.spread_records(9)]
     assert spread == [0, 4, 8, 12, 16, 20, 24, 28, 32]
     with pytest.raises(ValueError, match=r"37 examples are wanted, and .* has 36"):
         iterator.spread_records(37)

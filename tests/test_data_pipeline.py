@@ -112,11 +112,12 @@ PIXELS, STATES = make_example(3)
         ({"image": encode(np.dstack([PIXELS, PIXELS[..., :1]]))}, r"train/3 .* size 16 16 4"),
         ({"image": b"not an image"}, "(?i)unknown image"),
         (
-            {"states": np.zeros((LENGTH + 1, WIDTH))},
-            r"record train/3 has 6 tokens, text_length allows 1 to 5",
+            {"states": (np.zeros((LENGTH + 1, WIDTH)),)},
+            r"record train/3 has captions of 6 tokens, text_length allows 1 to 5",
         ),
-        ({"states": STATES[:0]}, r"record train/3 has 0 tokens"),
-        ({"states": STATES[:, 1:]}, r"train/3 has an embedding of 40 bytes, expected 48"),
+        ({"states": (STATES[:0],)}, r"record train/3 has captions of 0 tokens"),
+        ({"states": (STATES, STATES[:0])}, r"record train/3 has captions of 4 0 tokens"),
+        ({"states": (STATES[:, 1:],)}, r"train/3 has an embedding of 40 bytes, expected 48"),
     ],
 )
 def test_unsuitable_records_are_named(tmp_path, change, message):
@@ -189,7 +190,35 @@ def test_int8_states_are_within_half_a_scale(tmp_path):
         assert numbers.dtype == np.int8
         assert np.abs(numbers).max() == 127
         expected = (numbers * scale[:, None]).astype(ml_dtypes.bfloat16)
-        np.testing.assert_array_equal(record.states, expected)
+        np.testing.assert_array_equal(record.states[0], expected)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+def test_a_caption_of_several_is_drawn_in_every_epoch(tmp_path, stored):
+    of_captions = [np.full((length, WIDTH), length, ml_dtypes.bfloat16) for length in (2, 5, 3)]
+    change = {"captions": ("a", "b", "c"), "states": tuple(of_captions)}
+    write_shards(tmp_path, change=change, stored=stored)
+
+    def drawn(rows):
+        """(step, row) -> the tokens of the caption that the changed example has there."""
+        host = (rows.start // len(rows), 4 // len(rows))
+        iterator, found = batches(tmp_path, host=host), {}
+        for step in range(30 * EXAMPLES // 4):
+            batch = next(iterator)
+            for row, name in enumerate(iterator.ids):
+                if name == "train/3":
+                    length = batch["text_mask"][row].sum()
+                    expected = np.zeros((LENGTH, WIDTH))
+                    expected[:length] = length
+                    np.testing.assert_allclose(batch["text_emb"][row].astype(float), expected, 0.01)
+                    found[step, rows.start + row] = int(length)
+        return found
+
+    found = drawn(range(4))
+    counts = [list(found.values()).count(length) for length in (2, 5, 3)]
+    assert sum(counts) == 30  # once in every epoch
+    assert min(counts) >= 4  # of 10; less by chance with one seed of 50
+    assert drawn(range(2)) | drawn(range(2, 4)) == found
 
 
 def test_files_that_were_written_anew_are_read_anew(tmp_path):

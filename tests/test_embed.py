@@ -129,13 +129,13 @@ def test_records_hold_what_the_source_yields(tmp_path):
         read = list(records.read_records(tmp_path / name))
         for record, index in zip(read, range(shard, 20, 3), strict=True):
             example = make_example(index)
-            assert (record.id, record.caption) == (example.id, example.caption)
+            assert (record.id, record.captions) == (example.id, (example.caption,))
             image = Image.open(io.BytesIO(record.image))
             assert image.format == "PNG"
             np.testing.assert_array_equal(np.asarray(image), example.image)
             states, mask = encoder.encode([example.caption])
             expected = np.asarray(states[0][mask[0]]).astype(ml_dtypes.bfloat16)
-            np.testing.assert_array_equal(record.states, expected)
+            np.testing.assert_array_equal(record.states[0], expected)
 
 
 def test_identical_captions_are_encoded_once_per_shard(tmp_path):
@@ -339,12 +339,12 @@ def test_scenes_with_minilm(tmp_path):
     assert expected[-1].id == list(source.examples_of_shard(0, 1))[9].id
     split = manifest["splits"]["train"]
     read = [r for name in split["shards"] for r in records.read_records(directory / name)]
-    assert [(r.id, r.caption) for r in read] == [(e.id, e.caption) for e in expected]
-    states, mask = encoder.encode([record.caption for record in read])
+    assert [(r.id, r.captions[0]) for r in read] == [(e.id, e.caption) for e in expected]
+    states, mask = encoder.encode([record.captions[0] for record in read])
     for i, record in enumerate(read):
-        assert record.states.shape == (mask[i].sum(), 384)
+        assert record.states[0].shape == (mask[i].sum(), 384)
         np.testing.assert_allclose(
-            record.states.astype(np.float32), states[i][mask[i]], atol=1e-4, rtol=2**-8
+            record.states[0].astype(np.float32), states[i][mask[i]], atol=1e-4, rtol=2**-8
         )
     with pytest.raises(ValueError, match=r"source\.seed: 3 != 4"):
         tiny.embed_scenes("quickstart", 10, 16, 4, "minilm", directory, num_shards=3)

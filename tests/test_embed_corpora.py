@@ -46,8 +46,8 @@ def test_dropped_examples_are_counted_and_listed(tmp_path: Path) -> None:
     last = list(records.read_records(tmp_path / "crop" / split["shards"][0]))[-1]
     encoder = tiny.encoder()
     expected = encoder.encode_tokens(encoder.tokenize([" ".join("abcdefg")]))[0]
-    np.testing.assert_array_equal(last.states, expected.astype(last.states.dtype))
-    assert last.caption == words
+    np.testing.assert_array_equal(last.states[0], expected.astype(last.states[0].dtype))
+    assert last.captions == (words,)
 
 
 def test_the_report_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imagen_jax.cli.command import Arguments, add_encoder_files, positive
 from imagen_jax.cli.status import show
 from imagen_jax.data.choices import (
+    CAPTIONS,
     CORPUS_KINDS,
     DAMAGED_FILES,
     FITS,
@@ -35,7 +36,7 @@ OPENING = (
     "damaged_files", "data_dir",
 )  # fmt: skip
 """Arguments that say how a corpus is read."""
-EMBEDDING = ("fit", "long_captions", "states", "shards")
+EMBEDDING = ("fit", "long_captions", "captions", "states", "shards")
 """Arguments that say how it is embedded."""
 
 
@@ -111,6 +112,12 @@ def add_embedding(group: Arguments) -> None:
         choices=LONG_CAPTIONS,
         help="captions of more tokens than the language model takes: leave them out, or cut them "
         f"(default: {LONG_CAPTIONS[0]})",
+    )
+    group.add_argument(
+        "--captions",
+        choices=CAPTIONS,
+        help="several captions of one image: an example each, or one example, of which training "
+        f"draws another caption in every epoch (default: {CAPTIONS[0]})",
     )
     group.add_argument(
         "--states",

@@ -17,7 +17,7 @@ from imagen_jax.cli.corpus import (
     print_outcome,
 )
 from imagen_jax.cli.status import show
-from imagen_jax.data.choices import FITS, LONG_CAPTIONS
+from imagen_jax.data.choices import CAPTIONS, FITS, LONG_CAPTIONS
 from imagen_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,7 +151,10 @@ def run(args: argparse.Namespace) -> None:
 
         chip = Chip(args.chip_tflops, args.utilisation, args.chip_price)
         handling = Handling(
-            size, options.get("fit", FITS[0]), options.get("long_captions", LONG_CAPTIONS[0])
+            size,
+            options.get("fit", FITS[0]),
+            options.get("long_captions", LONG_CAPTIONS[0]),
+            captions=options.get("captions", CAPTIONS[0]),
         )
         show(report(estimate(source, encoder, handling, args.estimate, chip), chip))
         return

@@ -7,6 +7,9 @@ FITS = ("exact", "crop")
 """Treatments of images of another size: left out, or reduced and cropped to the middle."""
 LONG_CAPTIONS = ("drop", "truncate")
 """Treatments of captions of more tokens than the encoder takes: left out, or cut."""
+CAPTIONS = ("separate", "drawn")
+"""Treatments of several captions of one image: an example each; or one example, of which every
+epoch draws a caption."""
 STATES = ("bfloat16", "int8")
 """Storage formats of token states."""
 DAMAGED_FILES = ("stop", "drop")

@@ -36,7 +36,7 @@ RECORD_FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
     "emb": tf.io.FixedLenFeature([], tf.string),
     "emb_scale": tf.io.FixedLenFeature([], tf.string, default_value=""),
-    "emb_len": tf.io.FixedLenFeature([1], tf.int64),
+    "emb_len": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
 }
 """The features that training reads; a record may hold more (its caption)."""
 
@@ -55,9 +55,11 @@ TASK_FEATURES = {
 """seqio output features of a task over embedding shards: the record, still compressed, and its
 position in the order, which seeds what is random about it."""
 TASK_FEATURE_LENGTHS = {
-    "id": None, "image": None, "emb": None, "emb_scale": None, "emb_len": 1, "position": None
+    "id": None, "image": None, "emb": None, "emb_scale": None, "emb_len": 2**31 - 1,
+    "position": None,
 }  # fmt: skip
-"""Task feature lengths for `seqio.get_dataset`; sizes are arguments of the feature converter."""
+"""Task feature lengths for `seqio.get_dataset`, the most of each; an image may have any number of
+captions. Sizes are arguments of the feature converter."""
 
 
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -242,17 +244,18 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         return tf.ensure_shape(tf.slice(pixels, start, [side, side, 3]), [side, side, 3])
 
     def _text_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        length = record["emb_len"][0]
+        lengths = record["emb_len"]
         row_bytes = self._text_width * self._states.size
         scale_bytes = tf.float32.size if self._states == tf.int8 else 0
         suitable_length = tf.debugging.Assert(
-            (length >= 1) & (length <= self._view.text_length),
-            ["record", record["id"], "has", length, "tokens, text_length allows 1 to",
+            (tf.size(lengths) >= 1)
+            & tf.reduce_all((lengths >= 1) & (lengths <= self._view.text_length)),
+            ["record", record["id"], "has captions of", lengths, "tokens, text_length allows 1 to",
              self._view.text_length],
         )  # fmt: skip
-        stored, scales = record["emb"], record["emb_scale"]
-        stored_bytes = [tf.cast(tf.strings.length(value), tf.int64) for value in (stored, scales)]
-        expected_bytes = [length * row_bytes, length * scale_bytes]
+        stored = {"emb": row_bytes, "emb_scale": scale_bytes}
+        stored_bytes = [tf.cast(tf.strings.length(record[name]), tf.int64) for name in stored]
+        expected_bytes = [tf.reduce_sum(lengths) * row for row in stored.values()]
         suitable_width = tf.debugging.Assert(
             tf.reduce_all(tf.equal(stored_bytes, expected_bytes)),
             ["record", record["id"], "has an embedding of", stored_bytes[0], "bytes, expected",
@@ -267,13 +270,26 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
             return tf.reshape(flat, [self._view.text_length, row])
 
         with tf.control_dependencies([suitable_length, suitable_width]):
-            states = padded(stored, self._states, self._text_width)
+            drawn = self._draw(tf.size(lengths), record["position"])
+            before, length = tf.reduce_sum(lengths[:drawn]), lengths[drawn]
+            of_drawn = {
+                name: tf.strings.substr(record[name], before * row, length * row)
+                for name, row in stored.items()
+            }
+            states = padded(of_drawn["emb"], self._states, self._text_width)
             if self._states == tf.int8:
-                states = tf.cast(states, tf.float32) * padded(scales, tf.float32, 1)
+                scales = padded(of_drawn["emb_scale"], tf.float32, 1)
+                states = tf.cast(states, tf.float32) * scales
         return {
             "text_emb": tf.cast(states, tf.bfloat16),
             "text_mask": tf.range(self._view.text_length, dtype=tf.int64) < length,
         }
+
+    def _draw(self, captions: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        """Number of the caption that an example has at this position of the order."""
+        # _square draws by positions, which are not negative.
+        seed = [tf.cast(self._seed, tf.int64), -1 - position]
+        return tf.random.stateless_uniform([], seed, 0, captions, tf.int32)
 
 
 def _to_unit_range(pixels: tf.Tensor) -> tf.Tensor:

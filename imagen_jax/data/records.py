@@ -3,11 +3,12 @@
   manifest.json                     written last: its presence means that the directory is complete
   train-00000-of-00008.tfrecord     TFRecords of tf.train.Example
       image      PNG or JPEG, RGB, 8 bit
-      caption    UTF-8
+      caption    UTF-8; of an image whose captions are drawn, all of them
       id         UTF-8
-      emb        token states [l, d] without padding: bfloat16, little endian, or int8
+      emb        token states [l, d] without padding: bfloat16, little endian, or int8; of several
+                 captions one after another
       emb_scale  only with int8: float32 [l], by which the states of each token are multiplied
-      emb_len    l
+      emb_len    l, of every caption
   train-00000-of-00008.offsets      where each record begins, and the shard's size: uint64, little
                                     endian; by these any record is read without those before it
   train-00000-of-00008.dropped      what was left out of a shard and why, in JSON lines; absent
@@ -57,15 +58,15 @@ class Record:
 
     Attributes:
       id: name of the example in its source.
-      caption: the text.
+      captions: its texts; more than one where every epoch draws one of them.
       image: encoded RGB image, PNG or JPEG.
-      states: [l, d] bfloat16 token states of the caption.
+      states: [l, d] bfloat16 token states of every caption.
     """
 
     id: str
-    caption: str
+    captions: tuple[str, ...]
     image: bytes
-    states: np.ndarray
+    states: tuple[np.ndarray, ...]
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
@@ -97,22 +98,23 @@ def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
     """
     train = tensorflow().train
 
-    def of_bytes(value: bytes) -> Any:
-        return train.Feature(bytes_list=train.BytesList(value=[value]))
+    def of_bytes(*values: bytes) -> Any:
+        return train.Feature(bytes_list=train.BytesList(value=values))
 
-    length = train.Feature(int64_list=train.Int64List(value=[record.states.shape[0]]))
+    lengths = [len(of_caption) for of_caption in record.states]
+    all_states = np.concatenate(record.states)
     feature = {
         "image": of_bytes(record.image),
-        "caption": of_bytes(record.caption.encode()),
+        "caption": of_bytes(*(caption.encode() for caption in record.captions)),
         "id": of_bytes(record.id.encode()),
-        "emb_len": length,
+        "emb_len": train.Feature(int64_list=train.Int64List(value=lengths)),
     }
     if states == "int8":
-        numbers, scale = quantise(record.states)
+        numbers, scale = quantise(all_states)
         feature["emb"] = of_bytes(numbers.tobytes())
         feature["emb_scale"] = of_bytes(scale.astype("<f4").tobytes())
     else:
-        feature["emb"] = of_bytes(record.states.astype(STATES_DTYPE).tobytes())
+        feature["emb"] = of_bytes(all_states.astype(STATES_DTYPE).tobytes())
     example = train.Example(features=train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -120,18 +122,18 @@ def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
 def parse_record(serialized: bytes) -> Record:
     """Reads a serialized tf.train.Example back."""
     feature = tensorflow().train.Example.FromString(serialized).features.feature
-    stored, length = feature["emb"].bytes_list.value[0], feature["emb_len"].int64_list.value[0]
+    stored, lengths = feature["emb"].bytes_list.value[0], feature["emb_len"].int64_list.value
     if "emb_scale" in feature:
         scale = np.frombuffer(feature["emb_scale"].bytes_list.value[0], "<f4")
-        states = np.frombuffer(stored, np.int8).reshape(length, -1) * scale[:, None]
+        states = np.frombuffer(stored, np.int8).reshape(sum(lengths), -1) * scale[:, None]
         states = states.astype(STATES_DTYPE)
     else:
-        states = np.frombuffer(stored, STATES_DTYPE).reshape(length, -1)
+        states = np.frombuffer(stored, STATES_DTYPE).reshape(sum(lengths), -1)
     return Record(
         id=feature["id"].bytes_list.value[0].decode(),
-        caption=feature["caption"].bytes_list.value[0].decode(),
+        captions=tuple(caption.decode() for caption in feature["caption"].bytes_list.value),
         image=feature["image"].bytes_list.value[0],
-        states=states,
+        states=tuple(np.split(states, np.cumsum(lengths)[:-1])),
     )
 
 

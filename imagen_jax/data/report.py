@@ -71,7 +71,7 @@ def _split(
     }
     for what in ("dropped", "changed"):
         facts[what] = counted(entry[what])
-    lengths = [len(record.states) for record in sample]
+    lengths = [len(of_caption) for record in sample for of_caption in record.states]
     kilobytes = [len(record.image) / 1e3 for record in sample]
     chosen = [sample[i] for i in spaced(len(sample), shown)]
     return [
@@ -84,5 +84,9 @@ def _split(
         "<h3>Shorter side of the images as they came, in pixels, of all examples</h3>",
         bars(sorted(entry["sides"].items(), key=lambda item: int(item[0].split("-")[0]))),
         f"<h3>{len(chosen)} examples</h3>",
-        sheet(figure(r.image, r.caption, f"{r.id}, {len(r.states)} tokens") for r in chosen),
+        sheet(
+            figure(r.image, caption, f"{r.id}, {len(states)} tokens")
+            for r in chosen
+            for caption, states in zip(r.captions, r.states, strict=True)
+        ),
     ]

@@ -108,12 +108,12 @@ def estimate(
     started = time.perf_counter()
     states_of = dict(zip(tokens_of, encoder.encode_tokens(tokens), strict=True))
     encode_seconds = (time.perf_counter() - started) / len(tokens)
+    written = [
+        Record(name, captions, image, tuple(states_of[caption] for caption in captions))
+        for name, captions, image in examples
+    ]
     bytes_of = {
-        kind: sum(
-            len(records.serialize_record(Record(name, caption, image, states_of[caption]), kind))
-            for name, caption, image in examples
-        )
-        / len(examples)
+        kind: sum(len(records.serialize_record(record, kind)) for record in written) / len(examples)
         for kind in STATES
     }
     usable, distinct = len(examples) / sampled, len(tokens) / len(examples)
@@ -127,8 +127,8 @@ def estimate(
         dropped=dropped,
         usable=usable,
         distinct=distinct,
-        tokens=sum(len(tokens_of[caption]) for _, caption, _ in examples) / len(examples),
-        image_bytes=sum(len(image) for _, _, image in examples) / len(examples),
+        tokens=sum(len(states) for record in written for states in record.states) / len(written),
+        image_bytes=sum(len(record.image) for record in written) / len(written),
         bytes_of=bytes_of,
         prepare_seconds=prepare_seconds / sampled,
         encode_seconds=encode_seconds,

@@ -8,6 +8,7 @@ The manifest is written last, by whichever process finds all shards there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import operator
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data import records
-from imagen_jax.data.choices import FITS, LONG_CAPTIONS, STATES
+from imagen_jax.data.choices import CAPTIONS, FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.corpora import open_corpus
 from imagen_jax.data.records import Manifest
 from imagen_jax.data.sources import Source
@@ -50,6 +51,7 @@ def embed(
     shards: Iterable[int] | None = None,
     states: str = STATES[0],
     long_captions: str = LONG_CAPTIONS[0],
+    captions: str = CAPTIONS[0],
     max_tokens: int | None = None,
 ) -> Manifest | None:
     """Writes one split of an embedding directory (layout: `imagen_jax.data.records`).
@@ -79,6 +81,8 @@ def embed(
         all.
       states: storage of token states: "bfloat16", or "int8" with a scale for each token.
       long_captions: "drop" leaves out captions with too many tokens, "truncate" cuts them.
+      captions: "separate" makes every caption of an image an example of its own; "drawn" keeps
+        them together, and training draws one of them in every epoch.
       max_tokens: most tokens of a caption, such as a config's text.max_length; None is the
         encoder's.
 
@@ -105,6 +109,7 @@ def embed(
         ("states", states, STATES),
         ("fit", fit, FITS),
         ("long_captions", long_captions, LONG_CAPTIONS),
+        ("captions", captions, CAPTIONS),
     ):
         if value not in choices:
             raise UserError(f"{name} is {value!r}; choices: {', '.join(choices)}")
@@ -137,6 +142,7 @@ def embed(
         "image_size": image_size,
         "fit": fit,
         "long_captions": long_captions,
+        "captions": captions,
         "max_tokens": max_tokens,
         "split": split,
         "num_shards": num_shards,
@@ -165,7 +171,7 @@ def _write(
     _sweep(directory, job, todo)
     # Of a corpus that does not know how many examples it has, the bar has no end.
     total = round(known * len(todo) / num_shards) or None
-    handling = Handling(job["image_size"], job["fit"], job["long_captions"], job["max_tokens"])
+    handling = Handling(**{field.name: job[field.name] for field in dataclasses.fields(Handling)})
     paths = {shard: directory / records.shard_name(split, shard, num_shards) for shard in todo}
     started = time.monotonic()
     with progress(total, f"embed {split}", "captions", disable=not todo) as bar:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.data.choices import CAPTIONS
 from imagen_jax.data.fitting import RecordImage, record_image
 from imagen_jax.data.sources import Dropped, Example
 from imagen_jax.errors import UnusableError
@@ -25,7 +26,9 @@ from imagen_jax.text.tokenizer import CaptionTooLongError
 CHUNK_EXAMPLES = 2048
 CHUNK_BYTES = 2**28
 """A chunk ends with the example that brings it to either: its number of examples, or the bytes of
-images in memory."""
+images in memory. Captions that are drawn from are not divided."""
+FURTHER = "further caption of its image"
+"""Name of what is changed about a caption that is drawn with others."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Handling:
       fit: treatment of images of another size, one of choices.FITS.
       long_captions: one of choices.LONG_CAPTIONS.
       max_tokens: most tokens of a caption; None for what the encoder takes.
+      captions: treatment of several captions of an image, one of choices.CAPTIONS.
     """
 
     image_size: int
     fit: str
     long_captions: str
     max_tokens: int | None = None
+    captions: str = CAPTIONS[0]
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Chunk:
     """Examples that are ready to be encoded.
 
     Attributes:
-      examples: (id, caption, encoded image) of those that can be used.
+      examples: (id, captions, encoded image) of those that can be used.
       tokens: token ids of each caption.
       dropped: (id, reason, detail) of the others.
       changed: counts of changes to the examples.
@@ -60,7 +65,7 @@ class Chunk:
       last: nothing more of this shard follows.
     """
 
-    examples: list[tuple[str, str, bytes]]
+    examples: list[tuple[str, tuple[str, ...], bytes]]
     tokens: dict[str, np.ndarray]
     dropped: list[tuple[str, str, str]]
     changed: Counter[str]
@@ -105,9 +110,14 @@ def _chunks(
         iterator = iter(examples)
         last = False
         while not last:
-            chunk = _prepare(_take(iterator), encoder, handling, pool)
+            taken = _take(iterator)
             following = list(islice(iterator, 1))
+            together = handling.captions == "drawn"
+            while together and following and _same_image(taken[-1], following[0]):
+                taken += following
+                following = list(islice(iterator, 1))
             iterator = chain(following, iterator)
+            chunk = _prepare(taken, encoder, handling, pool)
             last = not following
             chunk.shard, chunk.last = shard, last
             yield chunk
@@ -124,6 +134,13 @@ def _take(examples: Iterator[Example | Dropped]) -> list[Example | Dropped]:
         taken.append(example)
         size += 0 if isinstance(example, Dropped) else _bytes(example.image)
     return taken
+
+
+def _same_image(first: Example | Dropped, second: Example | Dropped) -> bool:
+    """True if two neighbours are captions of one image."""
+    if isinstance(first, Dropped) or isinstance(second, Dropped):
+        return False
+    return first.image is second.image is not None
 
 
 def _bytes(image: object) -> int:
@@ -148,6 +165,7 @@ def _prepare(
     futures = _submit(examples, fitted, pool)
     tokens = _tokenized(examples, encoder, handling)
     chunk = Chunk([], {}, [], Counter(), Counter(), len(examples))
+    kept: Example | None = None
     for example, future in zip(examples, futures, strict=True):
         name = example.id.encode("utf-8", "backslashreplace").decode()
         try:
@@ -164,10 +182,17 @@ def _prepare(
             chunk.dropped.append((name, error.reason, error.detail))
             continue
         chunk.tokens[example.caption], cut = of_caption
-        chunk.changed.update(result.changed + cut)
+        chunk.changed.update(cut)
+        if handling.captions == "drawn" and kept is not None and _same_image(kept, example):
+            first, captions, content = chunk.examples[-1]
+            chunk.examples[-1] = (first, (*captions, example.caption), content)
+            chunk.changed[FURTHER] += 1
+            continue
+        kept = example
+        chunk.changed.update(result.changed)
         power = 2 ** (result.side.bit_length() - 1)
         chunk.sides[f"{power}-{2 * power - 1}"] += 1
-        chunk.examples.append((name, example.caption, result.content))
+        chunk.examples.append((name, (example.caption,), result.content))
     return chunk
 
 
@@ -178,15 +203,15 @@ def _submit(
 ) -> list[Future | None]:
     """The images' work; that of neighbours with one image (and several captions) is done once."""
     futures: list[Future | None] = []
-    before: object = None
+    before: Example | None = None
     for example in examples:
         if isinstance(example, Dropped) or not example.caption.strip():
             futures.append(None)
-        elif futures and futures[-1] is not None and example.image is before is not None:
+        elif futures[-1:] != [None] and before is not None and _same_image(before, example):
             futures.append(futures[-1])
         else:
             futures.append(pool.submit(fitted, example.image))
-            before = example.image
+            before = example
     return futures
 
 

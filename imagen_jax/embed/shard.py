@@ -105,12 +105,12 @@ class _Shard:
         """Encodes and writes a chunk."""
         states_of = self._encode(chunk, bar)
         counts = self.counts
-        for name, caption, image in chunk.examples:
-            of_caption = states_of[caption]
-            record = Record(name, caption, image, of_caption)
+        for name, captions, image in chunk.examples:
+            record = Record(name, captions, image, tuple(states_of[c] for c in captions))
             self._writer.write(records.serialize_record(record, self._states))
-            counts.tokens += len(of_caption)
-            counts.longest = max(counts.longest, len(of_caption))
+            lengths = [len(of_caption) for of_caption in record.states]
+            counts.tokens += sum(lengths)
+            counts.longest = max(counts.longest, *lengths)
         counts.examples += len(chunk.examples)
         counts.changed += chunk.changed
         counts.sides += chunk.sides

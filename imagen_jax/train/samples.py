@@ -50,7 +50,7 @@ class FixedSampler:
             lambda text, seeds, low_res: StageInputs(text, image_keys(seeds), low_res),
             out_shardings=StageInputs(by_row, by_row, by_image if stage.low_res else None),
         )
-        self._states = [record.states for record in records]
+        self._states = [record.states[0] for record in records]
         self._low_res = None
         if stage.low_res is not None:
             self._low_res = np.asarray(true_images(records, stage.low_res))
@@ -91,7 +91,7 @@ class SampleGrid:
         """
         self._sampler = FixedSampler(stage, records, mesh)
         self._directory = directory
-        self._captions = [record.caption for record in records]
+        self._captions = [record.captions[0] for record in records]
         self._scale = max(1, 128 // stage.resolution)
         self._colour = to_uint8(true_images(records, stage.resolution)).mean((0, 1, 2))
 
