@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
+import http.server
 import io
 import json
 import os
 import shutil
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +213,47 @@ def test_cocos_layout(tmp_path: Path) -> None:
     assert len(read(tmp_path / "annotations" / "captions_val2017.json")) == 2
 
 
-def test_corpora_at_addresses(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    system = fsspec.filesystem("memory")
+@contextlib.contextmanager
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    yield "memory://corpus"
+    system.rm("/corpus", recursive=True)
+
+
+@contextlib.contextmanager
+def in_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """By s3fs, from a server that speaks like Amazon's."""
+    s3fs = pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("corpus")
+    yield "s3://corpus"
+    server.stop()
+
+
+@contextlib.contextmanager
+def in_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """By gcsfs, from a server that speaks like Google's."""
+    gcsfs = pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="corpus")
+    server.start()
+    port = server._api._httpd.server_port
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    yield "gs://corpus"
+    server.stop()
+
+
+@pytest.mark.parametrize("storage", [in_memory, in_s3, in_gcs])
+def test_corpora_at_addresses(
+    storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(tmp_path, "photos/a.jpg", "photos/a.txt", "table/0.jpg")
     (tmp_path / "table" / "t.csv").write_text(f"image,caption\n0.jpg,{DOG}\n")
     tar(tmp_path / "00000.tar", ("0.jpg", ONE), ("0.txt", DOG.encode()))
@@ -218,19 +261,41 @@ def test_corpora_at_addresses(tmp_path: Path) -> None:
                     tmp_path / "hub" / "data")  # fmt: skip
     shutil.copytree(Path(__file__).with_name("testdata") / "corpora" / "tfrecords",
                     tmp_path / "tfrecords")  # fmt: skip
-    system.put(str(tmp_path), "/corpus", recursive=True)
-    try:
-        assert read("memory://corpus/photos") == [("a.jpg", "a")]
-        assert [c for _, c in read("memory://corpus/{00000..00000}.tar")] == [DOG]
-        assert len(read("memory://corpus/hub/data/train-*.parquet")) == 3
-        assert len(read("memory://corpus/hub")) == 3
-        assert len(read("memory://corpus/tfrecords/*.tfrecord")) == 15
-        (example,) = open_corpus("memory://corpus/table/t.csv").examples_of_shard(0, 1)
+    with storage(monkeypatch) as address:
+        system, path = pytest.importorskip("fsspec").url_to_fs(address)
+        for file in sorted(p for p in tmp_path.rglob("*") if p.is_file()):
+            system.pipe_file(f"{path}/{file.relative_to(tmp_path)}", file.read_bytes())
+        assert read(f"{address}/photos") == [("a.jpg", "a")]
+        assert [c for _, c in read(f"{address}/{{00000..00000}}.tar")] == [DOG]
+        assert len(read(f"{address}/hub/data/train-*.parquet")) == 3
+        assert len(read(f"{address}/hub")) == 3
+        assert len(read(f"{address}/tfrecords/*.tfrecord")) == 15
+        (example,) = open_corpus(f"{address}/table/t.csv").examples_of_shard(0, 1)
         assert isinstance(example, CorpusExample)
         assert example.image.read() == ONE  # type: ignore[union-attr]
-        with pytest.raises(UserError, match="no file or folder matches 'memory://corpus/x"):
-            open_corpus("memory://corpus/x*.tar")
-    finally:
-        system.rm("/corpus", recursive=True)
+        with pytest.raises(UserError, match=f"no file or folder matches '{address}/x"):
+            open_corpus(f"{address}/x*.tar")
+
+
+def test_a_corpus_of_a_web_server(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "t.csv").write_text(f"image,caption\n0.jpg,{DOG}\n")
+    (tmp_path / "0.jpg").write_bytes(ONE)
+    tar(tmp_path / "00000.tar", ("0.jpg", ONE), ("0.txt", DOG.encode()))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert [c for _, c in read(f"{address}/{{00000..00000}}.tar")] == [DOG]
+        (example,) = open_corpus(f"{address}/t.csv").examples_of_shard(0, 1)
+        assert isinstance(example, CorpusExample)
+        assert example.image.read() == ONE  # type: ignore[union-attr]
+        with pytest.raises(UserError, match=f"no such file or folder as '{address}/absent"):
+            open_corpus(f"{address}/absent.tar")
+        server.shutdown()
+
+
+def test_addresses_that_nothing_reads() -> None:
+    pytest.importorskip("fsspec")
     with pytest.raises(UserError, match="nowhere://x cannot be reached"):
         open_corpus("nowhere://x")

