@@ -5,9 +5,10 @@
 
 Starts the page on loopback with the demo cascade, and visitors that speak to it as browsers do,
 over their own connections. Prints how long requests took to be answered, how the memory of the
-server grew after warm-up, and whether anybody saw the images or the prompt of somebody else: each
-asks for prompts and seeds of their own. Ends with status 1 if a request took longer than --limit,
-the memory grew by more than --growth after the first third, or somebody did.
+page and of the process that samples grew after warm-up, and whether anybody saw the images or the
+prompt of somebody else: each asks for prompts and seeds of their own. Ends with status 1 if a
+request took longer than --limit, the memory of one grew by more than --growth after the first
+third, or somebody did.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +267,14 @@ async def warm_up(visitor: Visitor) -> None:
     await visitor.close()
 
 
-def _seconds_of(process: psutil.Process) -> float:
-    """Seconds that a process has computed."""
-    return sum(process.cpu_times()[:2])
+def _seconds_of(processes: Sequence[psutil.Process]) -> float:
+    """Seconds that processes have computed."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def _megabytes_of(processes: Sequence[psutil.Process]) -> float:
+    """Memory of processes, MiB."""
+    return sum(process.memory_info().rss for process in processes) / 2**20
 
 
 async def load(address: str, server: psutil.Process, args: argparse.Namespace) -> int:
@@ -277,12 +284,15 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     for side in (48, 300, 900):
         noise(side)
     until = time.monotonic() + args.seconds
-    used = [_seconds_of(server), _seconds_of(psutil.Process())]
-    memory: list[float] = []
+    parts = {"the page": [server], "sampling": server.children(recursive=True)}
+    measured = parts | {"the visitors": [psutil.Process()]}
+    used = {name: _seconds_of(processes) for name, processes in measured.items()}
+    memory: dict[str, list[float]] = {name: [] for name in parts}
 
     async def watch() -> None:
         while time.monotonic() < until:
-            memory.append(server.memory_info().rss / 2**20)
+            for name, processes in parts.items():
+                memory[name].append(_megabytes_of(processes))
             await asyncio.sleep(1)
 
     # As in browsers, a websocket has a connection of its own, not that of a request before it.
@@ -292,7 +302,7 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
         ends = await asyncio.gather(
             watch(), *(v.visit(until) for v in visitors), return_exceptions=True
         )
-    used = [_seconds_of(p) - old for p, old in zip((server, psutil.Process()), used, strict=True)]
+    cores = {name: (_seconds_of(measured[name]) - old) / args.seconds for name, old in used.items()}
     errors = [end for end in ends if isinstance(end, BaseException)]
     owners: dict[str, set[int]] = collections.defaultdict(set)
     foreign = 0
@@ -312,15 +322,17 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
         print(f"{what:8} {len(seconds):6} answered, {within:.1%} within {args.limit:g} s, median "
               f"{statistics.median(seconds):.3f} s, 99% {np.quantile(seconds, 0.99):.3f} s, "
               f"longest {max(seconds):.3f} s")  # fmt: skip
-    print(f"the page used {used[0] / args.seconds:.2f} cores, the visitors "
-          f"{used[1] / args.seconds:.2f}, of {psutil.cpu_count()}")  # fmt: skip
-    third = len(memory) // 3
-    later, last = memory[third : 2 * third], memory[-third:]
-    grown = statistics.mean(last) - statistics.mean(later)
-    print(
-        f"memory {memory[0]:.0f} MiB at first, {memory[third]:.0f} after a third, "
-        f"{memory[-1]:.0f} in the end; {grown:+.0f} from the second third to the last"
-    )
+    print("cores that were used: " + ", ".join(f"{n} {of:.2f}" for n, of in cores.items())
+          + f", of {psutil.cpu_count()}")  # fmt: skip
+    grown = 0.0
+    for name, sizes in memory.items():
+        third = len(sizes) // 3
+        by = statistics.mean(sizes[-third:]) - statistics.mean(sizes[third : 2 * third])
+        grown = max(grown, by)
+        print(
+            f"memory of {name}: {sizes[0]:.0f} MiB at first, {sizes[third]:.0f} after a third, "
+            f"{sizes[-1]:.0f} in the end; {by:+.0f} from the second third to the last"
+        )
     prompts = sum(len(visitor.titles) for visitor in visitors)
     print(f"{len(owners)} images, {shared} seen by two; {prompts} prompts, {foreign} of others; "
           f"{len(errors)} visitors ended by an error")  # fmt: skip

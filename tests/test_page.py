@@ -6,11 +6,10 @@ import asyncio
 import dataclasses
 import logging
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -30,6 +29,8 @@ from imagen_jax.page.guard import MAX_BODY, Guard, is_loopback, own_names
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAITING_OF_TAB, MAX_WORK
 from imagen_jax.page.log import MAX_LINE, log_in_lines
+from imagen_jax.page.process import Sampler
+from imagen_jax.page.sampling import Told, serve_jobs
 from imagen_jax.page.server import listen, serve
 from imagen_jax.page.uploads import MAX_READING, Uploads, what_is_used
 from imagen_jax.stage_programs import forget_programs, step_program
@@ -234,9 +235,23 @@ def submit(worker: Worker, asked: Form) -> Job:
     return worker.submit(asked, Tab())
 
 
+class InThread(Sampler):
+    """Samples in a thread, where tests reach it."""
+
+    def __init__(self, cascade: Cascade):
+        self._sampled = cascade
+        super().__init__()
+        self.wait()
+
+    def _start(self, there: Connection) -> None:
+        told = Told(there, when_alone=lambda: None)
+        args = (there, self._sampled, told)
+        threading.Thread(target=serve_jobs, args=args, daemon=True).start()
+
+
 @pytest.fixture
 def worker(cascade: Cascade) -> Worker:
-    return Worker(cascade)
+    return Worker(InThread(cascade))
 
 
 def ended(job: Job) -> Job:
@@ -247,11 +262,11 @@ def ended(job: Job) -> Job:
     return job
 
 
-def test_a_job_makes_what_the_cascade_makes(worker: Worker) -> None:
+def test_a_job_makes_what_the_cascade_makes(worker: Worker, cascade: Cascade) -> None:
     job = ended(submit(worker, form()))
     assert (job.state, job.error) == ("done", "")
-    samples = worker.cascade.sample(["a red apple"], per_prompt=2, steps=2,
-                                    guidance={"base": 2.0}, show_progress=False)  # fmt: skip
+    samples = cascade.sample(["a red apple"], per_prompt=2, steps=2, guidance={"base": 2.0},
+                             show_progress=False)  # fmt: skip
     for row in range(2):
         np.testing.assert_array_equal(job.image(row), samples.images[row])
         np.testing.assert_array_equal(job.stages["base"][row], samples.stages["base"][row])
@@ -348,7 +363,7 @@ def test_images_of_the_oldest_job_are_dropped_where_they_are_too_many(
 def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagen_jax.page.jobs.MAX_KINDS", 2)
+    monkeypatch.setattr("imagen_jax.page.sampling.MAX_KINDS", 2)
     forget_programs()  # those of other tests
     images = {}
     for percentile in (90.0, 91.0, 92.0, 93.0, 90.0):
@@ -359,8 +374,9 @@ def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
         image = job.image(0)
         np.testing.assert_array_equal(image, images.setdefault(percentile, image))
         assert step_program.cache_info().currsize <= 4  # two stages of two kinds
+    before = step_program.cache_info().misses
     ended(submit(worker, form(seed=7, settings=form().settings | settings)))
-    assert len(worker._kinds) == 1  # after the second clearing; another seed is no other program
+    assert step_program.cache_info().misses == before, "another seed is no other program"
 
 
 def test_stopping_keeps_finished_images(worker: Worker) -> None:
@@ -378,36 +394,17 @@ def test_stopping_keeps_finished_images(worker: Worker) -> None:
     [(UserError("no such thing"), "no such thing"), (KeyError("x"), "KeyError: 'x'")],
 )
 def test_the_worker_outlives_errors(
-    worker: Worker, error: Exception, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with mock.patch.object(worker.cascade, "run", side_effect=error):
+    worker: Worker, cascade: Cascade, error: Exception, told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with mock.patch.object(cascade, "run", side_effect=error):
         job = ended(submit(worker, form()))
     assert (job.state, job.error) == ("failed", told)
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
     assert ended(submit(worker, form())).state == "done"
 
 
-# answers before images, and the log
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness of threads is Linux's")
-def test_threads_that_compute_let_others_go_first() -> None:
-    code = """
-import os, threading
-from imagen_jax.page.priority import BEHIND, compute_behind
-before = os.getpriority(os.PRIO_PROCESS, 0)
-compute_behind()
-import jax
-import jax.numpy as jnp
-jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((512, 512))))
-assert os.getpriority(os.PRIO_PROCESS, 0) == before
-names = {int(task): open(f"/proc/self/task/{task}/comm").read()
-         for task in os.listdir("/proc/self/task")}
-pool = [task for task, name in names.items() if name.startswith("tf_XLA")]
-assert pool, names
-assert {os.getpriority(os.PRIO_PROCESS, task) for task in pool} == {min(before + BEHIND, 19)}
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+# the log
 
 
 def test_the_log_is_lines_that_a_terminal_only_shows(capfd: pytest.CaptureFixture[str]) -> None:
@@ -492,9 +489,9 @@ def test_allowed_hosts_are_names(name: str) -> None:
         own_names("0.0.0.0", [name])
 
 
-def test_further_hosts_need_an_open_page(cascade: Cascade) -> None:
+def test_further_hosts_need_an_open_page() -> None:
     with pytest.raises(UserError, match="--allow-host is for a page that --host opens to a net"):
-        serve(cascade, mock.Mock(), "127.0.0.1", allowed=["lab"])
+        serve(mock.Mock(), mock.Mock(), "127.0.0.1", allowed=["lab"])
 
 
 def test_other_sites_cannot_load_or_frame_the_page() -> None:

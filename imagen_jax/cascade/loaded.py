@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 from jax.sharding import Mesh
 
@@ -56,7 +57,7 @@ class Loaded:
             tell_untrained(pretrained)
         self.dtype = dtype
         self.low_memory = low_memory
-        self.mesh = make_mesh() if mesh is None else mesh
+        self._mesh = mesh
         self.source = pretrained.source
         self._pretrained = pretrained
         self._load_text_encoder = load_text_encoder
@@ -125,6 +126,11 @@ class Loaded:
         """Pixels per side of the images that the cascade makes unless asked for another size."""
         return self.stages[-1].resolution
 
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """Devices that batches are divided over, and weights laid out on."""
+        return make_mesh() if self._mesh is None else self._mesh
+
     @property
     def encoder(self) -> TextEncoder:
         """The text encoder, loaded unless it is in memory."""
@@ -143,6 +149,20 @@ class Loaded:
     def fingerprints(self) -> dict[str, str]:
         """Stage name -> hash of all that decides its images, see Pretrained.fingerprint."""
         return {stage.name: self._pretrained.fingerprint(stage) for stage in self.stages}
+
+    def without_weights(self) -> Self:
+        """Return the same to make requests with, not their images.
+
+        It can be pickled, is small, and uses no device: a process that takes requests asks another
+        one, which has the weights, to run them.
+        """
+        digests = {stage: self._pretrained.digest(stage) for stage in self.stages}
+        pretrained = dataclasses.replace(
+            self._pretrained, read=_without_weights, digest=digests.__getitem__
+        )
+        encoder = dataclasses.replace(self.encoder, network=_without_weights, params=None)
+        stages = [stage.name for stage in self.stages]
+        return type(self)(pretrained, functools.partial(_same, encoder), stages=stages)
 
     def settings(self, **overrides: Unpack[Settings]) -> dict[str, SampleConfig]:
         """Return the settings of every stage: its defaults, replaced by what is not None.
@@ -169,3 +189,11 @@ class Loaded:
         if self.low_memory:
             self._encoder = None
         return text
+
+
+def _without_weights(*_: Any) -> NoReturn:
+    raise RuntimeError("this cascade has no weights: it makes requests alone")
+
+
+def _same(encoder: TextEncoder) -> TextEncoder:
+    return encoder

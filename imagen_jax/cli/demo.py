@@ -60,14 +60,13 @@ def run(args: argparse.Namespace) -> None:
     from imagen_jax.extras import require
 
     require("page", "imagen demo")
-    from imagen_jax.cascade import Cascade
+    from imagen_jax.page.process import Sampler
+
+    sampler = Sampler(args.workdir, args.encoder_weights, args.vocabulary, args.modules)
     from imagen_jax.page.log import log_in_lines
-    from imagen_jax.page.priority import compute_behind
     from imagen_jax.page.server import listen, serve
 
     listening = listen(args.host, args.port)
-    compute_behind()
     if not args.debug:
         log_in_lines()
-    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
-    serve(cascade, listening, args.host, allowed=args.allow_host, open_browser=args.open)
+    serve(sampler, listening, args.host, allowed=args.allow_host, open_browser=args.open)

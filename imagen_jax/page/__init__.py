@@ -5,8 +5,10 @@
     form.py      what the page asks for -> a Request, or an error; limits.py: how much may be asked
     uploads.py   images that are uploaded, read one at a time
     jobs.py      one job at a time, its progress and its images
+    process.py   the process that samples, started and spoken to; messages.py: in which words
+    sampling.py  what it does: jobs, and images for the browser
     drawing.py   images for the browser, and masks from strokes of a brush
-    priority.py  answers before images; log.py: what the server says, in lines
+    log.py       what the server says, in lines
 
 and, of NiceGUI,
 

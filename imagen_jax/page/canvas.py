@@ -87,15 +87,13 @@ class Canvas:
         """
         self.image, self._name = image, name
         self._own_size = image.shape[:2] if own_size is None else own_size
-        self.clear()
-        self._show()
+        self._cut()
 
     def set_size(self, size: tuple[int, int]) -> None:
         """Cuts the image to the shape of images of another size."""
         if size != self._size:
             self._size = size
-            self.clear()
-            self._show()
+            self._cut()
 
     def set_painting(self, painting: bool) -> None:
         """True while the brush is in use."""
@@ -124,14 +122,19 @@ class Canvas:
             return
         self.load(image, event.file.name[:100], own_size)
 
+    def _cut(self) -> None:
+        """Shows the part of the image that is used, without strokes."""
+        if self.image is not None:
+            self._shown = preview(crop_to(self.image, self._size), SHOWN)
+            self._image.set_source(data_url(self._shown))
+        self.clear()
+        self._show()
+
     def _show(self) -> None:
         self._tools.visible = self._painting and self.image is not None
         self._image.visible = self._note.visible = self.image is not None
         if self.image is None:
             return
-        cropped = crop_to(self.image, self._size)
-        self._shown = preview(cropped, SHOWN)
-        self._image.set_source(data_url(self._shown))
         self._show_strokes()
         height, width = self._own_size
         said = f"{self._name}, {width} x {height}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from nicegui import ui
+from nicegui import run, ui
 
 from imagen_jax.page.drawing import png_of, png_with_record
 from imagen_jax.page.jobs import Job
@@ -154,17 +154,19 @@ class Detail:
     def _given_name(self, job: Job, what: str) -> str:
         return self._file_name(job).replace(".png", f"-{what}.png")
 
-    def _download(self) -> None:
-        job = self._job
-        made = None if job is None else job.image(self._row)
+    async def _download(self) -> None:
+        job, row = self._job, self._row
+        made = None if job is None else job.image(row)
         if job is not None and made is not None:
-            content = png_with_record(made, job.request.record(self._row))
-            ui.download.content(content, self._file_name(job), "image/png")
+            name = self._file_name(job)
+            record = job.request.record(row)
+            _send(await run.io_bound(png_with_record, made, record), name)
 
-    def _download_given(self, what: str) -> None:
-        if self._job is not None:
-            given = getattr(self._job.request, what)
-            ui.download.content(png_of(given[0]), self._given_name(self._job, what), "image/png")
+    async def _download_given(self, what: str) -> None:
+        job = self._job
+        if job is not None:
+            name, given = self._given_name(job, what), getattr(job.request, what)
+            _send(await run.io_bound(png_of, given[0]), name)
 
     def _repeat(self) -> None:
         if self._job is not None:
@@ -174,3 +176,9 @@ class Detail:
         made = None if self._job is None else self._job.image(self._row)
         if self._job is not None and made is not None:
             self._on_edit(made, self._file_name(self._job), mode)
+
+
+def _send(content: bytes | None, name: str) -> None:
+    """Sends a PNG file, unless the page has ended meanwhile, or its tab was closed."""
+    if content is not None and not ui.context.client.is_deleted:
+        ui.download.content(content, name, "image/png")

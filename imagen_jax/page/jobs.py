@@ -6,27 +6,18 @@ import dataclasses
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
-from collections.abc import Hashable
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade, Finished, Request, Step
-from imagen_jax.errors import UserError
-from imagen_jax.page.drawing import data_url, preview
+from imagen_jax.cascade import Cascade, Request
+from imagen_jax.errors import UserError, printable
 from imagen_jax.page.form import Form, request
-from imagen_jax.page.limits import (
-    LARGE,
-    MAX_FRAMES,
-    MAX_KEPT_BYTES,
-    MAX_KINDS,
-    MAX_WAITING,
-    MAX_WAITING_OF_TAB,
-)
-from imagen_jax.stage_programs import forget_programs
+from imagen_jax.page.limits import MAX_FRAMES, MAX_KEPT_BYTES, MAX_WAITING, MAX_WAITING_OF_TAB
+from imagen_jax.page.messages import Ended, FromSampler, Made, Make, Stepped
+from imagen_jax.page.process import GoneError, Sampler
 
 State = Literal["waiting", "running", "done", "stopped", "failed", "dropped"]
 
@@ -63,7 +54,7 @@ class Job:
       last_stage: name of the last stage, once it is done.
       seconds: seconds that it ran.
       version: grows with every change, for those who show it.
-      stop_asked: True if the user wants it to end.
+      number: its number among the jobs that have begun, from 1; 0 before.
     """
 
     form: Form
@@ -77,7 +68,7 @@ class Job:
     last_stage: str | None = None
     seconds: float = 0.0
     version: int = 0
-    stop_asked: bool = False
+    number: int = 0
 
     def __post_init__(self) -> None:
         self.frames = [[] for _ in self.request.prompts]
@@ -105,6 +96,27 @@ class Job:
         made = sum(image.nbytes for rows in self.stages.values() for image in rows.values())
         given = (self.form.image, self.request.image, self.request.mask)
         return urls + made + sum(array.nbytes for array in given if array is not None)
+
+    def take(self, message: FromSampler) -> None:
+        """Take what the process that samples tells."""
+        if isinstance(message, Stepped):
+            for row, url in message.urls.items():
+                frame = Frame(message.stage, message.step, message.steps, url)
+                frames = self.frames[row]
+                if frames and frames[-1].stage == message.stage and _is_between(frames[-1]):
+                    frames[-1] = frame  # at once: others read them
+                else:
+                    frames.append(frame)
+            self.thumb = message.urls.get(0, self.thumb)
+        elif isinstance(message, Made):
+            self.urls.setdefault(message.stage, {}).update(message.urls)
+            self.stages.setdefault(message.stage, {}).update(message.images)
+            self.thumb = message.thumbs.get(0, self.thumb)
+            if message.is_last:
+                self.last_stage = message.stage
+        else:
+            self.state, self.error = message
+        self.version += 1
 
     def drop(self) -> None:
         """Forget its images."""
@@ -138,10 +150,6 @@ class Tab:
     pages: int = 0
 
 
-class _Stopped(Exception):
-    pass
-
-
 def _is_between(frame: Frame) -> bool:
     """True if a frame is dropped when the next one of its stage is there: MAX_FRAMES are kept."""
     if frame.step == 1 or frame.steps <= MAX_FRAMES:
@@ -149,32 +157,25 @@ def _is_between(frame: Frame) -> bool:
     return frame.step * MAX_FRAMES // frame.steps == (frame.step - 1) * MAX_FRAMES // frame.steps
 
 
-def _kind(request: Request) -> Hashable:
-    """All of a request that may decide which programs run it: what is left out is data to them."""
-    stages = []
-    for stage in request.stages:
-        is_guided = stage.settings.guidance != 1
-        settings = dataclasses.replace(
-            stage.settings, steps=1, aug_level=0.0, guidance=2.0 if is_guided else 1.0
-        )
-        stages.append((stage.stage.name, stage.size, settings))
-    return len(request), request.image is None, request.mask is None, tuple(stages)
-
-
 class Worker:
-    """Makes the images of one job at a time, in a thread of its own."""
+    """Has the images of one job made at a time."""
 
-    def __init__(self, cascade: Cascade):
+    def __init__(self, sampler: Sampler):
         """Args:
-        cascade: the cascade that samples.
+        sampler: makes them.
         """
-        self.cascade = cascade
+        self._sampler = sampler
         self._waiting: deque[tuple[Job, Tab]] = deque()
         self._running: tuple[Job, Tab] | None = None
-        self._kinds: set[Hashable] = set()  # of jobs whose programs are compiled
+        self._begun = 0
         self._ended: deque[weakref.ref[Job]] = deque()  # a tab may have forgotten them
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="images").start()
+
+    @property
+    def cascade(self) -> Cascade:
+        """The cascade that samples, without its weights."""
+        return self._sampler.cascade
 
     def submit(self, form: Form, tab: Tab) -> Job:
         """Put a job at the end of the queue.
@@ -209,7 +210,8 @@ class Worker:
     def stop(self, job: Job) -> None:
         """End a job after the step that is being made; what is done is kept."""
         with self._changed:
-            job.stop_asked = True
+            if self._running is not None and self._running[0] is job:
+                self._sampler.stop(job.number)
             if any(waiting is job for waiting, _ in self._waiting):
                 self._waiting = deque(pair for pair in self._waiting if pair[0] is not job)
                 job.state = "stopped"
@@ -226,33 +228,48 @@ class Worker:
                 self.stop(job)
 
     def _work(self) -> None:
-        while True:
+        while not self._sampler.closed:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 self._running = self._waiting.popleft()
                 job, _ = self._running
+                self._begun += 1
+                job.number = self._begun
                 job.state = "running"
                 job.version += 1
-            started = time.monotonic()
-            state: State = "failed"
-            try:
-                self._run(job)
-                state = "done"
-            except _Stopped:
-                state = "stopped"
-            except UserError as error:
-                job.error = str(error)
-            except Exception as error:  # a defect: told, and the next job runs
-                traceback.print_exc(file=sys.stderr)
-                job.error = f"{type(error).__name__}: {error}"
-            job.seconds = time.monotonic() - started
-            job.state = state
-            job.version += 1
+            self._run(job)
             with self._changed:
                 self._running = None
             self._ended.append(weakref.ref(job))
             del job
             self._drop_oldest()
+
+    def _run(self, job: Job) -> None:
+        """Have a job's images made; whatever happens, it has ended then."""
+        started = time.monotonic()
+        ended = Ended("failed")
+        try:
+            for message in self._sampler.run(Make(job.number, job.request)):
+                if isinstance(message, Ended):
+                    ended = message
+                else:
+                    job.take(message)
+        except GoneError as error:
+            ended = Ended("failed", f"{error}; it is started again: ask once more")
+            self._restart(error)
+        except Exception as error:  # it cannot be started
+            ended = Ended("failed", _told(error))
+        job.seconds = time.monotonic() - started
+        job.take(ended)
+
+    def _restart(self, gone: GoneError) -> None:
+        if self._sampler.closed:
+            return
+        print(f"imagen: {gone}; it is started again", file=sys.stderr)
+        try:
+            self._sampler.restart()
+        except Exception as error:  # the next job tries again
+            print(f"imagen: {_told(error)}", file=sys.stderr)
 
     def _drop_oldest(self) -> None:
         """Drop images of the jobs that ended first, until the others have MAX_KEPT_BYTES."""
@@ -263,36 +280,6 @@ class Worker:
             kept.pop(0)[1].drop()
         self._ended = deque(of for of, _ in kept)
 
-    def _run(self, job: Job) -> None:
-        def on_step(step: Step) -> None:
-            for row, image in zip(step.rows, step.images(), strict=True):
-                frame = Frame(step.stage, step.step, step.steps, data_url(preview(image)))
-                frames = job.frames[row]
-                if frames and frames[-1].stage == step.stage and _is_between(frames[-1]):
-                    frames[-1] = frame  # at once: others read them
-                else:
-                    frames.append(frame)
-                if row == 0:
-                    job.thumb = frame.url
-            job.version += 1
-            if job.stop_asked:
-                raise _Stopped
 
-        def on_finished(finished: Finished) -> None:
-            made = job.stages.setdefault(finished.stage, {})
-            urls = job.urls.setdefault(finished.stage, {})
-            for row, image in zip(finished.rows, finished.images, strict=True):
-                urls[int(row)] = data_url(preview(image, LARGE))
-                made[int(row)] = image
-                if row == 0:
-                    job.thumb = data_url(preview(image))
-            if finished.is_last:
-                job.last_stage = finished.stage
-            job.version += 1
-
-        kind = _kind(job.request)
-        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
-            forget_programs()
-            self._kinds.clear()
-        self._kinds.add(kind)
-        self.cascade.run(job.request, on_step=on_step, on_finished=on_finished, show_progress=False)
+def _told(error: Exception) -> str:
+    return printable(" ".join(str(error).split()) or type(error).__name__)

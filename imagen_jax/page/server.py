@@ -8,6 +8,7 @@ import socket
 import webbrowser
 from collections.abc import Sequence
 
+import jax
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -15,13 +16,13 @@ from nicegui import Client, ui
 from nicegui import app as pages
 from starlette.middleware.gzip import GZipMiddleware
 
-from imagen_jax.cascade import Cascade
 from imagen_jax.errors import UserError
 from imagen_jax.page.form import sizes
 from imagen_jax.page.guard import Guard, is_loopback, own_names
 from imagen_jax.page.jobs import Worker
 from imagen_jax.page.layout import build
 from imagen_jax.page.limits import MAX_TABS
+from imagen_jax.page.process import Sampler
 from imagen_jax.page.uploads import Uploads
 
 KEPT_SECONDS = 3600.0
@@ -55,7 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    cascade: Cascade,
+    sampler: Sampler,
     listening: socket.socket,
     host: str,
     *,
@@ -65,7 +66,7 @@ def serve(
     """Serves the page until the process is interrupted.
 
     Args:
-      cascade: the cascade that samples.
+      sampler: the process that samples; it is ended, too.
       listening: the socket from `listen`.
       host: the host given to it; unless it is of loopback, requests by any address of this machine
         and by its own names are answered.
@@ -75,12 +76,15 @@ def serve(
     Raises:
       KeyboardInterrupt: always, at the end.
       UserError: an allowed name is none, or the page is on loopback, where none is answered.
+      Exception: the process could not load its cascade.
     """
     only_loopback = is_loopback(host)
     if allowed and only_loopback:
         raise UserError("--allow-host is for a page that --host opens to a network")
     names = None if only_loopback else own_names(host, allowed)
-    worker, uploads = Worker(cascade), Uploads(sizes(cascade))
+    sampler.wait()
+    jax.config.update("jax_platforms", "cpu")  # devices are the sampler's: nothing is computed here
+    worker, uploads = Worker(sampler), Uploads(sizes(sampler.cascade))
 
     @ui.page("/", reconnect_timeout=GONE_SECONDS)
     async def page() -> None:
@@ -122,7 +126,10 @@ def serve(
         ws_max_size=2**20,
         timeout_graceful_shutdown=1,  # open tabs keep a connection
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        sampler.close()
     raise KeyboardInterrupt  # it ends by nothing else, but does not always raise it itself
 
 
