@@ -50,7 +50,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def listed(self, name: str, path: str) -> object:
-        """What the hub says of a repository, or of its files."""
+        """The hub's answer about a repository, or about its files."""
         folder = self.root / name
         found = {str(p.relative_to(folder)): p.read_bytes()
                  for p in sorted(folder.rglob("*")) if p.is_file()}  # fmt: skip

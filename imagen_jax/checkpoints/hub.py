@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from imagen_jax.errors import UserError
 
 PLAIN = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Names of weights of no variant."""
+CLIENTS = ("httpx", "httpx2", "huggingface_hub", "requests")
+"""Packages whose errors say that the hub was not reached, by the version of huggingface_hub."""
 
 
 def download_pipeline(repository: str, variant: str | None = None, text: bool = True) -> Path:
@@ -39,9 +40,6 @@ def download_pipeline(repository: str, variant: str | None = None, text: bool = 
         raise UserError(f"{repository!r} is no repository on the hub; it must be OWNER/NAME")
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    unreachable = [errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError]
-    if (httpx := sys.modules.get("httpx")) is not None:  # what its newer versions reach the hub by
-        unreachable.append(httpx.HTTPError)
     try:
         names = _wanted(HfApi().list_repo_files(repository), variant, text)
         folder = snapshot_download(repository, allow_patterns=names)
@@ -55,7 +53,9 @@ def download_pipeline(repository: str, variant: str | None = None, text: bool = 
             f"the hub has no repository {repository}, or shows it to nobody who is not logged in "
             "(`hf auth login`)"
         ) from error
-    except tuple(unreachable) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in CLIENTS:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{repository} could not be downloaded ({reason}); the same command resumes"
