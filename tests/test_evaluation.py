@@ -298,7 +298,7 @@ def test_distances_rise_with_damage(
 ) -> None:
     one, other, third = real_sets
     sets = [third]
-    for strength in (2.0, 4.0):
+    for strength in (1.0, 2.0, 4.0):
         images = Fixed(f"{how} {strength}", damaged(strength, how, real(3)))
         sets.append(compute_features(mobilenet, images))
     rows = [compare(found, one, other, resamples=2) for found in sets]
