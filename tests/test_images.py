@@ -97,6 +97,38 @@ def test_pixels_of_more_than_8_bits_are_scaled() -> None:
         record_image(encoded(grey.astype(np.float32), "TIFF"), SIZE, "exact")
 
 
+def tiff(photometric: int, bits: int, pixels: bytes, orientation: int) -> bytes:
+    """A grey TIFF of 2 x 1 pixels."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 12 * 10 + 4,
+            274: orientation, 277: 1, 278: 1, 279: len(pixels)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize("orientation", [1, 2])
+@pytest.mark.parametrize(
+    ("photometric", "bits", "content"),
+    [
+        (1, 8, b"\x40\xff"), (1, 12, b"\x40\x4f\xff"), (1, 16, b"\x40\x40\xff\xff"),
+        (0, 8, b"\xbf\0"), (0, 16, b"\xbf\xbf\0\0"),
+    ],
+)  # fmt: skip
+def test_grey_of_tiff_is_scaled_from_its_own_range(
+    photometric: int, bits: int, content: bytes, orientation: int
+) -> None:
+    """Of 8 to 16 bits, where white is the most or zero, as it lies or turned."""
+    shown = np.asarray(open_image(tiff(photometric, bits, content, orientation)).image)[0, :, 0]
+    np.testing.assert_array_equal(shown if orientation == 1 else shown[::-1], [64, 255])
+
+
+@pytest.mark.parametrize(("most", "values"), [(65535, (0x4040, 65535)), (1023, (257, 1023))])
+def test_grey_of_ppm_is_scaled_from_its_own_range(most: int, values: tuple[int, int]) -> None:
+    content = b"P5 2 1 %d\n" % most + struct.pack(">HH", *values)
+    opened = open_image(content)
+    assert opened.changed == ["converted to RGB"]
+    np.testing.assert_array_equal(np.asarray(opened.image)[0, :, 0], [64, 255])
+
+
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what is damaged
 def test_damaged_images_are_unusable_and_nothing_else() -> None:
     """Whatever a decoder raises; and the reason is the same in every run."""

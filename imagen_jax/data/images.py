@@ -14,8 +14,10 @@ import io
 import re
 import stat
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -43,7 +45,8 @@ _TURNED = range(2, 9)
 _WITHOUT_TEXT = "without text chunks"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _SAME_COLOUR = 2  # levels of 255
-_BITS_PER_SAMPLE = 258  # tag of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0  # a value of the second
 
 # Of damaged metadata and of sizes: damage is an error here, and sizes have a limit of their own.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -173,7 +176,7 @@ def _decode(image: ImageFile.ImageFile, content: bytes, alpha: bool) -> OpenedIm
     if several:
         changed.append("first frame of several")
     eight_bit_rgb = upright.mode == "RGB" and not (kind == "PNG" and content[24] == 16)
-    colour, opacity = _channels(upright)
+    colour, opacity = _channels(upright, image)
     transformed, note = _to_srgb(colour, profile)
     if opacity is not None and opacity.getextrema() == (255, 255):
         opacity, eight_bit_rgb = None, False
@@ -202,10 +205,18 @@ def _scale_colour_key(image: Image.Image, depth: int) -> None:
         image.info["transparency"] = key * 255 // (2**depth - 1)
 
 
-def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colour of 8 bits (L, RGB, CMYK or LAB) and opacity, None if all is opaque by its format."""
-    if image.mode.startswith("I;16"):  # Pillow itself would clip 0..65535 to 0..255
-        return _from_16_bits(image)
+def _channels(
+    image: Image.Image, file: ImageFile.ImageFile
+) -> tuple[Image.Image, Image.Image | None]:
+    """Colour of 8 bits (L, RGB, CMYK or LAB) and opacity, None if all is opaque by its format.
+
+    Args:
+      image: the image, upright.
+      file: the file that it comes from, which knows the range of its pixels.
+    """
+    # Pillow itself would clip 0..65535 to 0..255; of PPM it scales any range to that.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file.format == "PPM"):
+        return _from_16_bits(image, getattr(file, "tag_v2", {}))
     if image.mode in ("I", "F"):
         raise UnusableError("image of pixels without a known range", f"mode {image.mode}")
     if image.has_transparency_data:
@@ -220,10 +231,16 @@ def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("RGB"), None
 
 
-def _from_16_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _from_16_bits(
+    image: Image.Image, tags: Mapping[int, Any]
+) -> tuple[Image.Image, Image.Image | None]:
+    """As _channels, of up to 16 bits; `tags` are those of a TIFF."""
     pixels = np.asarray(image)
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
-    grey = Image.fromarray(np.rint(pixels * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8))
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    levels = np.rint(pixels * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow sees to with 8 bits alone
+        levels = 255 - levels
+    grey = Image.fromarray(levels)
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return grey, None
