@@ -98,6 +98,36 @@ def test_captions_of_an_image_are_kept_together_to_be_drawn(
     assert (entry["examples"], entry["captions"]) == (3, 15)
 
 
+def test_captions_in_rows_of_their_own_are_drawn_from_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Flickr8k's table has them: a row for each; however the rows are divided."""
+    shutil.copytree(TESTDATA / "csv_bom", tmp_path / "corpus")
+    names = sorted(path.name for path in (tmp_path / "corpus").iterdir() if path.suffix != ".csv")
+    too_long = "a dog that is longer than it is high"
+    said = [["a dog", too_long, "a pet", " ", "a dog"], [too_long], ["a cat", "\u200b", "two cats"]]
+    table = tmp_path / "corpus" / "t.csv"
+    rows = [f"{name},{caption}\n" for name, of in zip(names, said, strict=True) for caption in of]
+    table.write_text("image,caption\n" + "".join(rows) + f"absent.png,a bird\n{names[0]},a fox\n")
+    kept = [("a dog", "a pet", "a dog"), ("a cat", "two cats"), ("a fox",)]
+    for shards in (1, 2, 3, 7, 11):
+        output = tmp_path / f"{shards}"
+        assert embed(table, output, "--captions", "drawn", "--shards", str(shards)) == 0
+        entry = records.load_manifest(output)["splits"]["train"]
+        found = [r for name in entry["shards"] for r in records.read_records(output / name)]
+        assert [r.captions for r in found] == kept
+        assert [r.id for r in found] == ["t/0", "t/6", "t/10"]
+        assert entry["changed"]["further caption of its image"] == 3
+        assert entry["dropped"] == {
+            "caption of more than 7 tokens": 2, "empty caption": 2, "no image file": 1
+        }  # fmt: skip
+    capsys.readouterr()
+    assert main(["data", "inspect", str(table)]) == 0
+    assert (
+        "captions: 3 images with 1, 1 image with 3, 1 image with 5; of" in capsys.readouterr().out
+    )
+
+
 def test_folder_of_tfrecords(tmp_path: Path) -> None:
     assert embed(TESTDATA / "tfrecords", tmp_path / "out") == 0
     assert len(captions(tmp_path / "out")) == 18
@@ -190,7 +220,11 @@ def test_a_look_at_a_corpus_before_it_is_embedded(
     said = capsys.readouterr().out
     assert "folder_txt: 3 images, captions in files beside them" in said
     assert "3 examples looked at (all there are): 3 would be kept, 0 left out" in said
-    assert "images: 2 JPEG, 1 PNG" in said
+    assert "images: 2 JPEG, 1 PNG; sides of " in said
+    assert " pixels, to be 64 x 64\n" in said
+    options = ["--image-size", "32", "--fit", "crop"]
+    assert main(["data", "inspect", str(TESTDATA / "folder_txt"), *options]) == 0
+    assert "changed: 3 reduced to 32 x 32 pixels\n" in capsys.readouterr().out
     assert "captions: 3 images with 1" in said
     page = output.read_text()
     assert all(caption in page for caption in CAPTIONS)

@@ -42,7 +42,7 @@ from imagen_jax.main import main
          "is no corpus of a known kind; it has 2 x .md, 1 x .py. Known kinds: folder, csv, tsv"),
         (["a.csv"], "", {"kind": "parquet"}, "has no files of kind 'parquet'; it has 1 x .csv"),
         (["a.csv"], "a.csv", {"kind": "cvs"}, "kind is 'cvs'; choices: folder, csv, tsv, jsonl"),
-        (["words"], "words", {}, "words is of no known kind; choose one with --kind: folder, csv"),
+        (["words"], "words", {}, "words is of no known kind (it is text); choose one with --k"),
         ([], "nothing_like_it:train", {"kind": "tfds"},
          "no dataset 'nothing_like_it' in tensorflow_datasets"),
         ([], "s3://bucket/x.csv", {}, "cannot be reached: Install s3fs to access S3; install what"),
@@ -179,6 +179,27 @@ def test_records_of_another_kind_are_damage(tmp_path: Path) -> None:
     source = open_corpus(path)
     with pytest.raises(ValueError, match=rf"{path} is no file of tf\.train\.Examples$"):
         list(source.examples_of_shard(0, 1))
+
+
+def test_records_of_one_key_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "0.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for caption in CAPTIONS[:3]:
+            values = {"key": b"same", "jpg": IMAGES[0], "txt": caption.encode()}
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in values.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    found = list(open_corpus(path).examples_of_shard(0, 1))
+    assert [e.id for e in found] == ["0/same", "0/same@1", "0/same@2"]
+    assert [e.caption for e in found if not isinstance(e, Dropped)] == CAPTIONS[:3]
+    for content in (b"BZh9" + bytes(range(200)), bytes(range(1, 200))):  # of no TFRecord file
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path} is no TFRecord file") as error:
+            list(open_corpus(path).examples_of_shard(0, 1))
+        assert "damaged" not in str(error.value)
 
 
 def test_captions_of_a_dataset_are_strings(tmp_path: Path) -> None:

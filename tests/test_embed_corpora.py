@@ -23,18 +23,19 @@ def test_dropped_examples_are_counted_and_listed(tmp_path: Path) -> None:
     big = encoded(pixels(1, 16, 24), "JPEG")
     words = " ".join("abcdefgh")
     pairs = [("a dog", GOOD), ("", GOOD), ("a cat", None), ("a cat", GOOD[:60]), ("a cat", b"x"),
-             ("a cat", encoded(pixels(0, 8, 7))), ("a cat", big), (words, GOOD)]  # fmt: skip
+             ("a cat", encoded(pixels(0, 8, 7))), ("a cat", big), (words, GOOD),
+             ("\u200b \u2060", GOOD)]  # fmt: skip
     split = embed_pairs(tmp_path / "exact", *pairs)["splits"]["train"]
     assert (split["examples"], split["captions"], split["tokens"]) == (1, 1, 2)
     assert split["dropped"] == {
-        "empty caption": 1, "no image": 1, "damaged image": 1,
+        "empty caption": 2, "no image": 1, "damaged image": 1,
         "image is text, which is not read": 1,
         "image is smaller than 8 x 8 pixels": 1, "image is larger than 8 x 8 pixels": 1,
         "caption of more than 7 tokens": 1,
     }  # fmt: skip
     (listing,) = (tmp_path / "exact").glob("*.dropped")
     listed = {line["id"]: line for line in map(json.loads, listing.read_text().splitlines())}
-    assert listed.keys() == set("1234567")
+    assert listed.keys() == set("12345678")
     assert listed["5"]["detail"] == "7 x 8"
     assert listed["7"]["detail"] == "8 tokens"
 

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpus_files import CAPTIONS, IMAGES, write_csv, write_parquet
+from corpus_files import CAPTIONS, IMAGES, encoded, pixels, write_csv, write_parquet
 
 from imagen_jax.data.corpora import CorpusExample, open_corpus
+from imagen_jax.data.corpora.captions import captions_of
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UnusableError, UserError
 
@@ -109,15 +110,25 @@ def test_quotes_and_commas_never_merge_or_shift_rows(
     assert found[1] == expected or (expected is None and found[1].startswith("("))
 
 
-def test_a_quote_that_closes_rows_later_merges_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("image", ["{}.png", "{}", "https://example.org/{}"])
+def test_a_quote_that_closes_rows_later_merges_nothing(tmp_path: Path, image: str) -> None:
     path = tmp_path / "t.csv"
-    path.write_text('image,caption\n0.png,"a dog\n1.png,a cat"\n2.png,a tree\n')
+    first, second, third = (image.format(i) for i in range(3))
+    path.write_text(f'image,caption\n{first},"a dog\n{second},a cat"\n{third},a tree\n')
     with pytest.raises(ValueError, match="line 2: a quote that does not close"):
         open_corpus(path)
     found = captions(path, damaged_files="drop")
     assert found[0] == "(a quote that does not close, or closes within a cell)"
-    assert found[-1] == "a tree"
+    assert (found[-1] == "a tree") == ("://" not in image)  # images are not downloaded
     assert len(found) == 3
+
+
+def test_spaces_before_quotes_and_line_feeds_between_carriage_returns(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image, caption\n0.png, "a dog, asleep"\n1.png, a cat\n')
+    assert captions(path) == ["a dog, asleep", "a cat"]
+    path.write_bytes(b'image,caption\r0.png,"a\ndog"\r1.png,a cat\r')
+    assert captions(path) == ["a\ndog", "a cat"]
 
 
 def test_tables_of_tabs_need_no_quotes(tmp_path: Path) -> None:
@@ -139,11 +150,19 @@ def test_tables_of_tabs_need_no_quotes(tmp_path: Path) -> None:
         ("t.csv", lambda t: t.encode("cp1252"), {"encoding": "cp1252"}),
         ("t.tsv", lambda t: t.replace(",", "\t").encode("utf-16"), {"encoding": "utf-16"}),
         ("captions.txt", lambda t: t.encode(), {}),
+        # As Excel names its "Unicode text".
+        ("t.txt", lambda t: t.replace(",", "\t").encode("utf-16"), {"encoding": "utf-16"}),
+        ("t.csv", lambda t: t.encode("utf-16-le"), {"encoding": "utf-16-le"}),
+        ("t.csv", lambda t: t.replace("\n", "\r").encode("mac_roman"), {"encoding": "mac_roman"}),
+        ("t.csv", lambda t: "sep=;\r\n" + t.replace(",", ";"), {}),
+        ("t.csv", lambda t: t.replace(",", ", "), {}),
+        ("t.tsv", lambda t: t.encode(), {}),
     ],
 )
 def test_tables_of_text(tmp_path: Path, name: str, write: Any, options: dict[str, str]) -> None:
     text = "image,caption\n0.png,caf\xe9\n1.png,na\xefve art\n"
-    (tmp_path / name).write_bytes(write(text))
+    written = write(text)
+    (tmp_path / name).write_bytes(written if isinstance(written, bytes) else written.encode())
     assert captions(tmp_path / name, **options) == ["caf\xe9", "na\xefve art"]
     if "encoding" in options and options["encoding"] == "utf-16":
         with pytest.raises(ValueError, match="byte order mark of UTF-16: --encoding utf-16"):
@@ -171,11 +190,111 @@ RECORDS = [{"image": f"{i}.png", "caption": c} for i, c in enumerate(CAPTIONS)]
         ("captions_train2017.json", {
             "images": [{"id": i, "file_name": r["image"]} for i, r in enumerate(RECORDS)],
             "annotations": [{"image_id": i, "caption": c} for i, c in enumerate(CAPTIONS)]}),
+        ("t.json", {"licenses": [{"id": 1, "url": "u"}], "images": RECORDS}),
+        # Of pandas: by columns, and divided.
+        ("t.json", {"image": {str(i): r["image"] for i, r in enumerate(RECORDS)},
+                    "caption": {str(i): c for i, c in enumerate(CAPTIONS)}}),
+        ("t.json", {"columns": ["image", "caption"], "index": [0, 1, 2, 3],
+                    "data": [[r["image"], r["caption"]] for r in RECORDS]}),
     ],
 )  # fmt: skip
 def test_forms_of_json(tmp_path: Path, name: str, value: Any) -> None:
     (tmp_path / name).write_text(json.dumps(value))
     assert captions(tmp_path / name) == CAPTIONS
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_under_the_name_of_the_other_kind(
+    name: str, indent: int | None, tmp_path: Path
+) -> None:
+    rows = [json.dumps(record, indent=indent) for record in RECORDS]
+    of_rows = "[\n" + ",\n".join(rows) + "\n]\n"
+    for text in (json.dumps(RECORDS, indent=indent), "\n".join(rows) + "\n\n", of_rows):
+        (tmp_path / name).write_text(text)
+        assert captions(tmp_path / name) == CAPTIONS
+    (tmp_path / name).write_text(json.dumps(RECORDS[0], indent=indent))
+    assert captions(tmp_path / name) == CAPTIONS[:1]
+
+
+def test_captions_of_images_that_coco_does_not_list_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes(coco([4, 7], 9))
+    found = read(tmp_path / "t.json", damaged_files="drop")
+    assert [(d.id, d.reason) for d in found] == [
+        ("t/0", "no caption"), ("t/1", "no caption"),
+        ("t/2", "caption of an image that is not listed"),
+    ]  # fmt: skip
+    assert found[2].detail == f"{tmp_path}/t.json, row 2: there is no image of the id 9: 'a dog'"
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        # As numpy, pandas and Python write lists.
+        ("['a dog' 'a pet']", ["a dog", "a pet"]),
+        ("['a dog'\n 'a pet']", ["a dog", "a pet"]),
+        ("[b'a dog', b'a pet']", ["a dog", "a pet"]),
+        ("[\"it's\" 'a pet']", ["it's", "a pet"]),
+        # No JSON, though it begins so.
+        ("[a dog]", ["[a dog]"]),
+        ("[0, 1] is a range", ["[0, 1] is a range"]),
+        ("{red, blue} dogs", ["{red, blue} dogs"]),
+        ('"a dog"', ['"a dog"']),
+        ("null", ["null"]),
+        # JSON, but not whole.
+        ("{'caption': 'a dog', 'n': nan}", "caption is JSON that is damaged"),
+        ('{"caption": "a dog", "si', "caption is JSON that is damaged"),
+        ('["a dog", "a c', "caption is JSON that is damaged"),
+        ('[{"caption": "a dog"', "caption is JSON that is damaged"),
+        ('{"capt', "caption is JSON that is damaged"),
+        # No text.
+        ("a\0 \0d\0o\0g\0", "caption with NUL bytes"),
+        ("\ud83d dog", "caption with half a letter (a lone surrogate)"),
+        ([("en", "a dog"), ("fr", "un chien")], "caption is JSON without a text"),
+        (True, "caption is no text"),
+    ],
+)
+def test_what_a_cell_says(cell: Any, expected: list[str] | str) -> None:
+    if isinstance(expected, list):
+        assert captions_of(cell) == expected
+        return
+    with pytest.raises(UnusableError) as error:
+        captions_of(cell)
+    assert error.value.reason == expected
+
+
+def test_keys_that_come_twice_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "0.png", "caption": "a dog", "caption": "a pet"}\n'
+        '{"image": "1.png", "image": "1.png", "caption": "a cat"}\n'
+        '{"image": "2.png", "image": "3.png", "caption": "a tree"}\n'
+    )
+    assert captions(tmp_path / "t.jsonl") == [
+        "a dog", "a pet", "a cat", "(several images in one row)"
+    ]  # fmt: skip
+
+
+def test_tables_named_twice_or_from_different_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path)
+    (tmp_path / "other.csv").write_text("image,caption\n0.png,a dog\n")
+    monkeypatch.chdir(tmp_path)
+    for again in (["table.csv", str(tmp_path / "table.csv")], ["*.csv", "table.*"]):
+        with pytest.raises(UserError, match=r"table\.csv is named twice: its examples would come"):
+            open_corpus(again)
+    found = list(open_corpus([str(tmp_path / "table.csv"), "other.csv"]).examples_of_shard(0, 1))
+    assert [e.id for e in found] == [*(f"table/{i}" for i in range(4)), "other/0"]
+    with pytest.raises(UserError, match=r"\{3\.\.1\}\.csv has a range that begins behind its end"):
+        open_corpus("{3..1}.csv")
+
+
+def test_parquet_in_parts_of_hive(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"split={split}").mkdir()
+        parquet(tmp_path / f"split={split}", IMAGES, [f"{split} {i}" for i in range(4)])
+    assert captions(tmp_path) == [f"train {i}" for i in range(4)]
+    assert captions(tmp_path, split="test") == [f"test {i}" for i in range(4)]
 
 
 def test_lines_of_json(tmp_path: Path) -> None:
@@ -204,6 +323,20 @@ def parquet(directory: Path, image: Any, caption: Any = CAPTIONS) -> Path:
     return path
 
 
+def test_images_in_base64_of_every_format(tmp_path: Path) -> None:
+    kinds = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    images = [encoded(pixels(0), kind) for kind in kinds]
+    rows = [f"{base64.b64encode(image).decode()},a dog\n" for image in images]
+    broken = "/9j/" + "A" * 4001
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(rows) + f"{broken},a cat\n")
+    *found, last = read(tmp_path / "t.csv")
+    assert [content(e) for e in found] == images
+    with pytest.raises(UnusableError) as error:
+        last.image.read()
+    assert error.value.reason == "no image file"
+    assert len(error.value.detail) < 1200
+
+
 def test_images_of_hugging_face_datasets(tmp_path: Path) -> None:
     """An image is {bytes, path}, of which one may be missing."""
     (tmp_path / "2.jpg").write_bytes(IMAGES[2])
@@ -222,6 +355,14 @@ def test_columns_of_other_types(tmp_path: Path) -> None:
     ]  # fmt: skip
     numbers = parquet(tmp_path, [0.5, 1.5, 2.5, 3.5])
     assert captions(numbers) == ["(image is no file and no path)"] * 4
+    pixels = parquet(tmp_path, [[[1, 2, 3], [4, 5, 6]]] * 4)
+    assert captions(pixels) == ["(image is no file and no path)"] * 4
+    of_one_name = pyarrow.table([IMAGES, CAPTIONS, CAPTIONS], ["image", "caption", "caption"])
+    pyarrow.parquet.write_table(of_one_name, tmp_path / "t.parquet")
+    with pytest.raises(
+        UserError, match=r"t\.parquet has several columns 'caption': rename all but"
+    ):
+        open_corpus(tmp_path / "t.parquet")
     repeated = pyarrow.array(CAPTIONS).dictionary_encode()
     assert captions(parquet(tmp_path, IMAGES, repeated)) == CAPTIONS
 
@@ -279,7 +420,22 @@ def coco(ids: list[int], of: int) -> bytes:
         ({"t.json": b'{"a": 1, "b": 2}'}, {}, "t.json has the keys 'a', 'b'; it must be a list of"),
         ({"t.json": b"{}"}, {}, "t.json has the keys (none); it must be"),
         ({"t.json": coco([4, 7, 7], 4)}, {}, "t.json: the image id 7 comes twice"),
-        ({"t.json": coco([4, 7], 9)}, {}, "t.json is not of the form of COCO's captions_train2017"),
+        ({"t.json": coco([4, 7], 9)}, {}, "t.json: caption of an image that is not listed: there "
+         "is no image of the id 9: 'a dog'; to leave out such captions, counted and listed: --dam"),
+        ({"t.json": coco([4], 4).replace(b"image_id", b"id")}, {},
+         "t.json is not of the form of COCO's captions_train2017"),
+        ({"t.csv": b"image,caption,caption\n0.png,a,b\n"}, {},
+         "t.csv has several columns 'caption': rename all but the one that is meant"),
+        ({"t.csv": "image,caption\n0.png,a\n".encode("utf-16-le")}, {},
+         "t.csv begins with letters of UTF-16: --encoding utf-16-le reads it"),
+        ({"t.txt": "image\tcaption\n0.png\ta\n".encode("utf-16")}, {},
+         "t.txt begins with the byte order mark of UTF-16: --encoding utf-16 reads it"),
+        ({"t.csv": b"image,caption\n0.png,a\rdog\n"}, {},
+         "t.csv, line 2: carriage return in a cell without quotes: quote it, or end all lines"),
+        ({"train/metadata.csv": b"file_name,text\n", "test/metadata.jsonl": b"{}"}, {},
+         "has several tables: test/metadata.jsonl, train/metadata.csv; name the one that has the"),
+        ({"t.tar.zst": b"\x28\xb5\x2f\xfd"}, {},
+         "t.tar.zst is of no known kind (it is compressed by zstd); choose one with --kind: "),
         ({"a.csv": b"image,caption\n", "b.csv": b"image,text\n"}, {},
          "b.csv has no column 'caption', which a.csv has; it has 'image', 'text'"),
         ({"a.csv": b"image,caption\n", "b.json": b"[]"}, {},
@@ -291,6 +447,7 @@ def test_tables_that_cannot_be_read(
     tmp_path: Path, files: dict[str, bytes], options: dict[str, str], message: str
 ) -> None:
     for name, written in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(written)
     with pytest.raises(UserError) as error:
         open_corpus(tmp_path if len(files) > 1 else tmp_path / next(iter(files)), **options)

@@ -1,19 +1,17 @@
-"""Training that is killed ends bit-identical; with more kills: python tests/torture.py."""
+"""Training that is killed ends bit-identical; tests/torture.py does the same with more kills."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).with_name("torture.py")
+import tiny
+from torture import torture
 
 
 @pytest.mark.slow
-def test_training_that_is_killed_at_four_moments_ends_bit_identical() -> None:
-    command = [sys.executable, SCRIPT, "--kills", "4", "--steps", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    assert "4 kills: bit-identical" in done.stdout
+def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
+    done = torture(tmp_path, tiny.embeddings(), kills=2, steps=50, seed=36)
+    assert sum(done.statuses.values()) == 2
+    assert len(done.statuses) == 2  # both kinds
+    assert done.during_save > 0

@@ -9,6 +9,8 @@ _ADVICE = (
     ("image is JPEG XL", "pip install pillow-jxl-plugin"),
     ("no image", "--image-key names where images are"),
     ("caption is not in", "--encoding names another encoding, such as cp1252 or utf-16"),
+    ("caption with NUL", "--encoding utf-16-le reads UTF-16 without a byte order mark"),
+    ("further image of its name", "--image-key names the suffix that is meant"),
     ("caption of more than", "--long-captions truncate cuts them"),
     ("caption of several lines", "each is taken as one caption"),
     ("no caption", "--caption-key names where captions are"),

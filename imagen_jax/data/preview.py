@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data.advice import advice_on
+from imagen_jax.data.corpora.captions import says_nothing
 from imagen_jax.data.fitting import fit_image
 from imagen_jax.data.images import open_image
 from imagen_jax.data.pages import bars, figure, histogram, sheet, spaced, table, write_page
-from imagen_jax.data.sources import Dropped, Source
+from imagen_jax.data.sources import Dropped, Example, Source, same_image
 from imagen_jax.errors import UnusableError
 
 SHOWN = 64
@@ -69,19 +70,20 @@ def preview(corpus: Source, size: int, fit: str, count: int = 1000) -> Preview:
     """
     found = Preview(getattr(corpus, "summary", ""), size)
     examples = iter(corpus.examples_of_shard(0, 1))
-    before: object = None
+    before: Example | None = None
     of_image = 0
     for example in islice(examples, count):
         found.seen += 1
         if isinstance(example, Dropped):
+            before = None
             _drop(found, example.id, example.reason, example.detail)
             continue
         found.letters.append(len(example.caption))
-        if example.image is None or example.image is not before:
+        new, before = not same_image(before, example), example
+        if new:
             found.captions_of.update([of_image] if of_image else [])
             of_image = 0
         of_image += 1
-        new, before = example.image is not before, example.image
         try:
             _look(found, example, new, fit)
         except UnusableError as error:
@@ -92,7 +94,7 @@ def preview(corpus: Source, size: int, fit: str, count: int = 1000) -> Preview:
 
 
 def _look(found: Preview, example: Any, new: bool, fit: str) -> None:
-    if not example.caption.strip():
+    if says_nothing(example.caption):
         raise UnusableError("empty caption")
     content = example.image.read() if hasattr(example.image, "read") else example.image
     if content is None:
@@ -124,7 +126,10 @@ def lines_of(found: Preview) -> list[str]:
     if found.sides:
         short, long = min(s for s, _ in found.sides), max(s for _, s in found.sides)
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in found.formats.most_common())
-        lines.append(f"images: {kinds}; sides of {short:,} to {long:,} pixels")
+        lines.append(
+            f"images: {kinds}; sides of {short:,} to {long:,} pixels, to be {found.size} x "
+            f"{found.size}"
+        )
     if found.captions_of:
         several = ", ".join(
             f"{number:,} {'image' if number == 1 else 'images'} with {n}"
@@ -136,6 +141,8 @@ def lines_of(found: Preview) -> list[str]:
     for what, counts in (("changed", found.changed), ("left out", found.dropped)):
         for reason, number in counts.most_common():
             line = f"{what}: {number:,} {reason}"
+            if reason == "reduced":
+                line += f" to {found.size} x {found.size} pixels"
             if reason in found.first:
                 line += f" (first {found.first[reason]})"
             if advice := advice_on(reason):

@@ -52,6 +52,16 @@ class Dropped:
     detail: str = ""
 
 
+def same_image(first: Example | Dropped | None, second: Example | Dropped) -> bool:
+    """True if two neighbours are captions of one image: one array, file, or bytes."""
+    if first is None or isinstance(first, Dropped) or isinstance(second, Dropped):
+        return False
+    a, b = first.image, second.image
+    if a is None or isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return a is b and a is not None
+    return a is b or bool(a == b)
+
+
 class StoredImage(Protocol):
     """An image that is read when it is needed."""
 

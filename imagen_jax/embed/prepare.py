@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.choices import CAPTIONS
+from imagen_jax.data.corpora.captions import says_nothing
 from imagen_jax.data.fitting import RecordImage, record_image
-from imagen_jax.data.sources import Dropped, Example
+from imagen_jax.data.sources import Dropped, Example, same_image
 from imagen_jax.errors import UnusableError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import CaptionTooLongError
@@ -113,7 +114,7 @@ def _chunks(
             taken = _take(iterator)
             following = list(islice(iterator, 1))
             together = handling.captions == "drawn"
-            while together and following and _same_image(taken[-1], following[0]):
+            while together and following and same_image(taken[-1], following[0]):
                 taken += following
                 following = list(islice(iterator, 1))
             iterator = chain(following, iterator)
@@ -134,13 +135,6 @@ def _take(examples: Iterator[Example | Dropped]) -> list[Example | Dropped]:
         taken.append(example)
         size += 0 if isinstance(example, Dropped) else _bytes(example.image)
     return taken
-
-
-def _same_image(first: Example | Dropped, second: Example | Dropped) -> bool:
-    """True if two neighbours are captions of one image."""
-    if isinstance(first, Dropped) or isinstance(second, Dropped):
-        return False
-    return first.image is second.image is not None
 
 
 def _bytes(image: object) -> int:
@@ -170,6 +164,7 @@ def _prepare(
         name = example.id.encode("utf-8", "backslashreplace").decode()
         try:
             if isinstance(example, Dropped):
+                kept = None  # as where a chunk ends
                 raise UnusableError(example.reason, example.detail)
             of_caption = tokens[example.caption]
             if isinstance(of_caption, UnusableError):
@@ -183,7 +178,7 @@ def _prepare(
             continue
         chunk.tokens[example.caption], cut = of_caption
         chunk.changed.update(cut)
-        if handling.captions == "drawn" and kept is not None and _same_image(kept, example):
+        if handling.captions == "drawn" and same_image(kept, example):
             first, captions, content = chunk.examples[-1]
             chunk.examples[-1] = (first, (*captions, example.caption), content)
             chunk.changed[FURTHER] += 1
@@ -205,9 +200,9 @@ def _submit(
     futures: list[Future | None] = []
     before: Example | None = None
     for example in examples:
-        if isinstance(example, Dropped) or not example.caption.strip():
+        if isinstance(example, Dropped) or says_nothing(example.caption):
             futures.append(None)
-        elif futures[-1:] != [None] and before is not None and _same_image(before, example):
+        elif futures[-1:] != [None] and same_image(before, example):
             futures.append(futures[-1])
         else:
             futures.append(pool.submit(fitted, example.image))
@@ -225,7 +220,7 @@ def _tokenized(
     captions = list(dict.fromkeys(e.caption for e in examples if not isinstance(e, Dropped)))
     found: dict[str, _Tokens | UnusableError] = {}
     for caption in captions:
-        if not caption.strip():
+        if says_nothing(caption):
             found[caption] = UnusableError("empty caption")
     captions = [caption for caption in captions if caption not in found]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ class ArrowTable:
     Attributes:
       place: the file.
       columns: its columns, with the type of each.
+      twice: names that several columns have.
       wanted: the columns that rows are to have.
       text: the column whose text is given as bytes, whether or not they are UTF-8.
       sha256: of the footer of a parquet file, which has sizes, places and statistics of all its
@@ -50,6 +52,8 @@ class ArrowTable:
         self.columns: dict[str, Any] = {
             field.name: _shape(field.type) for field in self._parts.schema
         }
+        names = Counter(field.name for field in self._parts.schema)
+        self.twice = {name for name, count in names.items() if count > 1}
         self.sha256 = self._parts.sha256
         self._on_fault = "stop"
         self.wanted: list[str] = list(self.columns)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
+import re
+import tokenize
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +25,15 @@ CAPTION_KEYS = (
 """Names that are looked for, in this order, in any letters; / goes into what is nested."""
 MAX_LITERAL = 100_000
 _BOM = "\ufeff"
+_JSON_START = re.compile(
+    r"""\s*(\[\s*\{\s*["']  # a list of objects
+    | \{\s*(["'])((?!\2).)*\2\s*:  # an object
+    | \[\s*(["'])((?!\4).)*\4\s*(,|$)  # a list of strings
+    | [\[{]\s*"[^"]*$)  # cut off within the first string
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 def captions_of(value: Any, encoding: str = "utf-8") -> list[str]:
@@ -50,7 +63,9 @@ def _captions(value: Any, encoding: str) -> list[str]:
     if isinstance(value, str):
         text = value.removeprefix(_BOM).rstrip("\r\n")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise _not_text(text.encode("utf-8", "surrogateescape"), encoding)
+            raise _surrogate(text, encoding)
+        if "\0" in text:
+            raise UnusableError("caption with NUL bytes", repr(text[:40]))
         parsed = _json(text)
         return [text] if parsed is None else _captions(parsed, encoding)
     if isinstance(value, Mapping):
@@ -60,6 +75,8 @@ def _captions(value: Any, encoding: str) -> list[str]:
         return _captions(at(value, key), encoding)
     if isinstance(value, Sequence) or hasattr(value, "tolist"):
         values = value if isinstance(value, Sequence) else value.tolist()
+        if values and isinstance(values, list) and all(isinstance(v, tuple) for v in values):
+            return _captions(dict(values), encoding)  # Arrow's maps
         if isinstance(values, Sequence) and not isinstance(values, str | bytes):
             return [caption for part in values for caption in _captions(part, encoding)]
         return _captions(values, encoding)
@@ -76,6 +93,21 @@ def decode(content: bytes, encoding: str) -> str:
         return content.decode(encoding).removeprefix(_BOM)
     except UnicodeError as error:
         raise _not_text(content, encoding) from error
+
+
+def says_nothing(caption: str) -> bool:
+    """True of a caption without a visible letter, such as one of spaces of no width."""
+    if caption.isascii():
+        return not caption.strip()
+    return all(unicodedata.category(letter) in _INVISIBLE for letter in caption)
+
+
+def _surrogate(text: str, encoding: str) -> UnusableError:
+    """The error for text with surrogates: bytes that are no text, or halves of letters."""
+    try:
+        return _not_text(text.encode("utf-8", "surrogateescape"), encoding)
+    except UnicodeEncodeError:
+        return UnusableError("caption with half a letter (a lone surrogate)", ascii(text[:40]))
 
 
 def _not_text(content: bytes, encoding: str) -> UnusableError:
@@ -107,18 +139,59 @@ def _json(text: str) -> Any:
 
     Raises:
       RecursionError: it is nested too deeply to be read.
+      UnusableError: it begins as such, and cannot be read.
     """
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError:
         pass
     try:  # as Python and pandas write a list: ['a dog', 'a pet']
-        found = ast.literal_eval(text.strip()) if len(text) < MAX_LITERAL else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return None
-    return found if isinstance(found, list | dict) else None
+        found = ast.literal_eval(_with_commas(text)) if len(text) < MAX_LITERAL else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, tokenize.TokenError):
+        found = None
+    if isinstance(found, list | dict):
+        return found
+    if _JSON_START.match(text):
+        raise UnusableError("caption is JSON that is damaged", text[:60])
+    return None
+
+
+def _with_commas(text: str) -> str:
+    """A list with a comma between strings: numpy writes ['a dog' 'a pet'], which Python joins."""
+    parts: list[str] = []
+    before = tokenize.OP
+    for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+        if token.type in (tokenize.NL, tokenize.NEWLINE):
+            continue
+        if before == token.type == tokenize.STRING:
+            parts.append(",")
+        parts.append(token.string)
+        before = token.type
+    return " ".join(parts)
+
+
+def load_json(content: str | bytes) -> Any:
+    """A value from JSON; of a key that comes with several values, a list of them.
+
+    Raises:
+      ValueError: it is not JSON.
+      RecursionError: it is nested too deeply to be read.
+    """
+    return json.loads(content, object_pairs_hook=all_values)
+
+
+def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Keys and values of a JSON object, see load_json."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        several: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            several.setdefault(key, []).append(value)
+        for key, values in several.items():
+            found[key] = values if any(value != values[0] for value in values) else values[0]
+    return found
 
 
 def at(value: Any, key: str) -> Any:

@@ -18,7 +18,7 @@ from imagen_jax.files import fingerprint
 
 class _Pair(NamedTuple):
     image: str | None
-    captions: str | None
+    captions: tuple[str, ...]
 
 
 class FolderRows:
@@ -36,21 +36,27 @@ class FolderRows:
     def __init__(self, folder: str, files: Sequence[str], caption_key: str | None):
         self._folder, self._key = folder, caption_key
         suffixes: tuple[str, ...] = CAPTION_SUFFIXES
-        if caption_key is not None and any(f.endswith(f".{caption_key}") for f in files):
-            suffixes, self._key = (caption_key,), None
-        captions = {
-            name: None for name in files if _suffix(name) in (*suffixes, "json")
-        }  # fmt: skip
+        if caption_key is not None and any(_suffix(f) == caption_key.lower() for f in files):
+            suffixes, self._key = (caption_key.lower(),), None
+        captions: dict[tuple[str, str], list[str]] = {}
+        for name in files:
+            if _suffix(name) in (*suffixes, "json"):
+                key = (os.path.splitext(name)[0], _suffix(name))
+                captions.setdefault(key, []).append(name)
         images = [name for name in files if _suffix(name) in IMAGE_SUFFIXES]
         self._pairs: list[_Pair] = []
-        used = set()
+        used = set[str]()
         for image in images:
             stems = (os.path.splitext(image)[0], image)
-            beside = [f"{stem}.{suffix}" for suffix in (*suffixes, "json") for stem in stems]
-            found = next((name for name in beside if name in captions), None)
-            used.add(found)
+            texts, sidecars = (
+                tuple(name for suffix in of for stem in stems
+                      for name in captions.get((stem, suffix), ()))
+                for of in (suffixes, ("json",))
+            )  # fmt: skip
+            found = texts or sidecars
+            used.update(found)
             self._pairs.append(_Pair(image, found))
-        if used <= {None}:
+        if not used:
             raise UserError(
                 f"{folder} has {len(images)} images, and no captions beside them: that of NAME.jpg "
                 f"is looked for in NAME.{', NAME.'.join((*suffixes, 'json'))}, or those of all in "
@@ -59,7 +65,7 @@ class FolderRows:
             )
         # Captions without an image; of JSON not, which holds whatever else.
         self._pairs += [
-            _Pair(None, name) for name in captions
+            _Pair(None, (name,)) for names in captions.values() for name in names
             if name not in used and _suffix(name) != "json"
         ]  # fmt: skip
         self.images = len(images)
@@ -73,7 +79,7 @@ class FolderRows:
             [
                 [self._name(name), storage.size(name) if storage.exists(name) else None]
                 for pair in self._pairs
-                for name in pair
+                for name in (pair.image, *pair.captions)
                 if name is not None
             ]
         )
@@ -84,20 +90,24 @@ class FolderRows:
     def rows(self, start: int, end: int) -> Iterator[Row | Dropped]:
         """See `Rows`."""
         for image, captions in self._pairs[start:end]:
-            name = self._name(image or captions or "")
             if image is None:
-                yield Dropped(name, "caption without an image", captions or "")
-            elif captions is None:
+                yield Dropped(self._name(captions[0]), "caption without an image", captions[0])
+                continue
+            name = self._name(image)
+            if not captions:
                 yield Dropped(name, "image without a caption", image)
             else:
+                place = captions[0]
+                content: list[Any] = []
                 try:
-                    content: Any = storage.read_bytes(captions)
-                    if _suffix(captions) == "json":
-                        content = json_captions(content, self._key)
+                    for place in captions:
+                        said = storage.read_bytes(place)
+                        json = _suffix(place) == "json"
+                        content.append(json_captions(said, self._key) if json else said)
                 except FileNotFoundError:
-                    yield Dropped(name, "caption that is a link to nothing", captions)
+                    yield Dropped(name, "caption that is a link to nothing", place)
                 except UnusableError as error:
-                    yield Dropped(name, error.reason, f"{captions}: {error.detail}")
+                    yield Dropped(name, error.reason, f"{place}: {error.detail}")
                 else:
                     # A path says all; an address is read where it lies in the row's own storage.
                     folder = storage.folder_of(image) if storage.is_remote(image) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from imagen_jax.data.choices import CORPUS_KINDS, DAMAGED_FILES
 from imagen_jax.data.corpora import storage
@@ -105,6 +105,7 @@ def open_corpus(
     shown = str(given[0]) if len(given) == 1 else f"{given[0]} and {len(given) - 1} more"
     if not files:
         raise UserError(f"{shown} is an empty folder")
+    storage.check_different(files)
     census = _census_text(files)
     found, files = (_recognise(shown, files, bool(folders)) if kind is None
                     else (kind, _of_kind(kind, files, bool(folders))))  # fmt: skip
@@ -135,7 +136,10 @@ def looks_like_corpus(where: str) -> bool:
 
 
 def _common(files: Sequence[str]) -> str:
-    return os.path.commonpath([storage.folder_of(file) or "." for file in files])
+    folder = storage.common_folder(files)
+    if folder is None:
+        raise UserError("images at several addresses are read one address at a time")
+    return folder
 
 
 def _kind_by_name(name: str) -> str | None:
@@ -166,13 +170,16 @@ def _kind_by_content(place: str) -> str:
         raise UserError(f"{place} is a ZIP archive; unpack it first")
     if start[:1] in (b"{", b"["):
         return "json"
+    if not start:
+        raise UserError(f"{place} is empty")
+    if storage.utf16_of(start):
+        start = start.replace(b"\0", b"")
     line = start.split(b"\n")[0]
     if b"\0" not in line and any(mark in line for mark in (b",", b"\t", b";")):
         return "csv"
-    if not start:
-        raise UserError(f"{place} is empty")
+    found = f" (it is {storage.kind_of(start)})" if storage.kind_of(start) else ""
     raise UserError(
-        f"{place} is of no known kind; choose one with --kind: {', '.join(CORPUS_KINDS)}"
+        f"{place} is of no known kind{found}; choose one with --kind: {', '.join(CORPUS_KINDS)}"
     )
 
 
@@ -191,9 +198,11 @@ def _recognise(shown: str, files: list[str], in_folder: bool) -> tuple[str, list
         kind: [f for f in by_kind.get(kind, []) if re.search(r"(^|/)metadata\.\w+$", f)]
         for kind in ("jsonl", "csv", "parquet")
     }
-    for kind, found in metadata.items():
-        if found:
-            return kind, found
+    metadata = {kind: found for kind, found in metadata.items() if found}
+    if len(metadata) == 1:
+        return next(iter(metadata.items()))
+    if metadata:
+        raise _several(shown, metadata)
     stems = {os.path.splitext(file)[0] for file in by_kind.get("image", [])}
     beside = [
         file
@@ -214,16 +223,21 @@ def _recognise(shown: str, files: list[str], in_folder: bool) -> tuple[str, list
     if len(tables) == 1:
         return next(iter(tables.items()))
     if tables:
-        raise UserError(
-            f"{shown} has several tables: "
-            f"{', '.join(file for found in tables.values() for file in found[:3])}; name the one "
-            "that has the captions"
-        )
+        raise _several(shown, tables)
     if "image" in by_kind:
         return "folder", by_kind["image"] + by_kind.get("caption", [])
     raise UserError(
         f"{shown} is no corpus of a known kind; it has {_census_text(files)}. Known kinds: "
         f"{', '.join(CORPUS_KINDS)}"
+    )
+
+
+def _several(shown: str, tables: Mapping[str, Sequence[str]]) -> UserError:
+    """The error for tables of several kinds."""
+    listed = ", ".join(file for found in tables.values() for file in found[:3])
+    return UserError(
+        f"{shown} has several tables: {listed}; name the one that has the captions, or its kind "
+        "(--kind)"
     )
 
 
@@ -252,7 +266,8 @@ def _split_of(name: str, kind: str) -> str | None:
     """The split that a path says: a folder of it, or of tables the file's name."""
     *folders, base = name.split("/")
     for split, names in _SPLITS.items():
-        if any(folder.lower() in names for folder in folders):
+        # Also as tables are divided for Hive: split=train
+        if any(folder.lower().removeprefix("split=") in names for folder in folders):
             return split
     if kind == "folder":
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from imagen_jax.data.images import read_file
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UnusableError
 
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
+_BASE64_STARTS = re.compile(
+    "/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk|SUkq|TU0AK|AAAA..Z0eX"  # the last is ftyp, of AVIF and HEIC
+)
+_SHOWN = 1000  # letters of a name in messages
 
 
 class CorpusExample(NamedTuple):
@@ -54,7 +58,7 @@ class StoredImage:
           UnusableError: there is no such file, or one of another kind; says what was tried.
           OSError: it may not be read.
         """
-        tried = f"tried {self.place}"
+        tried = f"tried {_short(self.place)}"
         try:
             if storage.is_remote(self.place):
                 return storage.read_bytes(self.place)
@@ -64,7 +68,7 @@ class StoredImage:
         except UnusableError as error:
             raise UnusableError(error.reason, tried) from error
         except (FileNotFoundError, NotADirectoryError, ValueError, OSError) as error:
-            odd = storage.oddities(self.name, self.folder)
+            odd = storage.oddities(self.name, self.folder) if len(self.name) < _SHOWN else ""
             raise UnusableError("no image file", tried + odd) from error
 
 
@@ -112,6 +116,8 @@ class RowCorpus:
         self.summary = summary
         self._description = dict(description)
         self._encoding = encoding
+        self._edge = -1  # behind the rows that were read last, and the first row after them
+        self._next: tuple[int, Row | Dropped | None] = (0, None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,13 +127,54 @@ class RowCorpus:
         return {**self._description, "rows": len(self), "encoding": self._encoding}
 
     def examples_of_shard(self, shard: int, num_shards: int) -> Iterator[CorpusExample | Dropped]:
-        """An even part of the rows, in their order; every caption of an image is an example."""
+        """An even part of the rows, in their order; every caption of an image is an example.
+
+        Neighbours with one image are all in the part in which they begin.
+        """
         start, end = (len(self) * edge // num_shards for edge in (shard, shard + 1))
-        for row in self.rows.rows(start, end):
+        for row in self._part(start, end):
             if isinstance(row, Dropped):
                 yield row
             else:
                 yield from examples_of(row, self._encoding)
+
+    def _part(self, start: int, end: int) -> Iterator[Row | Dropped]:
+        """Rows from `start` up to `end`, but for those of an image that begins before, and with all
+        of one that begins within. Rows are read in order: a part goes on where the last ended."""
+        if start == 0:
+            self._next = (0, None)
+        elif start != self._edge:
+            (before,) = self.rows.rows(start - 1, start)
+            for _ in self._alike(before, start):
+                pass
+        at, row = self._next
+        self._edge = -1
+        if at < end:
+            if row is not None:
+                yield row
+                at += 1
+            for row in self.rows.rows(at, end):
+                yield row
+            assert row is not None  # there is one at least
+            yield from self._alike(row, end)
+        self._edge = end
+
+    def _alike(self, before: Row | Dropped, at: int) -> Iterator[Row | Dropped]:
+        """Rows from `at` on that have the image of the one before; the next one is kept."""
+        while at < len(self):
+            (row,) = self.rows.rows(at, at + 1)
+            if not _one_image(before, row):
+                self._next = (at, row)
+                return
+            yield row
+            at += 1
+        self._next = (at, None)
+
+
+def _one_image(first: Row | Dropped | None, second: Row | Dropped) -> bool:
+    if not isinstance(first, Row) or not isinstance(second, Row):
+        return False
+    return bool(first.image) and (first.image, first.folder) == (second.image, second.folder)
 
 
 def examples_of(row: Row, encoding: str) -> Iterator[CorpusExample | Dropped]:
@@ -154,6 +201,8 @@ def image_of(value: Any, folder: str) -> bytes | StoredImage | None:
         content = value.get("bytes")
         value = value.get("path") if content is None else content
     if isinstance(value, list | tuple):
+        if any(isinstance(part, int | float | list) for part in value):
+            raise UnusableError("image is no file and no path", "a list of numbers")
         if len(value) > 1:
             raise UnusableError("several images in one row", f"{len(value)} images")
         return image_of(value[0], folder) if value else None
@@ -168,12 +217,17 @@ def image_of(value: Any, folder: str) -> bytes | StoredImage | None:
     # Of the storage that the table is in alone: it may be somebody else's.
     if storage.is_remote(value) and value.partition("://")[0] != folder.partition("://")[0]:
         raise UnusableError(
-            "image is a URL, and nothing is downloaded (img2dataset does that)", f"URL {value}"
+            "image is a URL, and nothing is downloaded (img2dataset does that)",
+            f"URL {_short(value)}",
         )
     name = value
     if name.startswith("file://"):
         name = urllib.parse.unquote(name.removeprefix("file://").removeprefix("localhost"))
     return StoredImage(storage.join(folder, name), value, folder)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name):,} letters)"
 
 
 def _base64(text: str) -> bytes | None:
@@ -182,7 +236,7 @@ def _base64(text: str) -> bytes | None:
         header, text = text.split(",", 1)
         if not header.endswith(";base64"):
             return urllib.parse.unquote_to_bytes(text)
-    elif len(text) < 64 or not text.startswith(_BASE64_STARTS):
+    elif len(text) < 64 or not _BASE64_STARTS.match(text):
         return None
     try:
         return base64.b64decode("".join(text.split()), validate=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from imagen_jax.errors import UserError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE_IN_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WILD = re.compile(r"[*?\[]")
 MAX_EXPANDED = 10**6
 
@@ -55,9 +55,13 @@ def expand(place: str) -> list[str]:
     """
     if exists(place):
         return [place]
+    if any(int(first) > int(last) for first, last in _RANGE_IN_BRACES.findall(place)):
+        raise UserError(f"{place} has a range that begins behind its end")
     found: list[str] = []
     missing: list[str] = []
-    for name in itertools.islice(_without_braces(place), MAX_EXPANDED):
+    for number, name in enumerate(_without_braces(place)):
+        if number == MAX_EXPANDED:
+            raise UserError(f"{place} names more than {MAX_EXPANDED:,} files")
         matches = [name] if exists(name) else _glob(name)
         found += matches
         if not matches:
@@ -284,10 +288,45 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
+def common_folder(places: Sequence[str]) -> str | None:
+    """The folder that holds all places; None of places in different storage."""
+    folders = [folder_of(place) for place in places]
+    if len({place.partition("://")[0] if is_remote(place) else "" for place in places}) > 1:
+        return None
+    if len({os.path.isabs(folder) for folder in folders}) > 1:
+        folders = [os.path.abspath(folder) for folder in folders]
+    return os.path.commonpath(folders) if folders else ""
+
+
+def check_different(places: Sequence[str]) -> None:
+    """Check that no place is named twice.
+
+    Raises:
+      UserError: one is; names it.
+    """
+    seen = set()
+    for place in places:
+        whole = place if is_remote(place) else os.path.abspath(place)
+        if whole in seen:
+            raise UserError(f"{place} is named twice: its examples would come twice")
+        seen.add(whole)
+
+
+def utf16_of(start: bytes) -> str:
+    """The encoding of text that begins as UTF-16 does, with its mark or without; else ""."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    some = start[: min(len(start), 64) // 2 * 2]
+    if len(some) >= 8 and not any(some[1::2]) and all(some[::2]):
+        return "utf-16-le"
+    return "utf-16-be" if len(some) >= 8 and not any(some[::2]) and all(some[1::2]) else ""
+
+
 def names_of(places: Sequence[str]) -> list[str]:
     """Short names that tell files apart: from the folder that holds all, without a suffix."""
-    folder = os.path.commonpath([folder_of(place) for place in places]) if places else ""
-    names = [os.path.relpath(place, folder or ".") for place in places]
+    folder = common_folder(places)
+    names = [os.path.relpath(place, folder or ".") if folder is not None else place.lstrip("/")
+             for place in places]  # fmt: skip
     stems = [os.path.splitext(name)[0] for name in names]
     return stems if len(set(stems)) == len(stems) else names
 

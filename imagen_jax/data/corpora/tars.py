@@ -7,7 +7,6 @@ nearby is matched at the end of the tar.
 
 from __future__ import annotations
 
-import json
 import lzma
 import posixpath
 import tarfile
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from imagen_jax.data.corpora import storage, unfolding
-from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key
+from imagen_jax.data.corpora.captions import CAPTION_KEYS, at, captions_of, find_key, load_json
 from imagen_jax.data.corpora.files import DamagedFileError, Keys, OtherKindError
 from imagen_jax.data.corpora.rows import CorpusExample
 from imagen_jax.data.images import MAX_BYTES
@@ -39,15 +38,15 @@ class _Group:
 
     Attributes:
       name: without the suffix.
-      captions: suffix -> content.
-      images: suffix -> (content, member).
+      captions: (suffix, content) of each.
+      images: (suffix, content or None while it is not held, member) of each.
       members: names of all.
       twice: names that came again.
     """
 
     name: str
-    captions: dict[str, bytes] = field(default_factory=dict)
-    images: dict[str, tuple[bytes | None, tarfile.TarInfo]] = field(default_factory=dict)
+    captions: list[tuple[str, bytes]] = field(default_factory=list)
+    images: list[tuple[str, bytes | None, tarfile.TarInfo]] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
@@ -141,9 +140,9 @@ class _Reader:
                 return
             content = _content(tar, member)
             if suffix in self._images:
-                group.images[suffix] = (content, member)
+                group.images.append((suffix, content, member))
             else:
-                group.captions[suffix] = content
+                group.captions.append((suffix, content))
 
     def end(self, tar: tarfile.TarFile) -> Iterator[CorpusExample | Dropped]:
         """The rest after all members were taken."""
@@ -156,12 +155,15 @@ class _Reader:
             if group.images and not group.captions:
                 partners = by_base.get(posixpath.basename(group.name), [])
                 if len(partners) == 1 and partners[0].captions:
-                    group.captions, partners[0].captions = partners[0].captions, {}
+                    group.captions, partners[0].captions = partners[0].captions, []
                     partners[0].members = []
         for group in self._apart.values():
             if group.complete:
-                for suffix, (_, member) in group.images.items():
-                    group.images[suffix] = (_content(tar, member), member)
+                first = self._first_image(group)
+                group.images = [
+                    (suffix, _content(tar, member) if member is first[2] else None, member)
+                    for suffix, _, member in group.images
+                ]
                 yield from self._examples(group)
                 group.images.clear()
             elif group.members:
@@ -190,18 +192,19 @@ class _Reader:
                 yield from self._again(group)
             else:
                 # Of images that wait for a caption the place is kept, not the content.
-                group.images = {key: (None, member) for key, (_, member) in group.images.items()}
+                group.images = [(suffix, None, member) for suffix, _, member in group.images]
                 self._apart[group.name] = group
 
     def _again(self, group: _Group) -> Iterator[Dropped]:
         """Joins members with those that came earlier under this name."""
         first = self._apart[group.name]
-        for name in group.members:
-            if name in first.members:
-                yield Dropped(name, "the same name twice in a tar", name)
-        first.captions = {**group.captions, **first.captions}
-        for suffix, (_, member) in group.images.items():
-            first.images.setdefault(suffix, (None, member))
+        twice = [name for name in group.members if name in first.members]
+        for name in twice:
+            yield Dropped(name, "the same name twice in a tar", name)
+        if len(twice) == len(group.members):
+            return
+        first.captions += group.captions
+        first.images += [(suffix, None, member) for suffix, _, member in group.images]
         first.members += [name for name in group.members if name not in first.members]
 
     def _examples(self, group: _Group) -> Iterator[CorpusExample | Dropped]:
@@ -209,7 +212,12 @@ class _Reader:
             yield Dropped(group.name, "the same name twice in a tar", group.members[0])
             return
         self._given.add(hash(group.name))
-        image = next(group.images[key][0] for key in self._images if key in group.images)
+        first = self._first_image(group)
+        for _, _, member in group.images:
+            if member is not first[2]:
+                path = posixpath.normpath(member.name)
+                yield Dropped(path, "further image of its name", f"{first[2].name} is taken")
+        image = first[1]
         try:
             captions = self._captions_of(group)
             if not captions:
@@ -221,11 +229,21 @@ class _Reader:
             name = f"{group.name}#{number}" if number else group.name
             yield CorpusExample(name, caption, image)
 
+    def _first_image(self, group: _Group) -> tuple[str, bytes | None, tarfile.TarInfo]:
+        """The image of the first of the suffixes."""
+        return min(group.images, key=lambda image: self._images.index(image[0]))
+
     def _captions_of(self, group: _Group) -> list[str]:
-        for suffix in self._captions:
-            if suffix in group.captions:
-                return captions_of(group.captions[suffix], self._keys.encoding)
-        return json_captions(group.captions["json"], self._keys.caption)
+        """Those of all files of captions; of JSON only where there are no others."""
+        texts = [content for wanted in self._captions for suffix, content in group.captions
+                 if suffix == wanted]  # fmt: skip
+        if texts:
+            return captions_of(texts, self._keys.encoding)
+        return [
+            caption
+            for _, content in group.captions
+            for caption in json_captions(content, self._keys.caption)
+        ]
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -245,7 +263,7 @@ def json_captions(content: bytes, key: str | None) -> list[str]:
       UnusableError: it is not JSON, or has no such key.
     """
     try:
-        found = json.loads(content)
+        found = load_json(content)
     except (ValueError, RecursionError) as error:
         raise UnusableError("JSON beside an image that is damaged", str(error)[:100]) from error
     if not isinstance(found, dict):

@@ -11,17 +11,18 @@ import codecs
 import csv
 import hashlib
 import io
-import json
 import lzma
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any, NamedTuple
 
 from imagen_jax.data.corpora import storage, unfolding
+from imagen_jax.data.corpora.captions import load_json
 from imagen_jax.errors import UserError
 
 INDEX_EVERY = 1000
@@ -31,6 +32,13 @@ DELIMITERS = (",", ";", "\t", "|")
 _BOM = codecs.BOM_UTF8
 _READ = 2**20
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9]*://", re.IGNORECASE)
+_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_FIRST_END = re.compile(rb"\r\n|\r|\n")
+_FAULTS = (
+    ("new-line character", "carriage return in a cell without quotes"),
+    ("field larger", "cell of more than 64 MiB"),
+)
 
 csv.field_size_limit(2**26)  # cells may hold images in base64
 
@@ -136,7 +144,10 @@ class TextTable:
 
 
 class Delimited(TextTable):
-    """CSV or TSV; the first line names the columns.
+    """CSV or TSV; the first line names the columns. Before it may stand Excel's "sep=;".
+
+    Attributes:
+      twice: names that several columns have.
 
     Cells may be quoted and then hold delimiters and line breaks. A quote that opens and does not
     close, or closes inside a cell, makes a Fault of its line alone; lines are never merged into
@@ -153,30 +164,44 @@ class Delimited(TextTable):
                 if not header:
                     raise UserError(f"{self.place} is empty")
             text = header.decode("utf-8", "surrogateescape").rstrip("\r\n")
-            if re.search(r"\.(tsv|tab)(\.\w+)?$", self.place):
+            if told := _EXCEL_DELIMITER.fullmatch(text):
+                text = file.readline().decode("utf-8", "surrogateescape").rstrip("\r\n")
+                number += 1
+                self._delimiter = told.group(1)
+            elif re.search(r"\.(tsv|tab)(\.\w+)?$", self.place) and "\t" in text:
                 self._delimiter = "\t"
             else:
                 self._delimiter = max(DELIMITERS, key=text.count)
+            further = text.split(self._delimiter)[1:]
+            # "image, caption": then cells begin behind the space, and quotes, too.
+            self._spaced = bool(further) and all(name.startswith(" ") for name in further)
             try:
-                self._names = next(csv.reader([text], delimiter=self._delimiter, strict=True))
-            except csv.Error as error:
+                self._names = next(self._reader([text]))
+            except (csv.Error, StopIteration) as error:
                 raise UserError(
                     f"{self.place}, line {number}, which names the columns: {error}"
                 ) from error
             self._names = [name.strip() for name in self._names]
+            self.twice = {name for name, count in Counter(self._names).items() if count > 1}
             self._start = file.tell()
             self._first_line = number + 1
         self.columns = dict.fromkeys(self._names, "")
 
+    def _reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        return csv.reader(
+            lines, delimiter=self._delimiter, strict=True, skipinitialspace=self._spaced
+        )
+
     def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
         while True:
             feeder = _Feeder(file, offset, number)
-            reader = csv.reader(feeder, delimiter=self._delimiter, strict=True)
+            reader = self._reader(feeder)
             while True:
                 offset, number = feeder.begin()
                 try:
                     cells = next(reader)
-                    fault = "" if len(feeder.pending) == 1 else self._merged(feeder.pending)
+                    several = len(feeder.pending) > 1
+                    fault = self._merged(cells, feeder.pending) if several else ""
                 except StopIteration:
                     return
                 except csv.Error as error:
@@ -200,19 +225,32 @@ class Delimited(TextTable):
                 )
         return dict(zip(self._names, cells, strict=False))
 
-    def _merged(self, lines: Sequence[str]) -> str:
-        """Says so if what a quoted cell spans are rows: cells enough, and an image among them."""
+    def _merged(self, row: Sequence[str], lines: Sequence[str]) -> str:
+        """Says so if what a quoted cell spans are rows: cells enough, and an image among them, or
+        a number or an address where the row has one, too."""
         for line in lines[1:]:
             cells = line.rstrip('\r\n"').split(self._delimiter)
-            if len(cells) == len(self._names) and any(map(_IMAGE_SUFFIX.search, cells)):
+            if len(cells) == len(self._names) and (
+                any(map(_IMAGE_SUFFIX.search, cells)) or any(map(_alike, row, cells))
+            ):
                 return "what follows its quote looks like further rows"
         return ""
 
     def _without_quotes(self, line: str, fault: str) -> dict[str, Any] | Fault:
+        for words, reason in _FAULTS:
+            if words in fault:
+                return Fault(reason, "quote it, or end all lines alike")
         cells = line.rstrip("\r\n").split(self._delimiter)
         if self._delimiter == "\t" and len(cells) == len(self._names):
             return dict(zip(self._names, cells, strict=True))
         return Fault("a quote that does not close, or closes within a cell", fault)
+
+
+def _alike(cell: str, other: str) -> bool:
+    """True of two numbers and of two addresses."""
+    return (cell.isdigit() and other.isdigit()) or bool(
+        _ADDRESS.match(cell) and _ADDRESS.match(other)
+    )
 
 
 class _Feeder:
@@ -262,6 +300,12 @@ class JsonLines(TextTable):
         if not self.columns:
             raise UserError(f"{self.place} is empty, or has no JSON object on its first lines")
 
+    def begins_with_a_row(self) -> bool:
+        """Is its first line, of those that are not blank, whole?"""
+        with self._opened() as file:
+            first = next(self._lines(file, self._start, 1), None)
+        return first is not None and isinstance(first[1].cells, dict)
+
     def _lines(self, file: IO[bytes], offset: int, number: int) -> Iterator[tuple[int, Line]]:
         file.seek(offset)
         for i, line in enumerate(file, number):
@@ -272,7 +316,7 @@ class JsonLines(TextTable):
 
 def _parsed(line: bytes) -> dict[str, Any] | Fault:
     try:
-        found = json.loads(line.decode("utf-8", "surrogateescape"))
+        found = load_json(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         return Fault("line is not JSON", str(error))
     if not isinstance(found, dict):
@@ -295,6 +339,12 @@ def damage_named(place: str, encoding: str) -> Iterator[None]:
         raise UserError(f"{place} is damaged: {error}") from error
 
 
+def _has_old_ends(start: bytes) -> bool:
+    """Does the first line end as on old Macintoshes? Line feeds may stand in cells then."""
+    end = _FIRST_END.search(start)
+    return end is not None and end.group() == b"\r"
+
+
 def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
     """(what keeps a temporary file, path of the file in UTF-8 on this machine)."""
     with unfolding.unfolded(place) as file, damage_named(place, encoding):
@@ -304,13 +354,12 @@ def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
         kind = storage.kind_of(start)
         if kind not in ("", "text", "compressed by gzip"):
             raise UserError(f"{place} is {kind}, and no table of text")
-        utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+        utf16 = storage.utf16_of(start)
         if utf16 and utf8:
-            raise UserError(
-                f"{place} begins with the byte order mark of UTF-16: --encoding utf-16 reads it"
-            )
-        old_ends = utf8 and b"\r" in start and b"\n" not in start
+            mark = "the byte order mark of UTF-16" if utf16 == "utf-16" else "letters of UTF-16"
+            raise UserError(f"{place} begins with {mark}: --encoding {utf16} reads it")
+        old_ends = utf8 and _has_old_ends(start)
         stored_plain = isinstance(file, io.BufferedReader) and not storage.is_remote(place)
         if utf8 and stored_plain and not old_ends:
             return None, place
@@ -320,9 +369,9 @@ def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
         part = b"-"
         while part:
             part = file.read(_READ)
-            if utf8:
-                copy.write(part.replace(b"\r", b"\n") if old_ends else part)
-            else:
-                copy.write(decoder.decode(part, final=not part).encode())
+            plain = part if utf8 else decoder.decode(part, final=not part).encode()
+            if not copy.tell():
+                old_ends = _has_old_ends(plain)
+            copy.write(plain.replace(b"\r", b"\n") if old_ends else plain)
         copy.flush()
         return copy, copy.name

@@ -19,6 +19,7 @@ from imagen_jax.data.sources import Dropped
 _ZLIB = (b"\x78\x01", b"\x78\x9c", b"\x78\xda")
 _ANY_HEADER = 47  # of gzip or zlib
 _READ = 2**14
+_HEADER = 12  # of a record: its length, and the checksum of that
 
 
 def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
@@ -40,9 +41,12 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     if storage.kind_of(start) not in ("", "compressed by gzip"):
         raise OtherKindError(place, "TFRecord file", start)
     with _plain(place, start) as (path, fault_of_compression):
+        if not fault_of_compression and not _begins_as_records(path):
+            raise OtherKindError(place, "TFRecord file", start)
         sound, cut = _sound_records(path)
         fault = fault_of_compression or cut
         dataset = tf.data.TFRecordDataset(str(path)).take(sound)
+        names = set[str]()
         try:
             for number, serialized in enumerate(dataset.as_numpy_iterator()):
                 try:
@@ -53,11 +57,32 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
                     fault = f"record {number} is no tf.train.Example ({error})"
                     raise DamagedFileError(place, fault) from error
                 values = {name: list(f.bytes_list.value) for name, f in features.items()}
-                yield from _examples(values, number, keys)
+                key = values.get("key") or [str(number).encode()]
+                name = key[0].decode("utf-8", "backslashreplace")
+                if name in names:  # records are told apart by their place, keys may not be
+                    name = f"{name}@{number}"
+                names.add(name)
+                yield from _examples(values, name, keys)
         except tf.errors.OpError as error:
             raise DamagedFileError(place, fault or first_line(error)) from error
         if fault:
             raise DamagedFileError(place, fault)
+
+
+def _begins_as_records(path: Path) -> bool:
+    """Has the length of the first record its checksum? True of files that are too short for it."""
+    with open(path, "rb") as file:
+        header = file.read(_HEADER)
+    if len(header) < _HEADER:
+        return True
+    crc = 0xFFFFFFFF  # CRC-32C, masked as TFRecord does
+    for byte in header[:8]:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(header[8:], "little")
 
 
 def _sound_records(path: Path) -> tuple[int, str]:
@@ -122,11 +147,9 @@ def _decompressed(file: IO[bytes], limit: int) -> Iterator[bytes]:
 
 
 def _examples(
-    values: dict[str, list[bytes]], number: int, keys: Keys
+    values: dict[str, list[bytes]], name: str, keys: Keys
 ) -> Iterator[CorpusExample | Dropped]:
     """Those of one record."""
-    key = values.get("key") or [str(number).encode()]
-    name = key[0].decode("utf-8", "backslashreplace")
     there = {key: value for key, value in values.items() if value}
     found: list[list[bytes]] = []
     for what, given, usual in (
