@@ -215,6 +215,10 @@ def test_names_with_brackets_and_spaces_are_taken_as_they_are(tmp_path: Path) ->
 def test_a_look_at_a_corpus_before_it_is_embedded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for absent in ("photoos", "photoos/*"):
+        assert main(["data", "inspect", str(tmp_path / absent)]) == 64
+        assert f"{tmp_path}/{absent}" in (said := capsys.readouterr().err)
+        assert "no such file or folder as" in said or "no file or folder matches" in said
     output = tmp_path / "look.html"
     assert main(["data", "inspect", str(TESTDATA / "folder_txt"), "--output", str(output)]) == 0
     said = capsys.readouterr().out

@@ -300,7 +300,7 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             "1024",
         ),
         (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
-        (["data", "inspect", "x"], "--output is missing: the HTML file with the report on these"),
+        (["data", "inspect", "x"], "no such file or folder as 'x'"),
     ],
 )  # fmt: skip
 def test_mistakes(

@@ -57,6 +57,8 @@ def test_the_report_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFi
     report_file = tmp_path / "report.html"
     assert main(["data", "inspect", str(tmp_path / "data"), "--output", str(report_file)]) == 0
     assert "from 2 examples" in capsys.readouterr().out
+    assert main(["data", "inspect", str(tmp_path / "data")]) == 64
+    assert "--output is missing: the HTML file with the report on" in capsys.readouterr().err
     text = report_file.read_text()
     for expected in (
         "a &lt;b&gt; dog", "two blue cats", "1 empty caption", "1 cropped; 1 reduced", "8-15",

@@ -144,10 +144,13 @@ def is_corpus(where: Sequence[str]) -> bool:
     from imagen_jax.data.corpora import looks_like_corpus
 
     first = where[0]
-    if os.path.isdir(first):
-        embedded = ("manifest.json", "progress")
-        return not any(os.path.exists(os.path.join(first, name)) for name in embedded)
-    return looks_like_corpus(first)
+    return not holds_embeddings(where) if os.path.isdir(first) else looks_like_corpus(first)
+
+
+def holds_embeddings(where: Sequence[str]) -> bool:
+    """Is it a folder that `imagen embed` has written to?"""
+    embedded = ("manifest.json", "progress")
+    return any(os.path.exists(os.path.join(where[0], name)) for name in embedded)
 
 
 def open_given(

@@ -11,7 +11,7 @@ from imagen_jax.cli.corpus import (
     WHERE,
     add_opening,
     add_size,
-    is_corpus,
+    holds_embeddings,
     open_given,
 )
 from imagen_jax.cli.status import show
@@ -172,7 +172,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
     require("train", "imagen data inspect")
     output = None if args.output is None else new_file(args.output)
-    if is_corpus(args.where) or args.kind is not None:
+    if args.kind is not None or not holds_embeddings(args.where):
         from imagen_jax.data.preview import lines_of, preview, write_preview
 
         fit = args.fit or (FITS[1] if args.image_size is None else FITS[0])

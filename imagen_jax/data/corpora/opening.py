@@ -131,8 +131,8 @@ def open_corpus(
 
 
 def looks_like_corpus(where: str) -> bool:
-    """Is it a file that is there, or a name or pattern of files of a known kind?"""
-    return os.path.isfile(where) or _kind_by_name(where) is not None
+    """Is it a file that is there, a pattern, or a name of files of a known kind?"""
+    return os.path.isfile(where) or storage.is_pattern(where) or _kind_by_name(where) is not None
 
 
 def _common(files: Sequence[str]) -> str:

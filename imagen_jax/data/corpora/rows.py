@@ -140,7 +140,7 @@ class RowCorpus:
 
     def _part(self, start: int, end: int) -> Iterator[Row | Dropped]:
         """Rows from `start` up to `end`, but for those of an image that begins before, and with all
-        of one that begins within. Rows are read in order: a part goes on where the last ended."""
+        of one that begins within. Rows are read in order where parts are."""
         if start == 0:
             self._next = (0, None)
         elif start != self._edge:

@@ -73,6 +73,11 @@ def expand(place: str) -> list[str]:
     return sorted(set(found))
 
 
+def is_pattern(place: str) -> bool:
+    """Is it a glob or a brace expression?"""
+    return bool(_WILD.search(place) or _RANGE_IN_BRACES.search(place))
+
+
 def _without_braces(name: str) -> Iterator[str]:
     found = _BRACES.search(name)
     numbers = found and _RANGE.fullmatch(found.group(1))
