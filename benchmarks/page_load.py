@@ -85,10 +85,13 @@ class Visitor:
         query = {"client_id": self._client, "next_message_id": 0, "implicit_handshake": "true",
                  "tab_id": str(uuid.uuid4()), "document_id": str(uuid.uuid4()),
                  "old_tab_id": ""}  # fmt: skip
+        started = time.monotonic()
         await self._socket.connect(
             self._address + "?" + "&".join(f"{k}={v}" for k, v in query.items()),
             socketio_path="/_nicegui_ws/socket.io", transports=["websocket"],
+            wait_timeout=20,  # as browsers wait; Python's client would after a second give up
         )  # fmt: skip
+        self.waits.append(("connect", time.monotonic() - started))
 
     async def close(self) -> None:
         """Closes the tab."""

@@ -107,10 +107,10 @@ PIXELS, STATES = make_example(3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": encode(PIXELS[:8])}, r"record train/3 has an image of size 8 16 3 expected 16"),
+        ({"image": encode(PIXELS[:8])}, r"record train/3 has an image of size 8 16 expected 16 16"),
         ({"image": encode(PIXELS[..., 0])}, r"record train/3 has an image of size 16 16 1"),
         ({"image": encode(np.dstack([PIXELS, PIXELS[..., :1]]))}, r"train/3 .* size 16 16 4"),
-        ({"image": b"not an image"}, "(?i)unknown image"),
+        ({"image": b"not an image"}, "train/3 has an image that is neither PNG nor JPEG"),
         (
             {"states": (np.zeros((LENGTH + 1, WIDTH)),)},
             r"record train/3 has captions of 6 tokens, text_length allows 1 to 5",

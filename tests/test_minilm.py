@@ -17,6 +17,7 @@ from imagen_jax.text.encoder import (
     TextEncoder,
     load_encoder,
 )
+from imagen_jax.text.tokenizer import WordPiece
 
 ATOL = 2e-5  # states have magnitudes up to 6; float32 sums in another order
 REFERENCE = Path(__file__).parent / "testdata" / "minilm_reference.npz"
@@ -162,3 +163,20 @@ def test_weights_of_another_shape_are_refused():
         minilm.read_params(path, replace(minilm.MINILM_L6, vocab_size=100))
     with pytest.raises(ValueError, match=r"no tensor 'encoder\.layer\.6"):
         minilm.read_params(path, replace(minilm.MINILM_L6, layers=7))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"model": {"type": "WordPiece", "vocab": {"a": -1}}}',
+    ],
+)
+def test_tokenizers_of_another_form_are_refused(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer of Hugging Face: "):
+        WordPiece(path, 128)

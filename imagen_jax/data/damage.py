@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from imagen_jax.data.reading import ShardTable
+from imagen_jax.data.records import DamagedRecordError
 from imagen_jax.errors import UserError, printable
 
 _ERRORS = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
@@ -99,6 +100,8 @@ class Damage:
     def _fault(self, record: int) -> str | None:
         try:
             self._check(self._table.read(record))
+        except DamagedRecordError as error:
+            return error.fault
         except _ERRORS as error:
             return first_line(error)
         return None

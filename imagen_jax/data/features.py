@@ -211,9 +211,16 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         return {name: features[name] for name in self.MODEL_FEATURES}
 
     def _image_features(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        # channels=0 keeps the file's own channels, so that grey or transparent images are seen.
-        pixels = tf.io.decode_image(record["image"], channels=0, expand_animations=False)
         size = [self._record_size, self._record_size, 3]
+        # What it says of its size comes first: decoding takes memory for as much.
+        said = _size_said(record["image"], record["id"])
+        decodable = tf.debugging.Assert(
+            tf.reduce_all(tf.equal(said, size[:2])),
+            ["record", record["id"], "has an image of size", said, "expected", size[:2]],
+        )
+        with tf.control_dependencies([decodable]):
+            # channels=0 keeps the file's own channels, so that grey or transparent images are seen.
+            pixels = tf.io.decode_image(record["image"], channels=0, expand_animations=False)
         suitable = tf.debugging.Assert(
             tf.reduce_all(tf.equal(tf.shape(pixels), size)),
             ["record", record["id"], "has an image of size", tf.shape(pixels), "expected", size],
@@ -290,6 +297,22 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
         # _square draws by positions, which are not negative.
         seed = [tf.cast(self._seed, tf.int64), -1 - position]
         return tf.random.stateless_uniform([], seed, 0, captions, tf.int32)
+
+
+def _size_said(image: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+    """(height, width) of a PNG or JPEG by its header."""
+    is_png = tf.equal(tf.strings.substr(image, 0, 4), b"\x89PNG")
+    is_jpeg = tf.equal(tf.strings.substr(image, 0, 2), b"\xff\xd8")
+    known = tf.debugging.Assert(
+        is_png | is_jpeg, ["record", name, "has an image that is neither PNG nor JPEG"]
+    )
+
+    def of_png() -> tf.Tensor:
+        words = tf.io.decode_raw(image, tf.int32, little_endian=False, fixed_length=24)
+        return words[5:3:-1]  # height and width of its first chunk
+
+    with tf.control_dependencies([known]):
+        return tf.cond(is_png, of_png, lambda: tf.io.extract_jpeg_shape(image)[:2])
 
 
 def _to_unit_range(pixels: tf.Tensor) -> tf.Tensor:

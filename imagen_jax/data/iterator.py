@@ -147,10 +147,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
     def _records(self, wanted: np.ndarray) -> list[records.Record]:
         self.damage.examine(wanted, self._given)
-        return [
-            records.parse_record(self._reader.table.read(self.damage.replaced.get(i, i)).numpy())
-            for i in wanted.tolist()
-        ]
+        replaced = self.damage.replaced
+        return [self._reader.table.record(replaced.get(i, i)) for i in wanted.tolist()]
 
     def position(self) -> dict[str, Any]:
         """Return where the next batch is, as JSON that `restore` takes."""

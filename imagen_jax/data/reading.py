@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from imagen_jax.data import records
+from imagen_jax.errors import UserError
 
 _PARALLEL_RUNS = 4
 _PARALLEL_OFFSETS = 16
@@ -32,13 +33,14 @@ class ShardTable:
     Attributes:
       paths: paths of the shards.
       first: [shards + 1] number of each shard's first record, and of all records.
-      offset: (path, place of a record in it) -> where the record begins; remembers some.
+      offset: (path, place of a record in it, number of records) -> where they begin, see
+        records.locate_records; remembers some.
     """
 
     paths: Sequence[str]
     first: np.ndarray
-    offset: Callable[[str, int], int] = field(
-        default_factory=lambda: functools.lru_cache(maxsize=_REMEMBERED)(records.read_offset),
+    offset: Callable[[str, int, int], int] = field(
+        default_factory=lambda: functools.lru_cache(maxsize=_REMEMBERED)(records.locate_records),
         init=False,
         repr=False,
     )
@@ -67,6 +69,9 @@ class ShardTable:
 
         Returns:
           (paths, byte offsets int64, numbers of records int64), each [runs].
+
+        Raises:
+          UserError: offsets, or the length of a record, are not what they should be.
         """
         shard = np.searchsorted(self.first, wanted, side="right") - 1
         breaks = (np.diff(wanted) != 1) | (np.diff(shard) != 0)
@@ -76,18 +81,35 @@ class ShardTable:
         paths = [self.paths[s] for s in shard[starts]]
         # A shard may lie on storage that takes milliseconds to answer: all are asked at once.
         with ThreadPoolExecutor(_PARALLEL_OFFSETS) as pool:
-            offsets = list(pool.map(self.offset, paths, places.tolist()))
+            offsets = list(pool.map(self.offset, paths, places.tolist(), counts.tolist()))
         return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
 
     def read(self, record: int) -> tf.Tensor:
         """One serialized record.
 
         Raises:
+          UserError: see records.locate_records.
           tf.errors.DataLossError: it is damaged.
         """
         path, place = self.locate(record)
-        dataset = _records_from(tf.constant(path), tf.constant(self.offset(path, place), tf.int64))
-        return dataset.take(1).get_single_element()
+        offset = tf.constant(self.offset(path, place, 1), tf.int64)
+        return _records_from(tf.constant(path), offset).take(1).get_single_element()
+
+    def record(self, record: int) -> records.Record:
+        """One record.
+
+        Raises:
+          UserError: it is damaged; names its file and place.
+        """
+        path, place = self.locate(record)
+        try:
+            serialized = self.read(record).numpy()
+        except tf.errors.DataLossError as error:
+            raise records.DamagedRecordError(path, place, error.message) from error
+        try:
+            return records.parse_record(serialized)
+        except UserError as error:
+            raise records.DamagedRecordError(path, place, str(error)) from error
 
 
 class Order(Protocol):

@@ -21,6 +21,7 @@ Reading and checking manifests needs no TensorFlow.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ import ml_dtypes
 import numpy as np
 
 from imagen_jax import files
+from imagen_jax.data.manifest_form import fault_of
 from imagen_jax.errors import UserError
 from imagen_jax.extras import import_tensorflow, require
 
@@ -44,6 +46,8 @@ OFFSETS_DTYPE = np.dtype("<u8")
 _PARALLEL_CHECKS = 32
 FRAME = 16
 """Bytes that TFRecord adds to a record: its length, and two checksums."""
+LENGTH = 8
+"""Of these, bytes of the length, which come first."""
 
 Manifest = dict[str, Any]
 """{"format", "encoder": {"name", "fingerprint", "width", "max_length"}, "source": {split: {...}},
@@ -120,9 +124,25 @@ def serialize_record(record: Record, states: str = "bfloat16") -> bytes:
 
 
 def parse_record(serialized: bytes) -> Record:
-    """Reads a serialized tf.train.Example back."""
+    """Reads a serialized tf.train.Example back.
+
+    Raises:
+      UserError: it is none, or not of this form.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _parse_record(serialized)
+    except (DecodeError, IndexError, ValueError) as error:
+        raise UserError(f"no example with an image, a caption and token states: {error}") from error
+
+
+def _parse_record(serialized: bytes) -> Record:
     feature = tensorflow().train.Example.FromString(serialized).features.feature
     stored, lengths = feature["emb"].bytes_list.value[0], feature["emb_len"].int64_list.value
+    captions = tuple(caption.decode() for caption in feature["caption"].bytes_list.value)
+    if len(captions) != len(lengths) or min(lengths) < 1:
+        raise ValueError(f"{len(captions)} captions of {list(lengths)} tokens")
     if "emb_scale" in feature:
         scale = np.frombuffer(feature["emb_scale"].bytes_list.value[0], "<f4")
         states = np.frombuffer(stored, np.int8).reshape(sum(lengths), -1) * scale[:, None]
@@ -131,16 +151,24 @@ def parse_record(serialized: bytes) -> Record:
         states = np.frombuffer(stored, STATES_DTYPE).reshape(sum(lengths), -1)
     return Record(
         id=feature["id"].bytes_list.value[0].decode(),
-        captions=tuple(caption.decode() for caption in feature["caption"].bytes_list.value),
+        captions=captions,
         image=feature["image"].bytes_list.value[0],
         states=tuple(np.split(states, np.cumsum(lengths)[:-1])),
     )
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
-    """All records of one shard, in order."""
-    for serialized in tensorflow().data.TFRecordDataset(str(path)).as_numpy_iterator():
+    """All records of one shard, in order.
+
+    Raises:
+      UserError: at the end, where a record is longer than the file.
+    """
+    sound, fault = sound_records(path)
+    dataset = tensorflow().data.TFRecordDataset(str(path)).take(sound)
+    for serialized in dataset.as_numpy_iterator():
         yield parse_record(serialized)
+    if fault:
+        raise UserError(f"{path}: {fault}")
 
 
 class RecordWriter:
@@ -183,17 +211,72 @@ def read_offsets(shard: str | Path) -> np.ndarray:
     return np.frombuffer(offsets_path(shard).read_bytes(), OFFSETS_DTYPE)
 
 
-def read_offset(shard: str | Path, place: int) -> int:
-    """Byte offset of one record of a shard, read alone: a shard may have very many.
+class DamagedRecordError(UserError):
+    """A record is not what it should be.
+
+    Attributes:
+      fault: what is wrong with it.
+    """
+
+    def __init__(self, shard: str | Path, place: int, fault: str):
+        super().__init__(f"{shard}: record {place} is damaged or unsuitable: {fault}")
+        self.fault = fault
+
+
+def locate_records(shard: str | Path, place: int, count: int = 1) -> int:
+    """Byte offset of neighbouring records of a shard, each as long as the offsets say.
+
+    TensorFlow takes memory for as many bytes as a record says that it has, and ends the process
+    where there is none. The offsets are read alone: a shard may have very many.
+
+    Args:
+      shard: the shard.
+      place: place of the first record in it.
+      count: number of records.
 
     Raises:
-      UserError: the shard has no offset of that place.
+      UserError: the offsets were cut, or are no places of records in the shard.
+      DamagedRecordError: a record says that it has another length.
     """
-    with offsets_path(shard).open("rb", buffering=0) as file:
-        found = os.pread(file.fileno(), OFFSETS_DTYPE.itemsize, place * OFFSETS_DTYPE.itemsize)
-    if len(found) < OFFSETS_DTYPE.itemsize:
-        raise UserError(f"{offsets_path(shard)} has no offset of record {place}: it was cut")
-    return int(np.frombuffer(found, OFFSETS_DTYPE)[0])
+    path, item = offsets_path(shard), OFFSETS_DTYPE.itemsize
+    with path.open("rb", buffering=0) as file:
+        found = os.pread(file.fileno(), (count + 1) * item, place * item)
+    if len(found) < (count + 1) * item:
+        raise UserError(f"{path} has no offset of record {place + len(found) // item}: it was cut")
+    offsets = np.frombuffer(found, OFFSETS_DTYPE).tolist()
+    with open(shard, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for number, (start, end) in enumerate(itertools.pairwise(offsets), place):
+            if not start + FRAME <= end <= size:
+                raise UserError(
+                    f"{path} says that record {number} lies from byte {start} to byte {end} of a "
+                    f"shard that has {size}"
+                )
+            length = int.from_bytes(os.pread(file.fileno(), LENGTH, start), "little")
+            if length != end - start - FRAME:
+                fault = (
+                    f"at byte {start} it says that it has {length} bytes, and {path.name} that it "
+                    f"has {end - start - FRAME}"
+                )
+                raise DamagedRecordError(shard, number, fault)
+    return offsets[0]
+
+
+def sound_records(path: str | Path) -> tuple[int, str]:
+    """(number of records that end within a file of TFRecords, what is wrong with the next one).
+
+    TensorFlow takes memory for as many bytes as a record says that it has, and ends the process
+    where there is none.
+    """
+    at = number = 0
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while at < size:
+            end = at + int.from_bytes(os.pread(file.fileno(), LENGTH, at), "little") + FRAME
+            if end > size:
+                return number, f"truncated record at byte {at}"
+            at, number = end, number + 1
+    return number, ""
 
 
 def load_manifest(directory: str | Path, check_files: bool = True) -> Manifest:
@@ -225,6 +308,8 @@ def load_manifest(directory: str | Path, check_files: bool = True) -> Manifest:
         )
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
         raise UserError(f"{path} was changed after it was written: its fingerprint does not match")
+    if fault := fault_of(manifest):
+        raise UserError(f"{path} is no manifest of embeddings: {fault}")
     if check_files:
         for split in manifest["splits"]:
             check_shards(directory, manifest, split)

@@ -31,7 +31,7 @@ def write_report(
       The number of records that were read.
 
     Raises:
-      UserError: see records.load_manifest.
+      UserError: see records.load_manifest; or a record is damaged.
     """
     manifest = records.load_manifest(directory)
     facts = {
@@ -46,7 +46,7 @@ def write_report(
         paths = [str(Path(directory) / name) for name in entry["shards"]]
         shards = ShardTable.of(list(zip(paths, entry["shard_examples"], strict=True)))
         places = spaced(entry["examples"], sampled)
-        of_split = [records.parse_record(shards.read(int(place)).numpy()) for place in places]
+        of_split = [shards.record(int(place)) for place in places]
         parts += _split(split, manifest["source"][split], entry, of_split, shown)
         read += len(of_split)
     write_page(output, str(directory), parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +28,12 @@ class WordPiece:
         Args:
           path: the tokenizer.json.
           max_length: most tokens a caption may have, [CLS] and [SEP] included.
-        """
-        from tokenizers import Tokenizer
 
+        Raises:
+          UserError: the file is no tokenizer.
+        """
         self.max_length = max_length
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer(path)
         special = (self._tokenizer.token_to_id(token) for token in ("[UNK]", "[CLS]", "[SEP]"))
         self.wordless = frozenset(token for token in special if token is not None)
 
@@ -53,6 +53,25 @@ class WordPiece:
         captions = _list_of(captions)
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(captions)]
         return _arrays(captions, ids, self.max_length)
+
+
+def read_tokenizer(path: str | Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a `tokenizer.json`, which neither cuts off nor pads.
+
+    Raises:
+      UserError: the file is none.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # where Rust panics, it is no Exception
+        raise UserError(f"{path} is no tokenizer of Hugging Face: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class SentencePiece:

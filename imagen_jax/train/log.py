@@ -14,6 +14,7 @@ import tensorflow as tf
 from clu import metric_writers
 from tensorboard.compat.proto.event_pb2 import Event
 
+from imagen_jax.data.records import sound_records
 from imagen_jax.files import atomic_path
 from imagen_jax.train.state import TrainState
 
@@ -117,8 +118,9 @@ def _drop_after(directory: Path, step: int) -> None:
     """Take all events after a step out of TensorBoard's files; it would draw curves backwards."""
     for path in directory.glob("events.*"):
         events, kept = 0, []
+        sound, _ = sound_records(path)
         with contextlib.suppress(tf.errors.DataLossError):  # the end of a file after a kill
-            for event in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for event in tf.data.TFRecordDataset(str(path)).take(sound).as_numpy_iterator():
                 events += 1
                 if Event.FromString(event).step <= step:
                     kept.append(event)

@@ -43,7 +43,7 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
     with _plain(place, start) as (path, fault_of_compression):
         if not fault_of_compression and not _begins_as_records(path):
             raise OtherKindError(place, "TFRecord file", start)
-        sound, cut = _sound_records(path)
+        sound, cut = records.sound_records(path)
         fault = fault_of_compression or cut
         dataset = tf.data.TFRecordDataset(str(path)).take(sound)
         names = set[str]()
@@ -83,23 +83,6 @@ def _begins_as_records(path: Path) -> bool:
     crc ^= 0xFFFFFFFF
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     return masked == int.from_bytes(header[8:], "little")
-
-
-def _sound_records(path: Path) -> tuple[int, str]:
-    """(number of records that end within the file, what is wrong with the one after them).
-
-    TensorFlow takes memory for as many bytes as a record says that it has, and ends the process
-    where there is none.
-    """
-    size, at, number = path.stat().st_size, 0, 0
-    with open(path, "rb") as file:
-        while at < size:
-            file.seek(at)
-            end = at + int.from_bytes(file.read(8), "little") + records.FRAME
-            if end > size:
-                return number, f"truncated record at byte {at}"
-            at, number = end, number + 1
-    return number, ""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval.features.clip import ACTIVATIONS, Params, Sizes
 from imagen_jax.eval.features.tensors import read_tensors
 from imagen_jax.files import read_json
+from imagen_jax.text.tokenizer import read_tokenizer
 
 TOKENIZER = "tokenizer.json"
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -196,16 +197,12 @@ def _tokenizer(
     path = directory / TOKENIZER
     if not path.is_file():
         raise UserError(f"{directory} has no {TOKENIZER}, CLIP's tokenizer")
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = read_tokenizer(path)
     if tokenizer.get_vocab_size() > vocabulary:
         raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, but the network knows {vocabulary}: "
             "they do not belong together"
         )
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
 
     def tokenize(texts: Sequence[str]) -> np.ndarray:
         """Ids [n, length]; behind the end of a text stand zeros.
