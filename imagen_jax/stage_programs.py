@@ -52,10 +52,10 @@ class StageInputs(NamedTuple):
 
     text: TextEmbedding
     keys: PRNGKey
-    low_res: Image | None = None
+    low_res: Float[Array, "b h w 3"] | None = None
     negative: TextEmbedding | None = None
-    image: Image | None = None
-    mask: Bool[Array, "b h w 1"] | None = None
+    image: Float[Array, "b H W 3"] | None = None
+    mask: Bool[Array, "b H W 1"] | None = None
 
 
 class Padding(NamedTuple):

@@ -1,9 +1,10 @@
-"""Settings of all tests: on the CPU, with one device, and with programs compiled only once."""
+"""Settings of all tests: on the CPU, with one device, compiled programs kept, shapes checked."""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,24 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
+import jaxtyping  # noqa: E402
+from shapes import annotated_modules  # noqa: E402
+
+# Before anything imports imagen_jax.
+jaxtyping.install_import_hook(annotated_modules(), "shapes.check")
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Lets wrong shapes through, to the errors that the package itself has for them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
 
 LONG = (
-    "wheel", "elastic", "multi_host", "notebook", "page_in_browser", "plan", "torture", "train",
-    "sharding", "stack",
+    "wheel", "elastic", "multi_host", "page_in_browser", "plan", "torture", "train", "sharding",
+    "stack",
 )  # fmt: skip
 """Files of tests that take a minute or more. Those of several processes come first, as they wait
 for one another; the programs that they compile are there when the others need them."""

@@ -74,6 +74,7 @@ def test_masked_keys_do_not_matter() -> None:
     assert not found["of v"][~mask].any()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_shapes_are_refused() -> None:
     q, k, v, _ = heads(2, 6, 5, 2, 16)
     for keys, values in ((k[:1], v[:1]), (k[:, :, :1], v[:, :, :1]), (k[..., :8], v[..., :8])):

@@ -165,7 +165,7 @@ def test_cached_text_changes_nothing(stage: str) -> None:
     logsnr, conditioning = conditioning_of(stage, given["text"])
     net = network(stage)
     plain, cache = net.apply(variables, given["x"], logsnr, conditioning, mutable=["text_cache"])
-    blank = conditioning._replace(text=TextEmbedding(*(x * 0 for x in conditioning.text)))
+    blank = conditioning._replace(text=jax.tree.map(jnp.zeros_like, conditioning.text))
     again = net.apply(variables | cache, given["x"], logsnr, blank)
     np.testing.assert_array_equal(plain, again)
 

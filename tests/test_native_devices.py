@@ -15,18 +15,18 @@ pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, compiling.COMPILERS)), reason="needs a C++ compiler"
 )
 
-TWO_DEVICES = """
+EIGHT_DEVICES = """
 import jax, numpy as np, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from imagen_jax import sharding
 from imagen_jax.models.attention import attend
 from imagen_jax.models.layers import Conv
 
-assert len(jax.devices()) == 2
+assert len(jax.devices()) == 8
 rng = np.random.default_rng(0)
 draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-x, kernel, q, k = draw(4, 16, 12, 24), draw(3, 3, 24, 40), draw(4, 9, 2, 16), draw(4, 7, 2, 16)
-seen = rng.random((4, 7)) < 0.7
+x, kernel, q, k = draw(8, 16, 12, 24), draw(3, 3, 24, 40), draw(8, 9, 2, 16), draw(8, 7, 2, 16)
+seen = rng.random((8, 7)) < 0.7
 
 def network(x, kernel, q, k):
     params = {"params": {"conv": {"kernel": kernel, "bias": jnp.zeros(40)}}}
@@ -46,12 +46,12 @@ def run(axes, devices):
     return step(x, kernel, q, k), program
 
 alone, _ = run({"data": 1}, jax.devices()[:1])
-for axes in ({"data": 2}, {"fsdp": 2}):
+for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
     found, program = run(axes, jax.devices())
     assert "winograd_convolve" in program and "attention_forward" in program
     for ours, expected in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
-for axes in ({"tensor": 2}, {"spatial": 2}):
+for axes in ({"data": 4, "tensor": 2}, {"data": 4, "spatial": 2}):
     assert "winograd_convolve" not in run(axes, jax.devices())[1]
 """
 
@@ -75,10 +75,10 @@ for function, args in ((lambda q: attend(q, q, q, seen), (q,)), (winograd.convol
 
 @pytest.mark.parametrize(
     ("code", "changes"),
-    [(TWO_DEVICES, {"JAX_NUM_CPU_DEVICES": "2"}), (X64, {"JAX_ENABLE_X64": "1"})],
-    ids=["two devices", "x64"],
+    [(EIGHT_DEVICES, {"JAX_NUM_CPU_DEVICES": "8"}), (X64, {"JAX_ENABLE_X64": "1"})],
+    ids=["eight devices", "x64"],
 )
-def test_kernels_compute_the_same_on_two_devices_and_with_x64(
+def test_kernels_compute_the_same_on_eight_devices_and_with_x64(
     code: str, changes: dict[str, str]
 ) -> None:
     done = subprocess.run(

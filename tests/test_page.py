@@ -360,6 +360,7 @@ def test_images_of_the_oldest_job_are_dropped_where_they_are_too_many(
     assert second.image(0) is not None
 
 
+@pytest.mark.slow
 def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,6 +356,7 @@ def test_search_starts_with_the_stages_own_choice_and_keeps_what_is_given() -> N
     ]
 
 
+@pytest.mark.slow
 def test_search_ranks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     """On one device there is one mesh, and without limits of memory the first accumulation fits."""
     args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL, "--search"]

@@ -1,91 +1,62 @@
-"""Annotations of shapes hold at every call of training and sampling, and a wrong shape is caught.
-
-The import hook must come before the package, so that the checks run in a process of their own:
-`python tests/test_shapes.py`.
-"""
+"""The checks of shapes.py, which all tests run under, catch what is wrong and nothing else."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import os
-import subprocess
-import sys
+import importlib.util
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
+from shapes import PACKAGE
 
-CHECKED = ("diffusion", "models", "sampling", "stage_programs")
+from imagen_jax.diffusion import make_schedule, time_grid
+from imagen_jax.diffusion.loss import loss_by_logsnr_bin
+from imagen_jax.diffusion.parametrization import diffuse
+from imagen_jax.models.attention import attend
+from imagen_jax.train.step import drop_text
+from imagen_jax.typing import TextEmbedding
+
+IMAGE = np.zeros((2, 4, 4, 3), np.float32)
+TEXT = TextEmbedding(jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool))
+QUERY = jnp.ones((2, 5, 1, 4))
 
 
-@pytest.mark.slow
-def test_annotated_shapes_hold_and_wrong_ones_are_caught() -> None:
-    done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, check=False, timeout=1800,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.splitlines()[-1] == "checked"
-
-
-def wrong_shapes_are_caught() -> None:
-    from imagen_jax.diffusion import make_schedule, time_grid
-    from imagen_jax.diffusion.loss import loss_by_logsnr_bin
-    from imagen_jax.diffusion.parametrization import diffuse
-    from imagen_jax.models.attention import attend
-
-    q, image = jnp.ones((2, 5, 1, 4)), np.zeros((2, 4, 4, 3), np.float32)
-    assert attend(q, q, q).shape == q.shape
-    assert diffuse(image, image, 0.5).shape == image.shape  # NumPy's arrays and numbers, too
+def test_shapes_that_agree_pass() -> None:
+    assert attend(QUERY, QUERY, QUERY).shape == QUERY.shape
+    assert diffuse(IMAGE, IMAGE, 0.5).shape == IMAGE.shape  # NumPy's arrays and numbers, too
     assert time_grid(make_schedule("cosine"), 6, "karras").shape == (7,)
+    assert drop_text(jax.random.key(0), TEXT, 0.1).states.shape == TEXT.states.shape
     assert len(loss_by_logsnr_bin(jnp.ones(5), jnp.zeros(5), jnp.arange(3.0))[0]) == 2
-    for function, arguments, name in (
-        (attend, (q, q[:1], q[:1]), "k"),
-        (diffuse, (image, image[:, :2], 0.5), "eps"),
-        (diffuse, (image[0], image[0], 0.5), "x0"),
-        (diffuse, (image.astype(int), image, 0.5), "x0"),
-    ):
-        with pytest.raises(jaxtyping.TypeCheckError, match=f"parameter '{name}'"):
-            function(*arguments)
 
 
-def annotations_hold() -> None:
-    """Traces the training step and the samplers of every kind of stage."""
-    import tiny
-
-    from imagen_jax import sharding
-    from imagen_jax.sampling import image_keys, whole_sampler
-    from imagen_jax.stage_programs import StageInputs
-    from imagen_jax.train.state import abstract_state
-    from imagen_jax.train.step import make_train_step
-
-    base, sr = tiny.stage("base"), tiny.stage("sr")
-    for stage, samplers in (
-        (base, ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m(sde=True)")),
-        (sr, ("ddim",)),
-        (sr.with_network(tiny.JIT), ("ddim",)),
-    ):
-        state: Any = abstract_state(stage, sharding.make_mesh())[0]
-        jax.eval_shape(make_train_step(stage), state, tiny.batch(stage, 4))
-        low_res = None if stage.low_res is None else jnp.zeros((2, stage.low_res, stage.low_res, 3))
-        text = tiny.conditioning(stage, 2).text
-        inputs = StageInputs(text, image_keys([1, 2]), low_res)
-        for sampler in samplers:
-            pad = 0 if low_res is None else 1
-            settings = dataclasses.replace(stage.sample, sampler=sampler, steps=2, pad=pad)
-            made = jax.eval_shape(
-                whole_sampler(stage, settings), state.params, inputs, jnp.float32(2), jnp.float32(0)
-            )
-            assert made.shape == (2, stage.resolution, stage.resolution, 3)
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (attend, (QUERY, QUERY[:1], QUERY[:1]), "k"),
+        (diffuse, (IMAGE, IMAGE[:, :2], 0.5), "eps"),
+        (diffuse, (IMAGE[0], IMAGE[0], 0.5), "x0"),
+        (diffuse, (IMAGE.astype(int), IMAGE, 0.5), "x0"),
+        (drop_text, (jax.random.key(0), TEXT._replace(mask=TEXT.mask[:, 1:]), 0.1), "text"),
+    ],
+)
+def test_a_wrong_shape_is_caught(
+    function: Callable[..., Any], arguments: tuple[Any, ...], name: str
+) -> None:
+    with pytest.raises(TypeCheckError, match=f"parameter '{name}'"):
+        function(*arguments)
 
 
-if __name__ == "__main__":
-    importlib.import_module("shapes")  # an error here: launch/setup.sh --dev installs beartype
-    jaxtyping.install_import_hook([f"imagen_jax.{name}" for name in CHECKED], "shapes.check")
-    wrong_shapes_are_caught()
-    annotations_hold()
-    print("checked")
+def test_every_module_that_names_shapes_is_checked() -> None:
+    names = [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"\w\[(Array|np\.ndarray), \"", path.read_text(encoding="utf-8"))
+    ]
+    loaders = {name: type(importlib.util.find_spec(name).loader) for name in names}
+    assert len(names) > 20
+    assert not [name for name, loader in loaders.items() if "jaxtyping" not in loader.__module__]

@@ -365,6 +365,7 @@ def test_parameters_that_do_not_fit_together() -> None:
         t5.config_of({"encoder": params["encoder"]})
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_tokens_and_mask_of_other_shapes() -> None:
     _, params = load_t5_encoder(checkpoint("t5x"))
     with pytest.raises(ValueError, match=r"one shape \[b, l\], got \(2, 3\) and \(2, 4\)"):

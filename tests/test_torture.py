@@ -1,17 +1,19 @@
-"""Training that is killed ends bit-identical; tests/torture.py does the same with more kills."""
+"""Training that is killed ends bit-identical; with more kills: python tests/torture.py."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from torture import torture
+
+SCRIPT = Path(__file__).with_name("torture.py")
 
 
 @pytest.mark.slow
-def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
-    done = torture(tmp_path, tiny.embeddings(), kills=2, steps=50, seed=36)
-    assert sum(done.statuses.values()) == 2
-    assert len(done.statuses) == 2  # both kinds
-    assert done.during_save > 0
+def test_training_that_is_killed_at_four_moments_ends_bit_identical() -> None:
+    command = [sys.executable, SCRIPT, "--kills", "4", "--steps", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert "4 kills: bit-identical" in done.stdout

@@ -1,4 +1,7 @@
-"""The built wheel works without the checkout, in an environment with only what it asks for."""
+"""The built wheel works without the checkout, in an environment with only what it asks for.
+
+The notebooks run there from their first cells to their last, made small, and show images.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -21,6 +25,9 @@ SMALL = {
         "COUNT": 16, "SIZE": 8, "STEPS": 2, "BATCH": 4, "CHANNELS": (48,), "BLOCKS": (1,),
     },
 }  # fmt: skip
+"""Parameters of the notebooks that make them run in seconds."""
+IMAGES = {"sample": 10, "inside-imagen": 16, "train-your-own": 3}
+"""Images that they show."""
 
 
 CORPORA = ROOT / "tests/testdata/corpora"
@@ -152,6 +159,22 @@ def test_embedding_training_and_notebooks_need_the_extra(wheel: Path, installed:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        there = {line.partition(" = ")[0] for line in cell.source.splitlines()}
+        assert SMALL[path.stem].keys() <= there, f"{path.stem} has the parameters {there}"
         cell.source += "".join(f"\n{key} = {value!r}" for key, value in SMALL[path.stem].items())
         nbformat.write(notebook, installed.folder / path.name)
         installed.run("jupyter-execute", "--inplace", "--timeout=600", path.name)
+        outputs = outputs_of(installed.folder / path.name)
+        shown = sum("image/png" in output.get("data", {}) for output in outputs)
+        assert shown == IMAGES[path.stem], path.name
+        if path.stem == "sample":
+            assert len(list((installed.folder / "samples").glob("*.png"))) == 9  # with a grid
+            assert "made again differs by at most" in "".join(
+                output.get("text", "") for output in outputs
+            )
+
+
+def outputs_of(path: Path) -> list[Any]:
+    """All outputs of a notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]

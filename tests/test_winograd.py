@@ -96,6 +96,7 @@ def test_the_kernel_takes_float32_of_enough_channels() -> None:
         assert not applies(4, 16, 16, 32)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_shapes_are_refused() -> None:
     _, kernel = image_and_kernel(1, 8, 8, 24, features=16)
     with pytest.raises(Exception, match="as many channels as the kernel takes"):

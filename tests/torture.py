@@ -2,35 +2,51 @@
 
   python tests/torture.py --kills 30
 
-Half of the kills are SIGKILL and half SIGTERM; a third of them come while a checkpoint is written.
+Half of the kills are SIGKILL and half SIGTERM; half of them come while a checkpoint is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import os
-import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import tiny
+from forks import fork, imagen, wait
+
+from imagen_jax.train.interruption import PREEMPTED
 
 TESTS = Path(__file__).resolve().parent
-PREEMPTED = 75
+
+STARTED, SAVING, SAVED = "started", "saving", "saved"
+"""Moments: before this start has saved anything, while it writes a checkpoint, and after that."""
 
 
-def command(data: Path, workdir: Path, steps: int) -> list[str]:
+class Kill(NamedTuple):
+    """A signal at a moment."""
+
+    signal: signal.Signals
+    moment: str
+
+
+KILLS = (
+    Kill(signal.SIGKILL, STARTED),
+    Kill(signal.SIGKILL, SAVING),
+    Kill(signal.SIGTERM, SAVING),
+    Kill(signal.SIGTERM, SAVED),
+)
+
+
+def arguments(data: Path, workdir: Path, steps: int) -> list[str]:
     """The training that is killed: saves every fifth step, and keeps two checkpoints."""
-    import tiny
-
     return [
-        sys.executable, "-m", "imagen_jax.main", "train",
-        "--config", str(TESTS / "tiny_config.py"), "--stage", "base",
+        "train", "--config", str(TESTS / "tiny_config.py"), "--stage", "base",
         "--data", str(data), "--workdir", str(workdir), "--set", *tiny.ONE_LEVEL,
         f"stages.base.train.steps={steps}", "stages.base.train.checkpoint_every=5",
         "stages.base.train.log_every=5", "stages.base.train.sample_every=0",
@@ -38,15 +54,14 @@ def command(data: Path, workdir: Path, steps: int) -> list[str]:
 
 
 class Torture:
-    """Kills one training at random times."""
+    """Kills one training."""
 
-    def __init__(self, data: Path, workdir: Path, steps: int, seed: int):
-        self._argv = command(data, workdir, steps)
+    def __init__(self, data: Path, workdir: Path, steps: int):
+        workdir.mkdir()
+        self._argv = arguments(data, workdir, steps)
         self._checkpoints = workdir / "base" / "checkpoints"
         self._log = workdir.with_suffix(".log")
-        self._random = random.Random(seed)
-        self.statuses: collections.Counter[int] = collections.Counter()
-        self.during_save = 0
+        self._log.touch()
 
     def _names(self) -> set[str]:
         try:
@@ -54,48 +69,40 @@ class Torture:
         except FileNotFoundError:
             return set()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                self._argv, stdout=log, stderr=log, cwd=TESTS.parent,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            )  # fmt: skip
+    def _start(self) -> int:
+        return fork(lambda: imagen(self._argv), self._log)
 
-    def kill_once(self) -> None:
-        """Starts training, lets it get somewhere, kills it, and waits for its end.
+    def _end(self, child: int, expected: int) -> None:
+        if (status := wait(child)) != expected:
+            said = self._log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"ended with {status}, expected {expected}: {said}")
+
+    def kill_once(self, kill: Kill) -> None:
+        """Starts training, kills it at a moment, and waits for its end.
 
         Raises:
-          RuntimeError: training ended before it could be killed, or not as it should.
+          RuntimeError: it did not come to that moment, or did not end as it should.
         """
-        before = self._names()
-        process = self._start()
-        while not self._names() - before:  # until it has saved, or begins to
-            if process.poll() is not None:
-                raise RuntimeError(
-                    f"ended with {process.returncode}, not killed; more steps? {self._tail()}"
-                )
-            time.sleep(0.01)
-        if self._random.random() < 1 / 3:
-            while not any("tmp" in name for name in self._names()) and process.poll() is None:
-                time.sleep(0.001)
-            self.during_save += 1
-        else:
-            time.sleep(self._random.uniform(0, 0.3))
-        number = self._random.choice([signal.SIGKILL, signal.SIGTERM])
-        process.send_signal(number)
-        status = process.wait(timeout=600)
-        self.statuses[status] += 1
-        expected = -signal.SIGKILL if number == signal.SIGKILL else PREEMPTED
-        if status != expected:
-            raise RuntimeError(f"ended with {status}, expected {expected}: {self._tail()}")
+        printed, before = self._log.stat().st_size, self._names()
+        child = self._start()
+
+        def reached() -> bool:
+            if kill.moment == STARTED:
+                return b"steps " in self._log.read_bytes()[printed:]
+            new = self._names() - before
+            return any(("tmp" in name) == (kill.moment == SAVING) for name in new)
+
+        while not reached():
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break  # and its status tells that it was too soon
+            time.sleep(0.001)
+        os.kill(child, kill.signal)
+        killed = kill.signal == signal.SIGKILL
+        self._end(child, -signal.SIGKILL if killed else PREEMPTED)
 
     def finish(self) -> None:
         """Trains to the end."""
-        if status := self._start().wait():
-            raise RuntimeError(f"ended with {status}: {self._tail()}")
-
-    def _tail(self) -> str:
-        return self._log.read_text(errors="replace")[-2000:]
+        self._end(self._start(), 0)
 
 
 def arrays_of(workdir: Path) -> dict[str, np.ndarray]:
@@ -114,44 +121,41 @@ def arrays_of(workdir: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def torture(directory: Path, data: Path, kills: int, steps: int, seed: int) -> Torture:
-    """Trains undisturbed and killed `kills` times.
+def torture(directory: Path, kills: Sequence[Kill], steps: int) -> None:
+    """Trains undisturbed and killed again and again.
 
     Raises:
       AssertionError: the final states differ in a bit.
     """
-    undisturbed = Torture(data, directory / "undisturbed", steps, seed)
-    (directory / "undisturbed").mkdir()
+    data = directory / "data"
+
+    def embed() -> None:
+        tiny.embed_colours(data)
+
+    assert wait(fork(embed)) == 0
+    undisturbed, killed = (
+        Torture(data, directory / name, steps) for name in ("undisturbed", "killed")
+    )
     undisturbed.finish()
-    killed = Torture(data, directory / "killed", steps, seed)
-    (directory / "killed").mkdir()
-    for _ in range(kills):
-        killed.kill_once()
+    for kill in kills:
+        killed.kill_once(kill)
     killed.finish()
     there, here = (arrays_of(directory / name) for name in ("undisturbed", "killed"))
     assert there.keys() == here.keys()
     for name, value in there.items():
         np.testing.assert_array_equal(here[name], value, err_msg=name, strict=True)
-    return killed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, help="(default: 40 for each kill)")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    import tiny
-
+    kills = [KILLS[i % len(KILLS)] for i in range(args.kills)]
     with tempfile.TemporaryDirectory() as directory:
         begin = time.monotonic()
-        done = torture(
-            Path(directory), tiny.embeddings(), args.kills, args.steps or 40 * args.kills, args.seed
-        )
-    print(
-        f"{args.kills} kills, {done.during_save} of them during a save, statuses "
-        f"{dict(done.statuses)}: bit-identical, in {time.monotonic() - begin:.0f} s"
-    )
+        torture(Path(directory), kills, args.steps or 40 * args.kills)
+    print(f"{args.kills} kills: bit-identical, in {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

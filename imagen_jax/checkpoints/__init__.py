@@ -14,6 +14,6 @@ checksums.py  by which damaged arrays are recognised
 cascades.py   a whole cascade, opened or exported: pretrained.py is what opening returns,
               exported.py the form that is shipped, of safetensors
 deepfloyd.py  import of DeepFloyd IF's public weights; deepfloyd_names.py has its names and config,
-              diffusers_files.py reads the files that a user downloaded
+              diffusers_files.py reads the files that a user downloaded, hub.py downloads them
 claim.py      stage.json: what a stage was started with, and what a resumed run may change
 """

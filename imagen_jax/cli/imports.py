@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, command
+from imagen_jax.errors import UserError
 
 
 def add_command(commands: Commands) -> None:
@@ -25,10 +26,20 @@ def add_command(commands: Commands) -> None:
         imagen sample --workdir if --encoder-weights IF-I-XL-v1.0 --low-memory \\
             --dtype bfloat16 "a photo of a red fox in the snow"
         imagen import deepfloyd IF-II-L-v1.0 --text-encoder IF-I-XL-v1.0 --output enlarge
-            stage II alone, which enlarges images of your own""",
+            stage II alone, which enlarges images of your own
+        imagen import deepfloyd --from-hub DeepFloyd/IF-I-XL-v1.0 DeepFloyd/IF-II-L-v1.0 \\
+            --variant fp16 --output if
+            downloads them first, with huggingface_hub installed and logged in""",
     )
     parser.add_argument("kind", choices=("deepfloyd",), help="whose weights they are")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="directory of a pipeline")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="directory of a pipeline")
+    parser.add_argument(
+        "--from-hub",
+        nargs="+",
+        metavar="OWNER/NAME",
+        help="in place of PATH: repositories on the Hugging Face hub, downloaded into its cache on "
+        "this machine; the first gives T5's encoder, too. Interrupted, the same command resumes",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cascade goes")
     parser.add_argument(
         "--text-encoder",
@@ -45,10 +56,23 @@ def add_command(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does what the parsed arguments say."""
+    if bool(args.paths) == bool(args.from_hub):
+        raise UserError("give the folders of the files, or --from-hub, and not both")
     from imagen_jax.checkpoints.deepfloyd import import_deepfloyd
+    from imagen_jax.checkpoints.exported import EXPORTED, new_files
 
+    paths = args.paths
+    if args.from_hub:
+        from imagen_jax.checkpoints.hub import download_pipeline
+
+        new_files(args.output, [EXPORTED])  # told before gigabytes are downloaded
+        paths = [
+            download_pipeline(name, args.variant, text=not number and args.text_encoder is None)
+            for number, name in enumerate(args.from_hub)
+        ]
+        print(f"downloaded: {', '.join(map(str, paths))}")
     written = import_deepfloyd(
-        args.paths, args.output, text_encoder=args.text_encoder, variant=args.variant
+        paths, args.output, text_encoder=args.text_encoder, variant=args.variant
     )
     for path in written:
         print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")

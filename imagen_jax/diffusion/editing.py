@@ -50,7 +50,7 @@ def resampling_path(steps: int, resamples: int, jump: int) -> np.ndarray:
     return np.asarray(path)
 
 
-def keep_outside(denoise: Denoiser, image: Image, mask: Bool[Array, "b h w 1"]) -> Denoiser:
+def keep_outside(denoise: Denoiser, image: Image, mask: Bool[Array, "#b h w 1"]) -> Denoiser:
     """Return the denoiser that knows an image outside of a mask: equation (21); RePaint.
 
     The known part of every estimate of x0 is replaced by the image. By equation (17) the known part

@@ -78,22 +78,22 @@ class Sampler(Protocol):
 
 
 def transfer(
-    x_t: Image,
-    x0: Image,
+    x_t: Float[Array, "*x"],
+    x0: Float[Array, "*x"],
     t: jax.Array,
     s: jax.Array,
     eta: float = 0.0,
-    noise: Image | None = None,
-) -> Image:
+    noise: Float[Array, "*x"] | None = None,
+) -> Float[Array, "*x"]:
     """x_s given x_t and an estimate of x0, with a share eta of fresh noise: equation (17).
 
     Args:
-      x_t: [b, ...] at logsnr t.
-      x0: [b, ...].
+      x_t: array of any shape, at logsnr t.
+      x0: array of that shape.
       t: [] logsnr of x_t.
       s: [] logsnr of the result, above t.
       eta: in [0, 1], a Python number: 0 is DDIM, 1 the posterior of ancestral sampling.
-      noise: [b, ...] standard normal; needed when eta > 0.
+      noise: standard normal; needed when eta > 0.
     """
     alpha_s, sigma_s = alpha_sigma(s)
     h = 0.5 * (s - t)
@@ -106,14 +106,16 @@ def transfer(
     return x_s + eta * sigma_s * jnp.sqrt(-jnp.expm1(-2.0 * h)) * noise
 
 
-def renoise(x_s: Image, s: jax.Array, t: jax.Array, noise: Image) -> Image:
+def renoise(
+    x_s: Float[Array, "*x"], s: jax.Array, t: jax.Array, noise: Float[Array, "*x"]
+) -> Float[Array, "*x"]:
     """x_t ~ q(x_t | x_s), back to a noisier level: equation (16).
 
     Args:
-      x_s: [b, ...] at logsnr s.
+      x_s: array of any shape, at logsnr s.
       s: [] logsnr of x_s.
       t: [] logsnr of the result, at most s.
-      noise: [b, ...] standard normal.
+      noise: standard normal.
     """
     log_ratio = 0.5 * (jax.nn.log_sigmoid(t) - jax.nn.log_sigmoid(s))
     _, sigma_t = alpha_sigma(t)

@@ -187,6 +187,7 @@ def test_resampling_path(steps, resamples, jump):
     assert np.sum(moves < 0) == blocks * (resamples - 1)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_inpainting_errors():
     image = jnp.zeros((1, 2, 2, 3))
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 1\).*\(1, 2, 2\)"):

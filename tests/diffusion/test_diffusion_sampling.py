@@ -333,6 +333,7 @@ def test_end_of_a_grid_must_be_within_the_schedule():
         time_grid(SCHEDULES[0], 5, "trailing", end_logsnr=2.0)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("grid", [[1.0], [[0.0, 1.0]], [1.0, 0.0], [0.0, np.nan], [0.0, 0.0, 1.0]])
 def test_bad_grids(grid):
     with pytest.raises(ValueError, match="grid"):

@@ -181,6 +181,7 @@ def test_schedules_are_static_arguments():
         make_schedule("cosine").logsnr_min = 0.0
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
