@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepfloyd_files
 import nbformat
 import pytest
 
@@ -24,9 +25,10 @@ SMALL = {
     "train-your-own": {
         "COUNT": 16, "SIZE": 8, "STEPS": 2, "BATCH": 4, "CHANNELS": (48,), "BLOCKS": (1,),
     },
+    "deepfloyd": {"FOLDERS": ["one", "two"], "VARIANT": None, "DTYPE": "float32", "STEPS": 2},
 }  # fmt: skip
 """Parameters of the notebooks that make them run in seconds."""
-IMAGES = {"sample": 10, "inside-imagen": 16, "train-your-own": 3}
+IMAGES = {"deepfloyd": 5, "sample": 10, "inside-imagen": 16, "train-your-own": 3}
 """Images that they show."""
 
 
@@ -156,6 +158,8 @@ def test_embedding_training_and_notebooks_need_the_extra(wheel: Path, installed:
         "--workdir", "trained", "--set", *(f"stages.sr.train.{setting}" for setting in settings),
     )  # fmt: skip
     assert (installed.folder / "trained/sr").is_dir()
+    deepfloyd_files.write_text_encoder(deepfloyd_files.write_stage(installed.folder / "one", "I"))
+    deepfloyd_files.write_stage(installed.folder / "two", "II", "float16", "fp16", shards=3)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
