@@ -23,9 +23,9 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 
 LOCK = ".lock"
 
@@ -102,11 +102,17 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises:
       UserError: an address, or a file is there or above it.
+      MachineError: it may not be written to, or not be made.
     """
     local = local_path(path)
-    there = next(place for place in (local, *local.absolute().parents) if place.exists())
+    there = next(place for place in (local, *local.absolute().parents) if os.path.lexists(place))
+    if there.is_symlink() and not there.exists():
+        raise UserError(f"{there} is a link to {os.readlink(there)}, which is not there")
     if not there.is_dir():
         raise UserError(f"{there} is a file; give the path of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        where = "it" if there in (local, local.absolute()) else there
+        raise MachineError(f"{local} cannot be written: {where} may not be written to")
     return local
 
 
@@ -146,8 +152,17 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, synced and renamed to `path` if the block succeeds."""
+def atomic_path(path: str | Path, new: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, synced and renamed to `path` if the block succeeds.
+
+    Args:
+      path: the file.
+      new: it is not to replace another, such as one that was written since new_file looked.
+
+    Raises:
+      UserError: another file is there now; what the block wrote is kept under the name of the
+        message.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -155,10 +170,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
         # Data before name: after a power cut the final name must never show half a file.
         _sync(temporary)
-        os.replace(temporary, path)
+        free = unused_name(path) if new else path
+        os.replace(temporary, free)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    if free != path:
+        raise UserError(
+            f"{path} was written by another process in the meantime, and nothing is overwritten; "
+            f"this one's is {free}"
+        )
+
+
+def unused_name(path: Path, first: int = 1) -> Path:
+    """Return the first free name of "sheet.png", "sheet-2.png", "sheet-3.png" and so on.
+
+    Args:
+      path: the first of these names.
+      first: number to begin with; 2 leaves out the plain name.
+    """
+    number = first
+    while True:
+        name = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(name):
+            return name
+        number += 1
 
 
 @functools.cache
@@ -172,7 +208,12 @@ def _umask() -> int:
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
+        temporary.write_bytes(as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Return what write_json writes."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def fingerprint(value: Any) -> str:
@@ -209,7 +250,7 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
     """
     directory = output_folder(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+", encoding="utf-8") as file:
+    with _open_lock(directory / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -224,10 +265,36 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
                 "second process that writes there",
                 file=sys.stderr,
             )
+        if not file.writable():
+            yield
+            return
         file.truncate(0)
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"{work} (process {os.getpid()} on {socket.gethostname()}, since {now})\n")
         file.flush()
+        yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a file to be locked: that of another user, who may be writing, is only read."""
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except PermissionError:
+        if not os.access(path.parent, os.W_OK):
+            raise
+        return open(path, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def in_turn(directory: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of this directory, for moments at most.
+
+    Args:
+      directory: an existing directory; a file .turn stays in it.
+    """
+    with _open_lock(directory / ".turn") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -10,6 +10,7 @@ import argparse
 import atexit
 import gc
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
+            _end_at_once(argv)
             sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has closed it, as head does.
@@ -78,6 +80,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt as interrupt:
+        _end_at_once(argv)
         print(f"\nimagen: interrupted{str(interrupt) or args.when_interrupted}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -90,6 +93,16 @@ def _run(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
         print(f"imagen: error: {message}", file=sys.stderr)
         return status
+
+
+def _end_at_once(argv: Sequence[str] | None) -> None:
+    """Let Ctrl-C end a process that is about to end anyway, without tracebacks of its cleaning up.
+
+    Args:
+      argv: as for main; a process that goes on after main keeps its signals.
+    """
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_parser() -> argparse.ArgumentParser:

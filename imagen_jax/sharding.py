@@ -65,18 +65,26 @@ def join_hosts(where: str) -> None:
                 "GKE or Slurm job, say which host this is: ID/COUNT@HOST:PORT"
             ) from error
         return
-    match = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", where)
+    number, count, address = parse_hosts(where)
+    host = address.rpartition(":")[0]
+    # Left to itself, the coordinator listens to every network that reaches this machine.
+    here = address if host in ("localhost", "127.0.0.1", "[::1]") else None
+    jax.distributed.initialize(address, count, number, coordinator_bind_address=here)
+
+
+def parse_hosts(where: str) -> tuple[int, int, str]:
+    """Return (which host this is, how many there are, address of the first) of join_hosts's text.
+
+    Raises:
+      UserError: another form.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", where, re.ASCII)
     if match is None or not int(match[1]) < int(match[2]):
         raise UserError(
             f"multi-host is {where!r}; it must be 'auto', or ID/COUNT@HOST:PORT with ID from 0 to "
             "COUNT - 1, such as 0/2@10.0.0.1:9911"
         )
-    host = match[3].rpartition(":")[0]
-    # Left to itself, the coordinator listens to every network that reaches this machine.
-    here = match[3] if host in ("localhost", "127.0.0.1", "[::1]") else None
-    jax.distributed.initialize(
-        match[3], int(match[2]), int(match[1]), coordinator_bind_address=here
-    )
+    return int(match[1]), int(match[2]), match[3]
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:

@@ -26,7 +26,7 @@ from imagen_jax.cascade import (
     read_mask,
     sweep,
 )
-from imagen_jax.cascade.compiled import export_stage
+from imagen_jax.cascade.compiled import export_stages
 from imagen_jax.cascade.files import save_image
 from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import resize, resize_mask
@@ -199,7 +199,7 @@ def test_arguments_that_do_not_fit(cascade: Cascade, options: dict[str, Any], me
         (lambda c, d: save_image(SQUARE, {}, d / "a.gif"), "a.gif must end in one of .png, .webp"),
         (lambda c, d: c.request(["a"], text=TextEmbedding(np.zeros((1, 3, 9)), np.ones((1, 3)))),
          "text must have states [1, l, 384] and a mask [1, l] with l at most 32; got"),
-        (lambda c, d: export_stage(c._pretrained, c.stages[0], d, platforms=["abacus"]),
+        (lambda c, d: export_stages(c._pretrained, d, platforms=["abacus"]),
          "unknown platform 'abacus'; choices: "),
         (lambda c, d: choose_stages([c.stages[0], dataclasses.replace(
             c.stages[1], text=dataclasses.replace(c.stages[1].text, max_length=9))], None),

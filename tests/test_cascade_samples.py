@@ -246,17 +246,22 @@ def test_the_default_folder_is_a_new_one(
 
 
 def test_sigterm_keeps_finished_images(directory: Path, tmp_path: Path) -> None:
-    """Two stages of two images, one at a time; told to stop in the second one of the last stage."""
+    """Two stages of two images, one at a time; told to stop in the second one of the last stage,
+    and once more by Ctrl-C while what is there is written."""
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv.pop(1));"
         "import tiny; from imagen_jax import main;"
-        "from imagen_jax.cascade import run, cascade;"
+        "from imagen_jax.cascade import run, cascade, folder;"
         "run.BATCH_SIZES = (1,); steps, seen = run.sample_steps, [];\n"
         "def stop(*args, **kwargs):\n"
         "    seen.append(args)\n"
         "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    yield from steps(*args, **kwargs)\n"
-        "run.sample_steps = stop\n"
+        "run.sample_steps = stop; save = folder.save_image\n"
+        "def again(image, record, path):\n"
+        "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return save(image, record, path)\n"
+        "folder.save_image = again\n"
         "sys.exit(main.main(sys.argv[1:]))"
     )
     argv = ["sample", PROMPTS[0], "--per-prompt", "2", "--workdir", str(directory)]

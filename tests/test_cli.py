@@ -299,6 +299,11 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
             ["data", "show", "--scenes", "demo", "--size", "1025", "--output", "x.png"],
             "1024",
         ),
+        (
+            ["train", "--config", "absent", "--stage", "base", "--data", "absent", "--workdir",
+             "w", "--multi-host", "2/2@localhost:1"],
+            "multi-host is '2/2@localhost:1'; it must be 'auto', or ID/COUNT@HOST:PORT",
+        ),
         (["embed", "--scenes", "quickstart", "--output", "x"], "--count"),
         (["data", "inspect", "x"], "no such file or folder as 'x'"),
     ],
@@ -427,7 +432,7 @@ def test_sample_passes_on_only_what_is_said() -> None:
         folder.unused.return_value.__enter__.return_value = folder.unused.return_value
         folder.unused.return_value.paths = folder.unused.return_value.written = []
         assert main_lib.main(argv) == 0
-    load.assert_called_once_with("w", None, None, dtype=None, low_memory=False)
+    load.assert_called_once_with("w", None, None, dtype=None, low_memory=False, lazy=True)
     (call,) = load.return_value.request.call_args_list
     assert call.args == (["a cat"],)
     assert call.kwargs == {"per_prompt": 1, "guidance": 2.0, "steps": {"base": 4, "sr": 2}}
@@ -609,6 +614,19 @@ def test_mistakes_in_options_are_one_line_and_say_what_is_meant(
     assert ended.value.code == 64
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+    """Once a command is over, and not where Python goes on after it."""
+    script = (
+        "import signal, sys; from imagen_jax import main\n"
+        "def ended(argv, handler):\n"
+        "    try: main.main(argv)\n"
+        "    except SystemExit: return signal.getsignal(signal.SIGINT) is handler\n"
+        "sys.argv = ['imagen', '--version']\n"
+        "assert ended(['--version'], signal.default_int_handler) and ended(None, signal.SIG_DFL)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 import imagen_jax.main as main_lib
-from imagen_jax.cascade import crop_to, read_image, read_record
+from imagen_jax.cascade import Cascade, crop_to, read_image, read_record
 from imagen_jax.cascade.images import resize
 
 PROMPT = "a red image"
@@ -121,6 +121,9 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--start-stage", "sr"], "give it as image"),
         ([PROMPT, "--seed", "-1"], "seeds must be whole numbers"),
         ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 everywhere"),
+        ([PROMPT, "--sampler", "nonsense"], "base: sampler is 'nonsense'; choices: ddpm("),
+        ([PROMPT, "--size", "9"], "cannot make images of 9 x 9"),
+        ([PROMPT, "--output", "binary.txt"], "binary.txt is a file; give the path of a folder"),
         (["--from", "prompts.txt"], "prompts.txt is no image"),
         (["--from", "a.png", PROMPT, "--steps", "2"], "leave out prompts, --steps"),
         (["--prompts", "binary.txt"], "binary.txt is no text in UTF-8"),
@@ -133,6 +136,7 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a cat")
     Path("binary.txt").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(Cascade, "load_rest", lambda _: pytest.fail("waited for weights"))
     assert main_lib.main(["sample", *argv, "--workdir", str(directory)]) == 64
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1]

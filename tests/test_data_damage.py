@@ -1,13 +1,16 @@
 """Damaged records: named, or counted and read past, as many as a host tolerates."""
 
 import collections
+import os
 import re
+import traceback
 
 import pytest
+import tensorflow as tf
 from embedding_shards import EXAMPLES, batches, order, write_shards
 
 from imagen_jax.data import records
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 
 
 def damage(directory, shard, places):
@@ -98,6 +101,34 @@ def test_the_first_host_looks_for_all_files_and_the_others_as_they_read(tmp_path
     second = batches(tmp_path, host=(1, 2))
     with pytest.raises(UserError, match=rf"^cannot read the embeddings in \S+: .*\.{suffix}"):
         next(second)
+
+
+def test_storage_that_refuses_is_told_and_nothing_goes_on_reading(tmp_path):
+    """As where too many files are open, or they may not be read any more."""
+    write_shards(tmp_path)
+    iterator = batches(tmp_path)
+    for path in tmp_path.glob("*.tfrecord"):
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*Is a directory") as caught:
+        next(iterator)
+    frames = traceback.walk_tb(caught.value.__cause__.__traceback__)
+    assert not [frame for frame, _ in frames if "tensorflow" in frame.f_code.co_filename]
+    refusal = tf.errors.PermissionDeniedError(None, None, "x.tfrecord; Permission denied")
+    iterator._batches = (_ for _ in [1] if raises(refusal))
+    with pytest.raises(UserError, match=r"cannot read .*: x\.tfrecord; Permission denied"):
+        next(iterator)
+
+
+def raises(error):
+    raise error
+
+
+def test_shards_that_may_not_be_read_are_told_before_training(tmp_path, monkeypatch):
+    write_shards(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _: "00002" not in str(path))  # root may all
+    with pytest.raises(MachineError, match=r"train-00002-of-00004\.tfrecord may not be read"):
+        batches(tmp_path)
 
 
 def test_offsets_that_were_cut(tmp_path):

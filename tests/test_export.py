@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import tiny
 
 import imagen_jax.main as main_lib
 from imagen_jax.cascade import Cascade
-from imagen_jax.cascade.compiled import export_stage
+from imagen_jax.cascade.compiled import export_stages
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.sampling import from_uint8, to_uint8
 
@@ -55,7 +56,7 @@ def test_files_and_arguments_of_a_compiled_export(exported: Path, directory: Pat
 
 def test_for_platforms_that_are_not_here(directory: Path, tmp_path: Path) -> None:
     cascade = open_cascade(directory)
-    export_stage(cascade, cascade.stages[0], tmp_path, platforms=["cpu", "tpu"])
+    export_stages(cascade, tmp_path, platforms=["cpu", "tpu"], stages=cascade.stages[:1])
     assert json.loads((tmp_path / "base.json").read_text())["platforms"] == ["cpu", "tpu"]
 
 
@@ -112,12 +113,28 @@ def test_compiled_weights_round_trip(directory: Path, tmp_path: Path, dtype: str
             )
 
 
+def test_weights_that_may_not_be_read_are_not_taken_for_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the other stage alone would be exported."""
+    listed = os.listdir
+
+    def of_base_closed(path: Path) -> list[str]:
+        if "base" in Path(path).parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", of_base_closed)
+    with pytest.raises(PermissionError, match="base/checkpoints"):
+        open_cascade(tiny.workdir())
+
+
 def test_an_exported_program_is_not_replaced(directory: Path, tmp_path: Path) -> None:
     cascade = open_cascade(directory)
     (tmp_path / "base.json").write_text("another one's")
     with pytest.raises(ValueError, match=r"base\.json"):
-        export_stage(cascade, cascade.stages[0], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["base.json"]
+        export_stages(cascade, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "base.json"]
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:

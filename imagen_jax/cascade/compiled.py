@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from imagen_jax.checkpoints.exported import flat_weights, new_files
 from imagen_jax.checkpoints.pretrained import Pretrained, abstract_params
 from imagen_jax.chips import no_platform
 from imagen_jax.errors import UserError
+from imagen_jax.files import atomic_path
 from imagen_jax.sampling import image_keys, whole_sampler
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import SampleConfig
@@ -36,36 +36,54 @@ from imagen_jax.typing import TextEmbedding
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export_stage(
+def export_stages(
     cascade: Pretrained,
-    stage: Stage,
     output: str | Path,
-    settings: SampleConfig | None = None,
+    settings: Mapping[str, SampleConfig] | None = None,
     platforms: Sequence[str] = (),
+    stages: Sequence[Stage] | None = None,
 ) -> list[Path]:
-    """Write a stage as a compiled artefact.
+    """Write stages as compiled artefacts.
 
     Args:
-      cascade: the cascade that the stage belongs to.
-      stage: one of cascade.stages.
-      output: directory of the files; several stages may share it.
-      settings: sampling settings; None for its config's. Steps, sampler, time grid, threshold,
-        padding and whether and where there is guidance are fixed in the program; the guidance
-        scale and aug_level are arguments.
-      platforms: some of PLATFORMS, for which the program is lowered; () is that of this machine.
+      cascade: the cascade that the stages belong to.
+      output: directory of the files.
+      settings: sampling settings of stages by name; without them, those of the config. Steps,
+        sampler, time grid, threshold, padding and whether and where there is guidance are fixed in
+        the program; the guidance scale and aug_level are arguments.
+      platforms: some of PLATFORMS, for which programs are lowered; () is that of this machine.
+      stages: some of cascade.stages; None is all.
 
     Returns:
       Paths of the written files.
 
     Raises:
-      UserError: an unknown platform, the files are there already, or the stage's network calls
-        code that lies outside of a program.
+      UserError: an unknown platform, the files are there already, or a stage's network calls code
+        that lies outside of a program.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
-    paths = new_files(output, [f"{stage.name}.{kind}" for kind in ("jax", "safetensors", "json")])
-    settings = stage.sample if settings is None else settings
+    stages = cascade.stages if stages is None else stages
+    source = Path(run_exported.__file__)
+    names = [f"{stage.name}.{kind}" for stage in stages for kind in ("jax", "safetensors", "json")]
+    with new_files(output, [*names, source.name]) as paths:
+        for i, stage in enumerate(stages):
+            how = (settings or {}).get(stage.name, stage.sample)
+            _export(cascade, stage, paths[3 * i : 3 * i + 3], how, platforms)
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    return paths
+
+
+def _export(
+    cascade: Pretrained,
+    stage: Stage,
+    paths: Sequence[Path],
+    settings: SampleConfig,
+    platforms: Sequence[str],
+) -> None:
+    """Write a stage's program, weights and record."""
     shapes = flax.traverse_util.flatten_dict(abstract_params(stage), sep="/")
     inputs = _inputs(stage, settings)
     elsewhere = any(platform != jax.default_backend() for platform in platforms)
@@ -79,9 +97,10 @@ def export_stage(
         raise UserError(f"stage {error}: it cannot be exported as a program") from error
     weights = flat_weights(cascade.weights(stage))
 
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    paths[0].write_bytes(program.serialize())
-    safetensors.numpy.save_file(weights, paths[1])
+    with atomic_path(paths[0]) as temporary:
+        temporary.write_bytes(program.serialize())
+    with atomic_path(paths[1]) as temporary:
+        safetensors.numpy.save_file(weights, temporary)
     record = {
         "stage": stage.name,
         "program": paths[0].name,
@@ -101,9 +120,8 @@ def export_stage(
         "platforms": list(program.platforms),
         "jax": jax.__version__,
     }  # fmt: skip
-    paths[2].write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    source = Path(run_exported.__file__)
-    return [*paths, Path(shutil.copy(source, paths[0].with_name(source.name)))]
+    with atomic_path(paths[2]) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
 MEANINGS = {

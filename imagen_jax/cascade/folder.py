@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from imagen_jax.cascade.images import read_image
 from imagen_jax.cascade.request import Request
 from imagen_jax.cascade.run import Finished
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path, local_path, only_writer
+from imagen_jax.files import atomic_path, local_path, only_writer, unused_name
 from imagen_jax.grid import labelled_grid
 from imagen_jax.progress import progress
 
@@ -167,9 +167,15 @@ class Folder:
         for first, done in self._earlier:
             for row, image in zip(done.rows, done.images, strict=True):
                 path = self.paths[first + row]
-                if not path.is_file():
-                    kept.append(path.with_suffix(f".{done.stage}{path.suffix}"))
-                    save_image(image, done.request.record(row), kept[-1])
+                if path.is_file():
+                    continue
+                name, record = (
+                    path.with_suffix(f".{done.stage}{path.suffix}"),
+                    done.request.record(row),
+                )
+                if not _says(name, record):
+                    name = save_image(image, record, unused_name(name))
+                kept.append(name)
         there = sum(path.is_file() for path in self.paths)
         said = f"; {there} of {len(self.paths)} images are done"
         if there:
@@ -210,12 +216,7 @@ class Folder:
         starts = self._starts()
         for path in sorted(found & set(self.paths)):
             which = int(np.searchsorted(starts, at[path], "right")) - 1
-            record = self.requests[which].record(at[path] - starts[which])
-            try:
-                same = read_record(path) == record
-            except UserError:
-                same = False
-            if not same:
+            if not _says(path, self.requests[which].record(at[path] - starts[which])):
                 other.append(path)
                 break
         if other:
@@ -223,3 +224,11 @@ class Folder:
                 f"{self.directory} has images of another run, such as {other[0].name}, and nothing "
                 "is overwritten; choose another folder"
             )
+
+
+def _says(path: Path, record: dict[str, Any]) -> bool:
+    """True for the file of an image that was made as a record says."""
+    try:
+        return read_record(path) == record
+    except UserError:
+        return False

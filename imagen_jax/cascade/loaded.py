@@ -74,6 +74,7 @@ class Loaded:
         stages: Sequence[str] | None = None,
         dtype: str | None = None,
         low_memory: bool = False,
+        lazy: bool = False,
         mesh: Mesh | None = None,
     ) -> Self:
         """Load a cascade.
@@ -90,6 +91,7 @@ class Loaded:
           low_memory: load the encoder, if there is a text to encode, and the weights of a stage
             when their turn comes, and free them after it, so that no more than one of them is in
             memory; else all are loaded now and kept.
+          lazy: leave loading to load_rest, so that a request with a mistake is answered at once.
           mesh: devices; None is all of them, each with all weights and a part of every batch.
             Weights are divided over its axes fsdp and tensor, see sharding.LOGICAL_AXIS_RULES.
 
@@ -115,11 +117,20 @@ class Loaded:
             pretrained, load_text_encoder, stages=stages, dtype=dtype, low_memory=low_memory,
             mesh=mesh,
         )  # fmt: skip
-        if not low_memory:
-            _ = cascade.encoder
-            for stage in cascade.stages:
-                cascade.weights(stage.name)
+        if not lazy:
+            cascade.load_rest()
         return cascade
+
+    def load_rest(self) -> None:
+        """Load what is not in memory, unless low_memory loads each part when its turn comes.
+
+        Raises:
+          UserError: another text encoder than the stages were trained with, or damaged weights.
+        """
+        if not self.low_memory:
+            _ = self.encoder
+            for stage in self.stages:
+                self.weights(stage.name)
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ A cascade is a work directory of training, or a directory to ship (exported.py).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from imagen_jax.checkpoints.reading import (
     restore_ema,
     stage_directory,
 )
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 from imagen_jax.files import local_path, read_json
 from imagen_jax.low_noise import from_record
 from imagen_jax.stage import check_stage_name, make_stage
@@ -127,6 +128,9 @@ def _open_workdir(
 ) -> Pretrained:
     records = {path.parent.name: read_json(path, "record of a stage") for path in paths}
     if not records:
+        closed = [at.name for at in workdir.iterdir() if at.is_dir() and not os.access(at, os.X_OK)]
+        if closed:
+            raise MachineError(f"{workdir} has {', '.join(closed)}, which may not be read")
         raise UserError(f"no trained stage under {workdir}; imagen train makes them")
     cascade = max((record["config"]["cascade"] for record in records.values()), key=len)
     for name in cascade:
@@ -134,7 +138,7 @@ def _open_workdir(
     trained = [
         name
         for name in cascade
-        if name in records and checkpoint_steps(stage_directory(workdir, name))
+        if checkpoint_steps(stage_directory(workdir, name)) and name in records
     ]
     if not trained:
         newest_checkpoint(stage_directory(workdir, next(iter(records))))  # says how to make one

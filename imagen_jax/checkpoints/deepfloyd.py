@@ -47,6 +47,7 @@ The licence is in the repository that you downloaded the weights from; read it t
 checker and the watermark of the original pipeline are not part of an imported cascade: what you
 show to others is yours to check. T5's encoder is under Apache-2.0."""
 NOTICE = "NOTICE.txt"
+LICENCE = "LICENSE.txt"
 NULL_TEXT = "conditioning/null_text"
 NOISE_LEVEL = 250
 """Step of the process that stage II is told its low-resolution image is noised to."""
@@ -104,10 +105,24 @@ def import_deepfloyd(
         raise UserError(f"give stage I, stage II, or one of each; got {found or 'nothing'}")
     if len(parts) == 2:
         parts[1].low_res = parts[0].resolution
-    record_path, notice, *weights = new_files(
-        output, [EXPORTED, NOTICE, *(f"{part.name}.safetensors" for part in parts)]
-    )
-    show(TERMS)
+    texts = [text for part in parts for text in part.licence_texts()][:1]
+    names = [EXPORTED, NOTICE, *(f"{part.name}.safetensors" for part in parts)]
+    with new_files(output, [*names, *(LICENCE for _ in texts)]) as files:
+        show(TERMS)
+        _write(parts, files, texts, text_encoder, variant)
+    return files
+
+
+def _write(
+    parts: Sequence[_Part],
+    files: Sequence[Path],
+    texts: Sequence[Path],
+    text_encoder: str | Path | None,
+    variant: str | None,
+) -> None:
+    """Write record, notice, weights of each part and a copy of the licence, if there is one."""
+    record_path, notice, *rest = files
+    weights, licence = rest[: len(parts)], rest[len(parts) :]
     sources = [open_weights(part.directory, variant) for part in parts]
     config = {
         "text": {"encoder": "t5-if", "width": parts[0].text_width, "max_length": t5_if.LENGTH},
@@ -119,20 +134,12 @@ def import_deepfloyd(
     stages = [make_stage(ConfigDict(config), part.name) for part in parts]
     chosen = [_choose(stage, source) for stage, source in zip(stages, sources, strict=True)]
     encoder, null_text = _read_text(_text_directory(text_encoder, parts), parts[0].text_width)
-    record_path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        for path, source, names in zip(weights, sources, chosen, strict=True):
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                write_tensors(file, _tensors(source, names, null_text))
-    except BaseException:
-        for path in weights:
-            path.unlink(missing_ok=True)
-        raise
-    texts = [text for part in parts for text in part.licence_texts()][:1]
-    licence = [record_path.parent / "LICENSE.txt"] if texts else []
+    for path, source, names in zip(weights, sources, chosen, strict=True):
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            write_tensors(file, _tensors(source, names, null_text))
     for text, path in zip(texts, licence, strict=True):
         shutil.copyfile(text, path)
-    there = "see LICENSE.txt" if texts else (
+    there = f"see {LICENCE}" if texts else (
         "the files given to the import had no LICENSE; add it before you pass this cascade on"
     )  # fmt: skip
     notice.write_text(f"{ATTRIBUTION}\n\nLicence: {there}.\n\n{TERMS}\n", "utf-8")
@@ -146,7 +153,6 @@ def import_deepfloyd(
             "license": {"attribution": ATTRIBUTION, "terms_shown": shown},
         },
     )
-    return [record_path, notice, *licence, *weights]
 
 
 def stage_section(

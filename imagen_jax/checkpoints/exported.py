@@ -22,8 +22,10 @@ from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
+    LOCK,
     atomic_path,
     differences,
+    only_writer,
     output_folder,
     read_json,
     write_json,
@@ -128,37 +130,38 @@ def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[
     """Write the averaged weights of every stage as safetensors; see cascades.export_cascade."""
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
-    record_path, *paths = new_files(
-        output, [EXPORTED, *(f"{stage.name}.safetensors" for stage in cascade.stages)]
-    )
-    weights = []
-    for stage in cascade.stages:
-        flat = flat_weights(cascade.weights(stage))
-        weights.append({name: value.astype(dtype) for name, value in flat.items()})
-        for name, value in weights[-1].items():
-            if not np.isfinite(value).all():
-                raise UserError(f"{stage.name}: {name} does not fit {dtype}")
-    record_path.parent.mkdir(parents=True, exist_ok=True)
-    for path, of_stage in zip(paths, weights, strict=True):
-        with atomic_path(path) as temporary:
-            safetensors.numpy.save_file(of_stage, temporary)
-    record = {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
-    if cascade.license is not None:
-        record["license"] = cascade.license
-    if cascade.x0_errors:
-        record["x0_errors"] = {
-            name: dataclasses.asdict(errors) for name, errors in cascade.x0_errors.items()
-        }
-    write_json(record_path, record)  # last: where it is, the weights are
+    names = [EXPORTED, *(f"{stage.name}.safetensors" for stage in cascade.stages)]
+    with new_files(output, names) as (record_path, *paths):
+        weights = []
+        for stage in cascade.stages:
+            flat = flat_weights(cascade.weights(stage))
+            weights.append({name: value.astype(dtype) for name, value in flat.items()})
+            for name, value in weights[-1].items():
+                if not np.isfinite(value).all():
+                    raise UserError(f"{stage.name}: {name} does not fit {dtype}")
+        for path, of_stage in zip(paths, weights, strict=True):
+            with atomic_path(path) as temporary:
+                safetensors.numpy.save_file(of_stage, temporary)
+        record = {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
+        if cascade.license is not None:
+            record["license"] = cascade.license
+        if cascade.x0_errors:
+            record["x0_errors"] = {
+                name: dataclasses.asdict(errors) for name, errors in cascade.x0_errors.items()
+            }
+        write_json(record_path, record)  # last: where it is, the weights are
     return [record_path, *paths]
 
 
-def new_files(output: str | Path, names: Sequence[str]) -> list[Path]:
-    """Return paths of files to be written into a directory.
+@contextlib.contextmanager
+def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Yield paths of files to be written into a directory by the block, and by nobody else.
+
+    Of a block that fails none of them stays, nor does a directory that was not there.
 
     Raises:
-      UserError: one of them is there already, or the directory is a work directory: exported
-        weights would hide those that training writes later.
+      UserError: one of them is there already, another process writes there, or the directory is a
+        work directory: exported weights would hide those that training writes later.
     """
     output = output_folder(output)
     if stages := sorted(record.parent.name for record in output.glob(f"*/{RECORD}")):
@@ -167,12 +170,25 @@ def new_files(output: str | Path, names: Sequence[str]) -> list[Path]:
             "directory of its own (--output)"
         )
     paths = [output / name for name in names]
-    if found := [path.name for path in paths if path.exists()]:
-        raise UserError(
-            f"{output} has {', '.join(found)} already; choose another --output, or remove what is "
-            "there"
-        )
-    return paths
+    there = output.is_dir()
+    with only_writer(output, "imagen export"):
+        if found := [path.name for path in paths if path.exists()]:
+            raise UserError(
+                f"{output} has {', '.join(found)} already; choose another --output, or remove what "
+                "is there"
+            )
+        try:
+            yield paths
+        except BaseException:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if not there:
+                (output / LOCK).unlink()
+                with contextlib.suppress(OSError):  # somebody has put something there
+                    output.rmdir()
+            raise
+        # Nothing but the files is passed on. Who waits for this lock finds them.
+        (output / LOCK).unlink(missing_ok=True)
 
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:

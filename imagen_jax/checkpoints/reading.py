@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,15 @@ def checkpoint_steps(directory: str | Path) -> list[int]:
 
     Args:
       directory: <workdir>/<stage>.
+
+    Raises:
+      PermissionError: whether there are any may not be seen.
     """
-    paths = (Path(directory) / CHECKPOINTS).glob("*")
-    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+    try:
+        names = os.listdir(Path(directory) / CHECKPOINTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def newest_checkpoint(directory: str | Path) -> Path:

@@ -83,16 +83,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         if args.dtype:
             raise UserError("compiled programs have float32 weights; leave out --dtype")
-        from imagen_jax.cascade.compiled import export_stage
+        from imagen_jax.cascade.compiled import export_stages
         from imagen_jax.cascade.stages import stage_settings
         from imagen_jax.checkpoints.cascades import open_cascade
 
         cascade = open_cascade(args.workdir, args.ema_decay, args.best)
         of_stages = stage_settings(cascade.stages, settings(args))
-        paths = []
-        for stage in cascade.stages:
-            how = of_stages[stage.name]
-            paths += export_stage(cascade, stage, args.output, how, args.platforms)
-        paths = list(dict.fromkeys(paths))
+        paths = export_stages(cascade, args.output, of_stages, args.platforms)
     for path in paths:
         print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")

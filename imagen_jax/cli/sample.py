@@ -4,9 +4,12 @@ seqio."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from imagen_jax.cli.command import Commands, add_workdir, command, positive
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.errors import UserError
-from imagen_jax.files import given_file
+from imagen_jax.files import given_file, only_writer, output_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
     from imagen_jax.cascade import Cascade, Folder, Request
+
+AT_ONCE = 1.0
+"""Seconds within which signals to end are one."""
 
 
 def add_command(commands: Commands) -> None:
@@ -156,6 +162,9 @@ def run(args: argparse.Namespace) -> None:
     if args.repeated:
         _check_nothing_else(args)
     image, mask = _read_images(args)
+    if args.output is not None and output_folder(args.output).is_dir():
+        with only_writer(args.output, "imagen sample"):
+            pass  # another run there is told before weights are loaded
     from imagen_jax.cascade import Cascade, Folder, read_record, repeat
 
     record = read_record(args.repeated) if args.repeated else {}
@@ -165,6 +174,7 @@ def run(args: argparse.Namespace) -> None:
         args.vocabulary,
         dtype=record.get("dtype") if args.repeated else args.dtype,
         low_memory=args.low_memory,
+        lazy=True,
     )
     if args.repeated:
         requests = [repeat(cascade, record, image, mask)]
@@ -174,13 +184,15 @@ def run(args: argparse.Namespace) -> None:
         folder = Folder.unused("samples", requests, args.format)
     else:
         folder = Folder(args.output, requests, args.format)
-    _keep_what_ctrl_c_keeps()
     with folder:
-        try:
-            folder.make(cascade, batch_size=args.batch_size)
-        except KeyboardInterrupt:
-            args.when_interrupted = folder.interrupted()
-            raise
+        cascade.load_rest()
+        with _signals() as ending:
+            try:
+                folder.make(cascade, batch_size=args.batch_size)
+            except KeyboardInterrupt:
+                ending.set()
+                args.when_interrupted = folder.interrupted()
+                raise
         grids = _draw(args, folder, prompts)
     resumed = len(folder.paths) - len(folder.written)
     there = f", {resumed} of them from before" * (resumed > 0)
@@ -190,17 +202,39 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
 
 
-def _keep_what_ctrl_c_keeps() -> None:
-    """Let SIGTERM end the command as Ctrl-C does, and SIGHUP of a terminal that is closed."""
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Let SIGTERM end the block as Ctrl-C does, and SIGHUP of a terminal that is closed.
+
+    Once it ends, no second one keeps it from writing what is there: a terminal sends Ctrl-C to all
+    of a job, and who runs this command may pass it on, too.
+
+    Yields:
+      What is to be set when the block ends because of one.
+    """
     from imagen_jax.progress import leave_terminal
 
-    def hang_up(number: int, frame: FrameType | None) -> None:
-        leave_terminal()
-        raise KeyboardInterrupt
+    last = -AT_ONCE
+    ending = threading.Event()
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
-        signal.signal(signal.SIGHUP, hang_up)
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if number == signal.SIGHUP:
+            leave_terminal()
+        again, last = time.monotonic() - last < AT_ONCE, time.monotonic()
+        if not (again or ending.is_set()):
+            raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # by nohup
+    }
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _requests(

@@ -99,6 +99,7 @@ def unknown_options(unknown: Sequence[str], args: argparse.Namespace) -> str:
             stage = args.stage or "STAGE"
             return f"{message}; the config has it: --set stages.{stage}.train.{key}=..."
     known = [option for action in args.parser._actions for option in action.option_strings]
+    known.remove("--help")
     close = [option for option in known if name.endswith(option[1:])]  # --image-size for --size
     if close := close or difflib.get_close_matches(name, known, 1):
         message += f"; did you mean {close[0]}?"

@@ -112,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
     from imagen_jax.extras import import_tensorflow, require
 
     require("train", "imagen train")
+    if args.multi_host not in (None, "auto"):
+        from imagen_jax.sharding import parse_hosts
+
+        parse_hosts(args.multi_host)
     args.workdir = str(output_folder(args.workdir))
     config = load_config(args.config, args.overrides)  # a mistake in it answers before JAX loads
     from imagen_jax.stage import make_stage

@@ -107,12 +107,17 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
                 self._batches = iter(self._dataset(self.step))
             try:
                 batch = next(self._batches)
-            except (tf.errors.NotFoundError, tf.errors.UnknownError) as error:
-                raise self._unreadable(error) from error
-            except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-                if not self.damage.examine(self._reader.window(self.step), self._given):
+            except tf.errors.OpError as error:
+                self.close()
+                # Its frames hold what reads, which could not end at the end of Python, see below.
+                error = error.with_traceback(None)
+                damaged = isinstance(
+                    error, tf.errors.InvalidArgumentError | tf.errors.DataLossError
+                )
+                if not (
+                    damaged and self.damage.examine(self._reader.window(self.step), self._given)
+                ):  # else others are read in place of those found
                     raise self._unreadable(error) from error
-                self.seek(self.step)  # others are read in place of those found
             else:
                 self.step += 1
                 self.ids = [name.decode() for name in batch.pop("id").numpy()]

@@ -36,7 +36,7 @@ import numpy as np
 
 from imagen_jax import files
 from imagen_jax.data.manifest_form import fault_of
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 from imagen_jax.extras import import_tensorflow, require
 
 FORMAT = 2
@@ -323,6 +323,7 @@ def check_shards(directory: str | Path, manifest: Manifest, split: str) -> None:
 
     Raises:
       UserError: one is missing or has another size; names it.
+      MachineError: one may not be read.
     """
     entry = manifest["splits"][split]
     shards = list(zip(entry["shards"], entry["shard_bytes"], entry["shard_examples"], strict=True))
@@ -343,6 +344,8 @@ def _check_size(path: Path, size: int) -> None:
         raise UserError(f"{path} is missing, though {MANIFEST} beside it lists it") from None
     if found != size:
         raise UserError(f"{path} has {found} bytes; by {MANIFEST} it has {size}")
+    if not os.access(path, os.R_OK):
+        raise MachineError(f"{path} may not be read")
 
 
 def manifest_fingerprint(manifest: Mapping[str, Any]) -> str:

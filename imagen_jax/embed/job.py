@@ -30,7 +30,14 @@ from imagen_jax.embed.outcome import nothing_kept
 from imagen_jax.embed.prepare import Handling
 from imagen_jax.embed.shard import Counts, write_shards
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, fingerprint, only_writer, output_folder, write_json
+from imagen_jax.files import (
+    differences,
+    fingerprint,
+    in_turn,
+    only_writer,
+    output_folder,
+    write_json,
+)
 from imagen_jax.progress import progress
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
@@ -152,6 +159,8 @@ def embed(
     notes.mkdir(parents=True, exist_ok=True)
     lock = notes / f"{split}-{min(mine, default=0):05d}"  # of processes that share the shards
     with only_writer(lock, "imagen embed"):
+        with in_turn(notes):
+            _claim(directory, job, lock)
         _write(corpus, encoder, directory, job, mine, known)
     return _write_manifest(directory, job)
 
@@ -166,7 +175,6 @@ def _write(
 ) -> None:
     """Writes those of the shards `mine` that are not finished; `known`: examples of the corpus."""
     split, num_shards = job["split"], job["num_shards"]
-    _claim(directory, job)
     todo = [shard for shard in mine if _finished(directory, job, shard) is None]
     _sweep(directory, job, todo)
     # Of a corpus that does not know how many examples it has, the bar has no end.
@@ -200,10 +208,16 @@ def default_shards(corpus: Source) -> int:
     return max(1, -(-operator.length_hint(corpus) // SHARD_EXAMPLES))
 
 
-def _claim(directory: Path, job: Job) -> None:
+def _claim(directory: Path, job: Job, mine: Path) -> None:
     """Makes the directory this job's, or raises if it holds other embeddings.
 
-    A job of which no shard was finished has no claim: its options may have been the mistake.
+    A job of which no shard was finished has no claim once it has ended: its options may have been
+    the mistake.
+
+    Args:
+      directory: the output.
+      job: the job.
+      mine: lock that this process holds.
     """
     notes = directory / "progress"
     notes.mkdir(parents=True, exist_ok=True)
@@ -218,13 +232,18 @@ def _claim(directory: Path, job: Job) -> None:
         lines = differences(
             {key: other.get(key) for key in shared}, {key: job[key] for key in shared}
         )
-        if lines and any(notes.glob(f"{other['split']}-*-of-*.json")):
+        if not lines:
+            continue
+        if any(notes.glob(f"{other['split']}-*-of-*.json")):
             raise UserError(
                 f"{directory} holds other embeddings; choose another directory or delete it "
                 "(there != requested): " + "; ".join(lines)
             )
-        if lines:
-            path.unlink()
+        for lock in sorted(notes.glob(f"{other['split']}-{'[0-9]' * 5}")):
+            if lock != mine:  # which this process holds
+                with only_writer(lock, "imagen embed"):
+                    pass  # or it has begun, and is told to be at work there
+        path.unlink()
     write_json(notes / f"{job['split']}.job.json", job)
 
 
@@ -288,7 +307,6 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         _forget(directory, job)
         raise UserError(message)
     path = directory / records.MANIFEST
-    old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
     entry = {
         "shards": [records.shard_name(split, shard, num_shards) for shard in range(num_shards)],
         "examples": examples,
@@ -301,14 +319,16 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         "sides": sides,
         **{f"shard_{key}": [s[key] for s in counts] for key in ("examples", "bytes", "sha256")},
     }
-    manifest: Manifest = {
-        **{key: job[key] for key in ("format", "encoder", "states", "image_size")},
-        "source": {**old["source"], split: job["source"]},
-        "splits": {**old["splits"], split: entry},
-    }
-    manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-    if manifest != old:
-        write_json(path, manifest)
+    with in_turn(directory / "progress"):  # another split may be finished at the same moment
+        old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
+        manifest: Manifest = {
+            **{key: job[key] for key in ("format", "encoder", "states", "image_size")},
+            "source": {**old["source"], split: job["source"]},
+            "splits": {**old["splits"], split: entry},
+        }
+        manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+        if manifest != old:
+            write_json(path, manifest)
     return manifest
 
 

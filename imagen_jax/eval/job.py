@@ -26,7 +26,15 @@ from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files
 from imagen_jax.eval.metrics.moments import Moments, merge_all
-from imagen_jax.files import atomic_path, differences, fingerprint, only_writer, write_json
+from imagen_jax.files import (
+    atomic_path,
+    differences,
+    fingerprint,
+    in_turn,
+    only_writer,
+    unused_name,
+    write_json,
+)
 from imagen_jax.progress import progress
 
 CHUNK = 16
@@ -97,9 +105,9 @@ class ImageStore:
           Unfinished: parts of other processes are not there yet.
         """
         request = cascade.request(self.prompts, seed=self.seeds, **(settings or {}))
-        self._claim(request)
         lock = self.directory / "processes" / f"{self._process[0]:05d}"
         with only_writer(lock, "imagen evaluate"):
+            self._claim(request)
             self._sample(cascade, request, networks)
         if absent := sum(not self.path(i).is_file() for i in range(len(self))):
             raise Unfinished(
@@ -168,13 +176,29 @@ class ImageStore:
             "count": len(self),
         }
         path = self.directory / "job.json"
+        with in_turn(self.directory / "processes"):  # of processes that start at once
+            if not path.is_file():
+                write_json(path, job)
+        if lines := differences(self._job(), json.loads(json.dumps(job))):
+            raise UserError(
+                f"{self.directory} holds images of another job (there != now): "
+                + "; ".join(lines)
+                + ". Choose another --output, or remove it"
+            )
+
+
+def keep_earlier(paths: Sequence[Path], record: bytes) -> None:
+    """Give results of an earlier call other names, unless they say what is to be written now.
+
+    Args:
+      paths: files that are to be written, the record first: report.html becomes report-2.html, or
+        the next number that is free.
+      record: content of the first.
+    """
+    if not paths[0].is_file() or paths[0].read_bytes() == record:
+        return
+    for path in paths:
         if path.is_file():
-            if lines := differences(self._job(), json.loads(json.dumps(job))):
-                raise UserError(
-                    f"{self.directory} holds images of another job (there != now): "
-                    + "; ".join(lines)
-                    + ". Choose another --output, or remove it"
-                )
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, job)
+            kept = unused_name(path, 2)
+            path.rename(kept)
+            print(f"{path} of an earlier call is now {kept.name}")

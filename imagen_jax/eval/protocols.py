@@ -17,13 +17,13 @@ from imagen_jax.eval.coco import Captions
 from imagen_jax.eval.features.clip_weights import Clip
 from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files, Images, RenderedScenes
-from imagen_jax.eval.job import ImageStore
+from imagen_jax.eval.job import ImageStore, keep_earlier
 from imagen_jax.eval.measure import Instruments, measure
 from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
 from imagen_jax.eval.scene_suite import scene_suite
-from imagen_jax.files import output_folder, write_json
+from imagen_jax.files import as_json, output_folder, write_json
 
 SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
 _APART = 1_000
@@ -132,6 +132,8 @@ def run(
 ) -> dict[str, Any]:
     """Samples what is missing, measures, and writes scores.json and report.html.
 
+    Other scores of these images, such as by another network, are kept as scores-2.json and so on.
+
     Args:
       cascade: the cascade to evaluate.
       work: prompts and reference set.
@@ -166,9 +168,10 @@ def run(
         "job": json.loads((output / "job.json").read_bytes()),
         "scores": scores,
     }
+    page = output / REPORT
+    keep_earlier([output / SCORES, page], as_json(record))
     write_json(output / PROMPTS, [[prompt.text, prompt.category] for prompt in suite.prompts])
     write_json(output / SCORES, record)
-    page = output / REPORT
     write_report(page, work.title, _facts(record), scores, store, suite, work.level, work.shown)
     return record
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
 from imagen_jax.eval import open_alignment
 from imagen_jax.eval.alignment import ATTRIBUTES, alignment_report, score_all
-from imagen_jax.eval.job import ImageStore
+from imagen_jax.eval.job import ImageStore, keep_earlier
 from imagen_jax.eval.open_matching import read_all
 from imagen_jax.eval.protocols import level_of
-from imagen_jax.files import output_folder
+from imagen_jax.files import as_json, atomic_path, output_folder, write_json
 from imagen_jax.grid import labelled_grid
 
 SPLITS = ("train", "heldout", "unseen")
@@ -87,7 +86,8 @@ def evaluate_scenes(
         grid = labelled_grid(
             images[:SHOWN], labels, columns=6, scale=2 if cascade.size < 128 else 1
         )
-        grid.save(output / f"{asked.name}.png")
+        with atomic_path(output / f"{asked.name}.png") as temporary:
+            grid.save(temporary, "png")
     record = {
         "level": level.name,
         "encoder": cascade.encoder.name,
@@ -96,7 +96,9 @@ def evaluate_scenes(
         "overrides": settings or {},
         "scores": scores,
     }
-    (output / "scores.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    path = output / "scores.json"
+    keep_earlier([path], as_json(record))
+    write_json(path, record)
     print(table(scores))
     print(f"\nscores.json and an image of each row are in {output}")
     return record

@@ -18,7 +18,14 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval import page
 from imagen_jax.eval.images import list_images, read_image, side_of
 from imagen_jax.eval.votes import QUESTIONS
-from imagen_jax.files import fingerprint, output_folder, parse_json, read_json, write_json
+from imagen_jax.files import (
+    as_json,
+    atomic_path,
+    fingerprint,
+    output_folder,
+    parse_json,
+    read_json,
+)
 
 PAGE, KEY = "for-voters/vote.html", "key.json"
 """The page lies in a folder of its own, which can be given away as it is."""
@@ -74,7 +81,9 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
     (output / PAGE).parent.mkdir(parents=True, exist_ok=True)
     identity = fingerprint([key, [record["job"] for record in records]])[:16]
     named = {"a": str(a), "b": str(b)}
-    write_json(output / KEY, {"id": identity, "models": named, "pairs": key, "seed": seed})
+    with atomic_path(output / KEY, new=True) as temporary:
+        record = {"id": identity, "models": named, "pairs": key, "seed": seed}
+        temporary.write_bytes(as_json(record))
     data = json.dumps({"id": identity, "questions": QUESTIONS, "pairs": pairs})
     body = [_BODY, f'<script type="application/json" id="data">{_inert(data)}</script>',
             f"<script>{_SCRIPT}</script>"]  # fmt: skip
@@ -95,6 +104,8 @@ def _read_jobs(a: Path, b: Path) -> tuple[list[list[str]], list[dict[str, Any]]]
                 f"{run} has no scores.json of `imagen evaluate prompts`; finish it first"
             )
         records.append(read_json(run / "scores.json", "record of scores"))
+        if "per_prompt" not in records[-1]:
+            raise UserError(f"{run} has scores of another kind; give what `prompts` wrote")
     for field in ("prompts", "per_prompt"):
         if records[0][field] != records[1][field]:
             raise UserError(f"{a} and {b} are of different prompts ({field} differs)")
