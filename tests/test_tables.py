@@ -123,6 +123,12 @@ def test_a_quote_that_closes_rows_later_merges_nothing(tmp_path: Path, image: st
     assert len(found) == 3
 
 
+def test_the_table_of_flickr30k(tmp_path: Path) -> None:
+    rows = "".join(f"{i // 2}.png| {i % 2}| A {word} .\n" for i, word in enumerate("abcd"))
+    (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n" + rows)
+    assert captions(tmp_path / "results.csv") == [f"A {word} ." for word in "abcd"]
+
+
 def test_spaces_before_quotes_and_line_feeds_between_carriage_returns(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('image, caption\n0.png, "a dog, asleep"\n1.png, a cat\n')
@@ -365,6 +371,23 @@ def test_columns_of_other_types(tmp_path: Path) -> None:
         open_corpus(tmp_path / "t.parquet")
     repeated = pyarrow.array(CAPTIONS).dictionary_encode()
     assert captions(parquet(tmp_path, IMAGES, repeated)) == CAPTIONS
+
+
+def test_rows_of_one_image_are_in_one_shard(tmp_path: Path) -> None:
+    """Also where parts are read out of order, and a table ends within."""
+    images = [IMAGES[i] for i in (0, 0, 0, 1, 1, 0, 2, 3, 3, 3, 3, 3)]
+    for name, rows in (("a", slice(0, 2)), ("b", slice(2, 9)), ("c", slice(9, 12))):
+        table = pyarrow.table({"image": images[rows], "caption": list("abcdefghijkl")[rows]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    for shards in range(1, 13):
+        corpus = open_corpus(tmp_path)
+        parts = [list(corpus.examples_of_shard(i, shards)) for i in range(shards)]
+        again = open_corpus(tmp_path)
+        backwards = [list(again.examples_of_shard(i, shards)) for i in reversed(range(shards))]
+        assert parts == backwards[::-1]
+        assert "".join(e.caption for part in parts for e in part) == "abcdefghijkl"
+        ends = {"".join(e.caption for e in part)[-1:] for part in parts}
+        assert ends <= {"c", "e", "f", "g", "l", ""}, shards
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -153,6 +153,8 @@ def test_links_and_empty_tars(tmp_path: Path) -> None:
         ),
         ("t.jsonl", b"PAR1" + bytes(600), "is a parquet file, and no table of text"),
         ("t.parquet", b"a,b\n1,2\n", "is no parquet or Arrow file; it is text"),
+        ("t.xlsx", b"PK\x03\x04" + bytes(600), "is a workbook; save its table as CSV UTF-8"),
+        ("t.XLS", b"\xd0\xcf\x11\xe0" + bytes(600), "is a workbook; save its table as CSV UTF-8"),
         ("photos.zip", b"PK\x03\x04" + bytes(600), "is a ZIP archive; unpack it first"),
     ],
 )

@@ -16,11 +16,12 @@ from imagen_jax.errors import UnusableError, UserError
 
 IMAGE_KEYS = (
     "image", "jpg", "jpeg", "png", "webp", "img", "file_name", "filename", "file", "filepath",
-    "file_path", "path", "image_path", "image_file", "image/encoded", "url", "image_url",
+    "file_path", "path", "image_path", "image_file", "image_name", "img_path", "image/encoded",
+    "url", "image_url",
 )  # fmt: skip
 CAPTION_KEYS = (
     "txt", "caption", "text", "captions", "captions/text", "image/caption", "title", "description",
-    "prompt", "alt_text", "sentences/raw", "raw",
+    "prompt", "alt_text", "sentences/raw", "raw", "sentence", "comment",
 )  # fmt: skip
 """Names that are looked for, in this order, in any letters; / goes into what is nested."""
 MAX_LITERAL = 100_000

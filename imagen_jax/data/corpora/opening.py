@@ -166,6 +166,8 @@ def _kind_by_content(place: str) -> str:
         return "arrow"
     if start[257:262] == b"ustar":
         return "webdataset"
+    if re.search(r"\.(xls[xmb]?|ods|numbers)$", place, re.IGNORECASE):
+        raise UserError(f"{place} is a workbook; save its table as CSV UTF-8 from that program")
     if start.startswith(b"PK\x03\x04"):
         raise UserError(f"{place} is a ZIP archive; unpack it first")
     if start[:1] in (b"{", b"["):

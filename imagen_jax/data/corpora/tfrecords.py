@@ -42,7 +42,7 @@ def read_tfrecord(place: str, keys: Keys) -> Iterator[CorpusExample | Dropped]:
         raise OtherKindError(place, "TFRecord file", start)
     with _plain(place, start) as (path, fault_of_compression):
         if not fault_of_compression and not _begins_as_records(path):
-            raise OtherKindError(place, "TFRecord file", start)
+            raise OtherKindError(place, "TFRecord file, or its first bytes are wrong", start)
         sound, cut = records.sound_records(path)
         fault = fault_of_compression or cut
         dataset = tf.data.TFRecordDataset(str(path)).take(sound)
