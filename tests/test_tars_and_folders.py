@@ -219,7 +219,11 @@ def test_links_around_in_folders_end(tmp_path: Path) -> None:
     folder(tmp_path, "a.jpg", "a.txt")
     os.symlink(tmp_path, tmp_path / "around")
     os.symlink(tmp_path / "absent.jpg", tmp_path / "b.jpg")
-    assert read(tmp_path) == [("a.jpg", "a"), ("b.jpg", "(image without a caption)")]
+    folder(tmp_path, "c.jpg")
+    os.mkfifo(tmp_path / "c.txt")
+    assert read(tmp_path) == [
+        ("a.jpg", "a"), ("b.jpg", "(image without a caption)"), ("c.jpg", "(caption is no file)")
+    ]  # fmt: skip
 
 
 def test_cocos_layout(tmp_path: Path) -> None:

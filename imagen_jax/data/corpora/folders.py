@@ -108,6 +108,8 @@ class FolderRows:
                     yield Dropped(name, "caption that is a link to nothing", place)
                 except UnusableError as error:
                     yield Dropped(name, error.reason, f"{place}: {error.detail}")
+                except UserError:  # a device or a pipe
+                    yield Dropped(name, "caption is no file", place)
                 else:
                     # A path says all; an address is read where it lies in the row's own storage.
                     folder = storage.folder_of(image) if storage.is_remote(image) else ""

@@ -318,7 +318,10 @@ def check_different(places: Sequence[str]) -> None:
 
 
 def utf16_of(start: bytes) -> str:
-    """The encoding of text that begins as UTF-16 does, with its mark or without; else ""."""
+    """The encoding of text that begins as UTF-16 or UTF-32 do, or as UTF-16 does without its byte
+    order mark; else ""."""
+    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     some = start[: min(len(start), 64) // 2 * 2]

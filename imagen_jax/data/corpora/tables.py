@@ -71,7 +71,11 @@ class JsonTable:
         try:
             found = _json_values(decode(content, encoding))
         except UnusableError as error:
-            raise UserError(f"{place} is not in {encoding}: {error.detail}") from error
+            other = storage.utf16_of(content)
+            advice = (
+                f"--encoding {other} reads it" if other else "--encoding names another encoding"
+            )
+            raise UserError(f"{place} is not in {encoding}: {error.detail}; {advice}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not JSON: {error}") from error
         self.coco = isinstance(found, dict) and is_coco(found)

@@ -357,7 +357,8 @@ def _plain_file(place: str, encoding: str) -> tuple[Any, str]:
         utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
         utf16 = storage.utf16_of(start)
         if utf16 and utf8:
-            mark = "the byte order mark of UTF-16" if utf16 == "utf-16" else "letters of UTF-16"
+            marked = utf16 in ("utf-16", "utf-32")
+            mark = f"the byte order mark of {utf16.upper()}" if marked else "letters of UTF-16"
             raise UserError(f"{place} begins with {mark}: --encoding {utf16} reads it")
         old_ends = utf8 and _has_old_ends(start)
         stored_plain = isinstance(file, io.BufferedReader) and not storage.is_remote(place)
