@@ -56,6 +56,9 @@ def read(where: Any, **options: Any) -> list[tuple[str, Any]]:
          [("0", DOG), ("1", CAT)]),
         ([("images/0.jpg", ONE), ("images/1.jpg", TWO), ("captions/0.txt", DOG.encode()),
           ("captions/1.txt", CAT.encode())], [("images/0", DOG), ("images/1", CAT)]),
+        ([("a/0.jpg", ONE), ("b/0.jpg", TWO), ("c/0.txt", DOG.encode())],
+         [("a/0", "(image without a caption)"), ("b/0", "(image without a caption)"),
+          ("c/0", "(caption without an image)")]),
         # Dots in names.
         ([("a.1.jpg", ONE), ("a.1.txt", DOG.encode()), ("a.2.jpg", TWO),
           ("a.2.txt", CAT.encode())], [("a.1", DOG), ("a.2", CAT)]),
@@ -213,6 +216,16 @@ def test_folders_of_splits(tmp_path: Path) -> None:
 def test_images_without_captions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has 2 images, and no captions beside them: that of NAME"):
         open_corpus(folder(tmp_path, "a.jpg", "b.jpg"))
+
+
+def test_a_table_named_txt_beside_images(tmp_path: Path) -> None:
+    """As Flickr8k has one; another text is none."""
+    folder(tmp_path, "0.jpg", "1.jpg")
+    (tmp_path / "captions.txt").write_text(f"image,caption\n0.jpg,{DOG}\n1.jpg,{CAT}\n")
+    assert read(tmp_path) == [("captions/0", DOG), ("captions/1", CAT)]
+    (tmp_path / "captions.txt").write_text("Images, and their captions: see elsewhere\n")
+    with pytest.raises(UserError, match=r"has 2 images, and no captions beside them"):
+        open_corpus(tmp_path)
 
 
 def test_links_around_in_folders_end(tmp_path: Path) -> None:

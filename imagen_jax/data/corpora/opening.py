@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from imagen_jax.data.choices import CORPUS_KINDS, DAMAGED_FILES
 from imagen_jax.data.corpora import storage
-from imagen_jax.data.corpora.captions import check_encoding
+from imagen_jax.data.corpora.captions import (
+    CAPTION_KEYS,
+    IMAGE_KEYS,
+    check_encoding,
+    find_key,
+)
 from imagen_jax.data.corpora.files import Files, Keys
 from imagen_jax.data.corpora.folders import folder_corpus
 from imagen_jax.data.corpora.rows import RowCorpus
@@ -226,12 +231,22 @@ def _recognise(shown: str, files: list[str], in_folder: bool) -> tuple[str, list
         return next(iter(tables.items()))
     if tables:
         raise _several(shown, tables)
+    if "image" in by_kind and len(texts := by_kind.get("caption", [])) == 1 and _is_table(texts[0]):
+        return "csv", texts
     if "image" in by_kind:
         return "folder", by_kind["image"] + by_kind.get("caption", [])
     raise UserError(
         f"{shown} is no corpus of a known kind; it has {_census_text(files)}. Known kinds: "
         f"{', '.join(CORPUS_KINDS)}"
     )
+
+
+def _is_table(place: str) -> bool:
+    """Does a text begin with the names of columns of images and captions?"""
+    with storage.open_file(place) as file:
+        line = file.readline(512).decode("utf-8", "replace").removeprefix("\ufeff")
+    names = [name.strip('" \r\n') for name in re.split(r"[,;\t|]", line)]
+    return bool(find_key(names, IMAGE_KEYS) and find_key(names, CAPTION_KEYS))
 
 
 def _several(shown: str, tables: Mapping[str, Sequence[str]]) -> UserError:

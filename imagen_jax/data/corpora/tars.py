@@ -11,6 +11,7 @@ import lzma
 import posixpath
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -151,10 +152,16 @@ class _Reader:
         for group in self._apart.values():
             if group.captions and not group.images:
                 by_base.setdefault(posixpath.basename(group.name), []).append(group)
+        pictured = Counter(
+            posixpath.basename(group.name)
+            for group in self._apart.values()
+            if group.images and not group.captions
+        )
         for group in self._apart.values():
             if group.images and not group.captions:
-                partners = by_base.get(posixpath.basename(group.name), [])
-                if len(partners) == 1 and partners[0].captions:
+                base = posixpath.basename(group.name)
+                partners = by_base.get(base, [])
+                if len(partners) == pictured[base] == 1:
                     group.captions, partners[0].captions = partners[0].captions, []
                     partners[0].members = []
         for group in self._apart.values():
