@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_weights_that_may_not_be_read_are_not_taken_for_absent(
     monkeypatch.setattr(os, "listdir", of_base_closed)
     with pytest.raises(PermissionError, match="base/checkpoints"):
         open_cascade(tiny.workdir())
+
+
+def test_a_stage_whose_record_was_not_copied_is_named(tmp_path: Path) -> None:
+    workdir = tmp_path / "copied"
+    shutil.copytree(tiny.workdir(), workdir)
+    (workdir / "base" / "stage.json").unlink()
+    with pytest.raises(ValueError, match=r"base has checkpoints, but no stage\.json; copy it"):
+        open_cascade(workdir)
 
 
 def test_an_exported_program_is_not_replaced(directory: Path, tmp_path: Path) -> None:

@@ -91,6 +91,18 @@ def test_mobilenet_is_that_of_torchvision(tmp_path: Path) -> None:
     assert shipped.identity["weights"] != drawn.identity["weights"]
 
 
+def test_numbers_of_64_bits_change_no_features(tmp_path: Path) -> None:
+    """JAX_ENABLE_X64 makes float64 of what has no dtype."""
+    images = random_images(1, 32)
+    write_clip(tmp_path / "clip", "hf")
+    for name, weights in (("mobilenet-v2", None), ("clip", tmp_path / "clip")):
+        features = load_network(name, weights)(images)
+        with jax.enable_x64(True):
+            wide = load_network(name, weights)(images)
+        assert wide.dtype == np.float32
+        np.testing.assert_array_equal(wide, features)
+
+
 def write_clip(folder: Path, layout: str) -> Path:
     """A small CLIP with random weights in one of the layouts."""
     folder.mkdir()

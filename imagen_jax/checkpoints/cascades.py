@@ -135,10 +135,16 @@ def _open_workdir(
     cascade = max((record["config"]["cascade"] for record in records.values()), key=len)
     for name in cascade:
         check_stage_name(name)
+    for name in cascade:
+        if name not in records and checkpoint_steps(stage_directory(workdir, name)):
+            raise UserError(
+                f"{stage_directory(workdir, name)} has checkpoints, but no {RECORD}; copy it from "
+                "where they were trained"
+            )
     trained = [
         name
         for name in cascade
-        if checkpoint_steps(stage_directory(workdir, name)) and name in records
+        if name in records and checkpoint_steps(stage_directory(workdir, name))
     ]
     if not trained:
         newest_checkpoint(stage_directory(workdir, next(iter(records))))  # says how to make one

@@ -60,8 +60,10 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
 
 
 def _deciding(record: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The record without what decides no weight: settings of sampling, mesh, logs, memory."""
+    """The record without what decides no weight: settings of sampling, mesh, logs, memory, and
+    which other stages there are."""
     kept = copy.deepcopy(record)
+    kept["config"].pop("cascade", None)
     section = kept["config"]["stages"][stage]
     for name in ("sample", "mesh"):
         section.pop(name, None)

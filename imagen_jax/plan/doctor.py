@@ -141,8 +141,8 @@ def _kernels() -> Iterator[Finding]:
     """On a CPU: the C++ kernels, compiled and called."""
     if jax.default_backend() != "cpu":
         return
-    x, kernel = jnp.ones((1, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
-    query = jnp.ones((1, 4, 1, 16))
+    x, kernel = (jnp.ones(shape, "float32") for shape in ((1, 32, 32, 16), (3, 3, 16, 16)))
+    query = jnp.ones((1, 4, 1, 16), "float32")
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         runs = winograd.applies(x, kernel) and attention.applies(query, query, query)

@@ -187,8 +187,8 @@ def sample_program(
 
     def one_step(params: Any, text: TextEmbedding, keys: Any, low_res: Any) -> Any:
         denoise = stage_denoiser(stage, params, text, keys, low_res, settings)
-        x = jnp.zeros((batch_size, stage.resolution, stage.resolution, 3))
-        return denoise(x, jnp.zeros(()))
+        x = jnp.zeros((batch_size, stage.resolution, stage.resolution, 3), "float32")
+        return denoise(x, jnp.zeros((), "float32"))
 
     def text_alone(params: Any, text: TextEmbedding) -> Any:
         given = Conditioning(text)

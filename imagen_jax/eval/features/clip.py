@@ -75,7 +75,7 @@ def encode_texts(params: Params, ids: jax.Array, sizes: Sizes) -> jax.Array:
 
 def preprocess(x: jax.Array) -> jax.Array:
     """Images 0 ... 255 as the network takes them."""
-    return (x / 255 - jnp.array(MEAN)) / jnp.array(STDDEV)
+    return (x / 255 - jnp.array(MEAN, x.dtype)) / jnp.array(STDDEV, x.dtype)
 
 
 def _block(p: Params, h: jax.Array, heads: int, activation: str, causal: bool) -> jax.Array:
@@ -84,7 +84,7 @@ def _block(p: Params, h: jax.Array, heads: int, activation: str, causal: bool) -
     q, k, v = (
         _dense(p[name], y).reshape(b, length, heads, width // heads) for name in ("q", "k", "v")
     )
-    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, precision=PRECISE) / np.sqrt(width // heads)
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, precision=PRECISE) / (width // heads) ** 0.5
     if causal:
         logits = jnp.where(np.tri(length, dtype=bool), logits, -jnp.inf)
     attended = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits), v, precision=PRECISE)

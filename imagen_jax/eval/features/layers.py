@@ -93,7 +93,7 @@ class _Recorder(Layers):
 
     def weights(self, names: ConvNames, shape: tuple[int, ...]) -> tuple[Any, Any]:
         self.found[names] = shape
-        return jnp.zeros(shape), jnp.zeros(shape[-1])
+        return jnp.zeros(shape, "float32"), jnp.zeros(shape[-1], "float32")
 
 
 Network = Callable[[Layers, jax.Array], Any]

@@ -68,4 +68,4 @@ def _conv_bn(name: str) -> ConvNames:
 
 def preprocess(x: jax.Array) -> jax.Array:
     """Images 0 ... 255 as the network takes them."""
-    return (x / 255 - jnp.array(MEAN)) / jnp.array(STDDEV)
+    return (x / 255 - jnp.array(MEAN, x.dtype)) / jnp.array(STDDEV, x.dtype)
