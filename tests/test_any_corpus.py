@@ -201,7 +201,16 @@ def test_the_detected_kind_of_a_corpus_is_said() -> None:
                         ("tfrecords", "tfrecords")):  # fmt: skip
         corpus = open_corpus(TESTDATA / where)
         assert corpus.describe()["name"] == kind
-        assert corpus.summary
+        assert "not read" not in corpus.summary
+
+
+def test_tables_beside_what_is_read_are_told(tmp_path: Path) -> None:
+    shutil.copytree(TESTDATA / "hf_shards", tmp_path, dirs_exist_ok=True)
+    shutil.copy(TESTDATA / "tsv" / "t.tsv", tmp_path)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    corpus = open_corpus(tmp_path)
+    assert corpus.describe()["name"] == "parquet"
+    assert corpus.summary.endswith("; not read: 1 x .tsv")
 
 
 def test_names_with_brackets_and_spaces_are_taken_as_they_are(tmp_path: Path) -> None:

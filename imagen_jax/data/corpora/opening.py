@@ -111,12 +111,14 @@ def open_corpus(
     if not files:
         raise UserError(f"{shown} is an empty folder")
     storage.check_different(files)
-    census = _census_text(files)
+    census, everything = _census_text(files), files
     found, files = (_recognise(shown, files, bool(folders)) if kind is None
                     else (kind, _of_kind(kind, files, bool(folders))))  # fmt: skip
     if not files:
         raise UserError(f"{shown} has no files of kind {kind!r}; it has {census}")
+    unread = _corpora_beside(everything, files)
     files, note = _of_split(shown, files, root or "", split, found)
+    note += f"; not read: {_census_text(unread)}" if unread else ""
     corpus: Corpus
     if found != "folder":  # whose files are checked when they are read
         for file in files:
@@ -262,6 +264,14 @@ def _rows_files(files: list[str]) -> list[str]:
     """Without what describes a corpus and holds none of it."""
     passed = r"(^|/)(dataset_info|state|dataset_dict|features|.*_stats|package|config)\.json$"
     return [file for file in files if not re.search(passed, file)]
+
+
+def _corpora_beside(everything: Sequence[str], read: Sequence[str]) -> list[str]:
+    """Files that could be a corpus by themselves, and are not what is read."""
+    taken = set(read)
+    others = [file for file in everything if file not in taken]
+    kinds = (*_TABLES, "webdataset", "tfrecords")
+    return _rows_files([file for file in others if _kind_by_name(file) in kinds])
 
 
 def _of_kind(kind: str, files: list[str], in_folder: bool) -> list[str]:
