@@ -147,6 +147,11 @@ def test_work_directory_of_another_config(
     assert "was started with another config or data" in message
     assert "learning_rate" in message
     assert "0.123" in message
+    assert f"--init-from {workdir} starts there from these weights" in message
+    argv = train(tiny.embeddings(), workdir, "stages.base.network.channels=24")
+    message = error_of(argv, capsys)
+    assert "channels" in message
+    assert "--init-from" not in message  # which would refuse other shapes
     assert files(workdir) == before
 
 

@@ -48,11 +48,13 @@ def claim_stage(workdir: str | Path, stage: str, record: dict[str, Any]) -> None
         and checkpoint_steps(directory)
         and (lines := differences(_deciding(found, stage), _deciding(record, stage)))
     ):
+        advice = "Resume with what it was started with, or choose another --workdir"
+        before, now = (_interface(of["config"], of["encoder"], stage) for of in (found, record))
+        if before == now:
+            advice += f"; --init-from {workdir} starts there from these weights"
         raise UserError(
             f"{directory} was started with another config or data (there != now): "
-            + "; ".join(lines)
-            + ". Resume with what it was started with, or choose another --workdir; "
-            f"--init-from {workdir} starts there from these weights"
+            f"{'; '.join(lines)}. {advice}"
         )
     if found != record:
         directory.mkdir(parents=True, exist_ok=True)
@@ -99,25 +101,27 @@ def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict
       UserError: its network or its text encoder differs, or only one of the two starts from a
         smaller image; the message lists how.
     """
-
-    def interface(config: Any, encoder: Any) -> dict[str, Any]:
-        section = config["stages"][stage]
-        network = {k: v for k, v in section["network"].items() if k not in _NO_WEIGHTS}
-        return {
-            "network": network,
-            "parametrization": section["diffusion"]["parametrization"],
-            "is super-resolution": bool(section.get("low_res")),
-            "text": config["text"],
-            "encoder": {key: encoder[key] for key in ("name", "fingerprint")},
-        }
-
-    there = json.loads(json.dumps(interface(origin.config, origin.encoder)))
-    if lines := differences(there, interface(record["config"], record["encoder"])):
+    there = _interface(origin.config, origin.encoder, stage)
+    if lines := differences(there, _interface(record["config"], record["encoder"], stage)):
         raise UserError(
             "the weights to start from are of another network, or for other text (there != "
             "now): " + "; ".join(lines)
         )
     return origin.config["stages"][stage]
+
+
+def _interface(config: Any, encoder: Any, stage: str) -> dict[str, Any]:
+    """What two trainings of a stage must share for one to start from the weights of the other."""
+    section = config["stages"][stage]
+    network = {k: v for k, v in section["network"].items() if k not in _NO_WEIGHTS}
+    found = {
+        "network": network,
+        "parametrization": section["diffusion"]["parametrization"],
+        "is super-resolution": bool(section.get("low_res")),
+        "text": config["text"],
+        "encoder": {key: encoder[key] for key in ("name", "fingerprint")},
+    }
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
 _NO_WEIGHTS = ("dropout", "dtype", "remat")
