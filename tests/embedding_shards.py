@@ -65,14 +65,14 @@ def write_shards(
         "shard_sha256": [hashlib.sha256(content).hexdigest() for content in contents],
     }
     path = directory / records.MANIFEST
-    splits = json.loads(path.read_text())["splits"] if path.exists() else {}
+    old = json.loads(path.read_text()) if path.exists() else {"source": {}, "splits": {}}
     manifest = {
         "format": records.FORMAT,
         "encoder": {"name": "minilm", "fingerprint": "e", "width": WIDTH, "max_length": LENGTH},
-        "source": {split: {"name": "examples"}},
+        "source": {**old["source"], split: {"name": "examples"}},
         "states": stored,
         "image_size": image_size,
-        "splits": {**splits, split: entry},
+        "splits": {**old["splits"], split: entry},
     }
     manifest["fingerprint"] = records.manifest_fingerprint(manifest)
     write_json(path, manifest)
