@@ -111,7 +111,7 @@ def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict
 
 
 def _interface(config: Any, encoder: Any, stage: str) -> dict[str, Any]:
-    """What two trainings of a stage must share for one to start from the weights of the other."""
+    """Parts of a config that two trainings must share for one to start from the other's weights."""
     section = config["stages"][stage]
     network = {k: v for k, v in section["network"].items() if k not in _NO_WEIGHTS}
     found = {
