@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import FORMAT, MANIFEST, manifest_fingerprint
 from imagen_jax.data.records import Record
 from imagen_jax.files import write_json
 
@@ -82,12 +83,12 @@ def write(directory: Path, size: int, count: int) -> None:
         "shard_bytes": [(directory / shard).stat().st_size], "shard_sha256": [""],
     }  # fmt: skip
     manifest: dict[str, Any] = {
-        "format": records.FORMAT, "states": "bfloat16", "image_size": size,
+        "format": FORMAT, "states": "bfloat16", "image_size": size,
         "encoder": {"name": "t5", "fingerprint": "", "width": WIDTH, "max_length": MAX_LENGTH},
         "source": {"train": {"name": "noise"}}, "splits": {"train": entry},
     }  # fmt: skip
-    manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-    write_json(directory / records.MANIFEST, manifest)
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
+    write_json(directory / MANIFEST, manifest)
 
 
 def ours(

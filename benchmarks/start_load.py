@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import FORMAT, MANIFEST, manifest_fingerprint
 from imagen_jax.files import write_json
 
 BATCH = 2048
@@ -49,15 +50,15 @@ def write_empty_shards(directory: Path, shards: int, examples: int) -> None:
         "longest": 1,
     }
     manifest: dict[str, Any] = {
-        "format": records.FORMAT,
+        "format": FORMAT,
         "encoder": {"name": "none", "width": 8},
         "states": "bfloat16",
         "image_size": 64,
         "source": {"train": {"name": "none"}},
         "splits": {"train": entry},
     }
-    manifest["fingerprint"] = records.manifest_fingerprint(manifest)
-    write_json(directory / records.MANIFEST, manifest)
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
+    write_json(directory / MANIFEST, manifest)
 
 
 def measure(directory: str, host: int, hosts: int) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from imagen_jax.data import records
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import train_batches
+from imagen_jax.data.manifest import FORMAT, MANIFEST, manifest_fingerprint
 from imagen_jax.data.records import Record
 from imagen_jax.files import write_json
 
@@ -64,17 +65,17 @@ def write_shards(
         "shard_bytes": [len(content) for content in contents],
         "shard_sha256": [hashlib.sha256(content).hexdigest() for content in contents],
     }
-    path = directory / records.MANIFEST
+    path = directory / MANIFEST
     old = json.loads(path.read_text()) if path.exists() else {"source": {}, "splits": {}}
     manifest = {
-        "format": records.FORMAT,
+        "format": FORMAT,
         "encoder": {"name": "minilm", "fingerprint": "e", "width": WIDTH, "max_length": LENGTH},
         "source": {**old["source"], split: {"name": "examples"}},
         "states": stored,
         "image_size": image_size,
         "splits": {**old["splits"], split: entry},
     }
-    manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
     write_json(path, manifest)
     return directory
 

@@ -13,6 +13,7 @@ import tiny  # noqa: F401, which registers the encoder
 
 from imagen_jax.data import records
 from imagen_jax.data.corpora import open_corpus
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.main import main
 
 TESTDATA = Path(__file__).with_name("testdata") / "corpora"
@@ -31,12 +32,12 @@ def embed(where: Path | str | Sequence[Path], output: Path, *options: str) -> in
 
 
 def captions(output: Path) -> list[str]:
-    entry = records.load_manifest(output)["splits"]["train"]
+    entry = load_manifest(output)["splits"]["train"]
     return [r.captions[0] for name in entry["shards"] for r in records.read_records(output / name)]
 
 
 def dropped(output: Path) -> dict[str, int]:
-    return records.load_manifest(output)["splits"]["train"]["dropped"]
+    return load_manifest(output)["splits"]["train"]["dropped"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_captions_of_an_image_are_kept_together_to_be_drawn(
         for states, one, coarse in zip(record.states, separate, small[i].states, strict=True):
             np.testing.assert_array_equal(states, one.states[0])
             np.testing.assert_allclose(coarse.astype(float), states.astype(float), atol=0.02)
-    entry = records.load_manifest(tmp_path / "drawn")["splits"]["train"]
+    entry = load_manifest(tmp_path / "drawn")["splits"]["train"]
     assert (entry["examples"], entry["captions"]) == (3, 15)
 
 
@@ -113,7 +114,7 @@ def test_captions_in_rows_of_their_own_are_drawn_from_too(
     for shards in (1, 2, 3, 7, 11):
         output = tmp_path / f"{shards}"
         assert embed(table, output, "--captions", "drawn", "--shards", str(shards)) == 0
-        entry = records.load_manifest(output)["splits"]["train"]
+        entry = load_manifest(output)["splits"]["train"]
         found = [r for name in entry["shards"] for r in records.read_records(output / name)]
         assert [r.captions for r in found] == kept
         assert [r.id for r in found] == ["t/0", "t/6", "t/10"]

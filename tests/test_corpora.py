@@ -29,6 +29,7 @@ from PIL import Image
 from imagen_jax.data import records
 from imagen_jax.data.choices import DAMAGED_FILES
 from imagen_jax.data.corpora import open_corpus
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.data.sources import Dropped
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -77,7 +78,7 @@ def test_every_kind_is_embedded(
     assert "others are not finished" in capsys.readouterr().out
     assert main([*argv, "--encoder", "tiny", "--process", "0/2"]) == 0
     assert f"4 examples in {output}" in capsys.readouterr().out
-    split = records.load_manifest(output)["splits"]["train"]
+    split = load_manifest(output)["splits"]["train"]
     assert (split["examples"], split["dropped"], split["changed"]) == (4, {}, {})
     assert split["shard_examples"] == [2, 2]
     read = [r for name in split["shards"] for r in records.read_records(output / name)]
@@ -247,7 +248,7 @@ def test_embedding_resumes_past_a_damaged_file(
     assert main([*argv, "--damaged-files", "drop"]) == 0
     assert "dropped: 1 rest of a damaged file" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == written
-    split = records.load_manifest(output)["splits"]["train"]
+    split = load_manifest(output)["splits"]["train"]
     assert (split["shard_examples"], split["dropped"]) == ([2, 1], {"rest of a damaged file": 1})
     (listing,) = output.glob("*.dropped")
     line = json.loads(listing.read_text())

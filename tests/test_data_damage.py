@@ -10,12 +10,13 @@ import tensorflow as tf
 from embedding_shards import EXAMPLES, batches, order, write_shards
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.errors import MachineError, UserError
 
 
 def damage(directory, shard, places):
     """Changes a byte in the middle of some records of a shard."""
-    path = directory / records.load_manifest(directory)["splits"]["train"]["shards"][shard]
+    path = directory / load_manifest(directory)["splits"]["train"]["shards"][shard]
     offsets, content = records.read_offsets(path), bytearray(path.read_bytes())
     for place in places:
         content[(int(offsets[place]) + int(offsets[place + 1])) // 2] ^= 1

@@ -23,6 +23,7 @@ from embedding_shards import (
 
 from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURE_LENGTHS, ImagenFeatureConverter, View
+from imagen_jax.data.manifest import MANIFEST, load_manifest, manifest_fingerprint
 from imagen_jax.data.scenes.render import RENDERING
 from imagen_jax.data.tasks import (
     EmbeddingShards,
@@ -275,7 +276,7 @@ def test_registered_task_is_read_by_name(shards):
     ds = seqio.get_dataset(
         "pipeline_test",
         TASK_FEATURE_LENGTHS,
-        ImagenFeatureConverter(View(8, 4, LENGTH), records.load_manifest(shards)),
+        ImagenFeatureConverter(View(8, 4, LENGTH), load_manifest(shards)),
         shuffle=False,
         batch_size=EXAMPLES,
     )
@@ -321,14 +322,14 @@ def test_seqio_reads_every_record_once_on_any_number_of_hosts(shards, hosts):
 
 def test_scenes_of_another_rendering_are_refused(tmp_path):
     write_shards(tmp_path)
-    path = tmp_path / records.MANIFEST
+    path = tmp_path / MANIFEST
     manifest = json.loads(path.read_text())
     for rendering, refused in ((RENDERING, False), (RENDERING - 1, True), (None, True)):
         description = {"name": "scenes", "level": "demo"}
         if rendering is not None:
             description["rendering"] = rendering
         manifest["source"] = {"train": description}
-        manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+        manifest["fingerprint"] = manifest_fingerprint(manifest)
         write_json(path, manifest)
         if refused:
             message = (

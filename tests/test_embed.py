@@ -19,6 +19,7 @@ import tiny
 from PIL import Image
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import MANIFEST, check_encoder, load_manifest
 from imagen_jax.data.sources import SceneSource
 from imagen_jax.embed import embed
 from imagen_jax.errors import UserError
@@ -108,7 +109,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_records_hold_what_the_source_yields(tmp_path):
     encoder = fake_encoder()
     manifest = run(tmp_path, encoder=encoder)
-    assert manifest == records.load_manifest(tmp_path)
+    assert manifest == load_manifest(tmp_path)
     split = manifest["splits"]["train"]
     assert split["shards"] == [f"train-{shard:05d}-of-00003.tfrecord" for shard in range(3)]
     assert split["examples"] == 20
@@ -160,7 +161,7 @@ def test_restart_continues_and_gives_the_same_bytes(tmp_path, error):
     done = ["train-00000-of-00003.offsets", "train-00000-of-00003.tfrecord"]
     assert sorted(contents(interrupted)) == done
     with pytest.raises(UserError, match=r"no manifest\.json: embedding has not finished"):
-        records.load_manifest(interrupted)
+        load_manifest(interrupted)
     # What a killed process leaves.
     (interrupted / "train-00001-of-00003.tfrecord.1.tmp").write_bytes(b"half")
     source = FakeSource()
@@ -184,10 +185,10 @@ def test_a_shortened_shard_is_found_and_made_again(tmp_path):
     shard = tmp_path / "train-00002-of-00003.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"00002-of-00003\.tfrecord has .* bytes; by manifest"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=r"train-00002.*tfrecord is missing, though"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
     run(tmp_path)
     assert contents(tmp_path) == before
     offsets = records.offsets_path(shard)
@@ -210,7 +211,7 @@ def test_an_old_list_of_dropped_examples_is_removed(tmp_path):
 def test_processes_share_the_shards(tmp_path):
     run(tmp_path / "one")
     assert run(tmp_path / "many", shards=range(0, 3, 2)) is None
-    assert not (tmp_path / "many" / records.MANIFEST).exists()
+    assert not (tmp_path / "many" / MANIFEST).exists()
     assert run(tmp_path / "many", shards=range(1, 3, 2)) is not None
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
@@ -239,7 +240,7 @@ def test_a_directory_of_another_job_is_refused(tmp_path, finished, arguments, me
 def test_splits_join_one_manifest(tmp_path):
     train = run(tmp_path)
     both = run(tmp_path, FakeSource(5, "other"), split="test", num_shards=1)
-    assert both == records.load_manifest(tmp_path)
+    assert both == load_manifest(tmp_path)
     assert both["splits"]["train"] == train["splits"]["train"]
     assert both["splits"]["test"]["examples"] == 5
     assert both["source"]["test"] == {"name": "other", "count": 5}
@@ -290,19 +291,19 @@ def test_bad_arguments(tmp_path):
 
 def test_manifest_errors(tmp_path):
     with pytest.raises(UserError, match="no embedding directory"):
-        records.load_manifest(tmp_path / "nowhere")
+        load_manifest(tmp_path / "nowhere")
     run(tmp_path)
-    path = tmp_path / records.MANIFEST
+    path = tmp_path / MANIFEST
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 1}))
     with pytest.raises(ValueError, match="has format 1, this version reads format 2; embed"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
     path.write_text(json.dumps({**manifest, "image_size": 16}))
     with pytest.raises(ValueError, match="changed after it was written"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        records.load_manifest(tmp_path)
+        load_manifest(tmp_path)
 
 
 def test_nothing_is_added_to_embeddings_that_lost_their_notes(tmp_path):
@@ -321,19 +322,19 @@ def test_a_split_has_a_plain_name(tmp_path):
 def test_check_encoder_shows_what_differs(tmp_path):
     manifest = run(tmp_path)
     encoder = fake_encoder()
-    records.check_encoder(manifest, encoder.name, encoder.width, encoder.fingerprint)
-    records.check_encoder(manifest, width=WIDTH)
+    check_encoder(manifest, encoder.name, encoder.width, encoder.fingerprint)
+    check_encoder(manifest, width=WIDTH)
     with pytest.raises(ValueError, match=r"another text encoder.* width: 4 != 384"):
-        records.check_encoder(manifest, width=384)
+        check_encoder(manifest, width=384)
     with pytest.raises(ValueError, match=r"name: 'fake' != 'minilm'"):
-        records.check_encoder(manifest, name="minilm", width=WIDTH)
+        check_encoder(manifest, name="minilm", width=WIDTH)
 
 
 def test_scenes_with_minilm(tmp_path):
     directory = tmp_path / "scenes"
     manifest = tiny.embed_scenes("quickstart", 10, 16, 3, "minilm", directory, num_shards=3)
     encoder = load_encoder("minilm")
-    records.check_encoder(manifest, "minilm", 384, encoder.fingerprint)
+    check_encoder(manifest, "minilm", 384, encoder.fingerprint)
     source = SceneSource("quickstart", "train", 3, 10, 16)
     expected = [example for shard in range(3) for example in source.examples_of_shard(shard, 3)]
     assert expected[-1].id == list(source.examples_of_shard(0, 1))[9].id
@@ -358,7 +359,7 @@ def test_scenes_with_minilm(tmp_path):
 def test_reading_a_manifest_needs_no_tensorflow(tmp_path):
     run(tmp_path)
     code = (
-        "import sys; from imagen_jax.data.records import load_manifest; import imagen_jax.embed; "
+        "import sys; from imagen_jax.data.manifest import load_manifest; import imagen_jax.embed; "
         f"load_manifest({str(tmp_path)!r}); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,7 @@ import pytest
 from embedding_shards import EXAMPLES, PER_FILE, batches, encode, make_example, write_shards
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import MANIFEST, manifest_fingerprint
 from imagen_jax.data.records import Record, record_writer, serialize_record
 from imagen_jax.data.report import write_report
 from imagen_jax.errors import UserError
@@ -181,7 +182,7 @@ NOT = object()
     ],
 )
 def test_manifests_of_another_form(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
-    path = write_shards(tmp_path) / records.MANIFEST
+    path = write_shards(tmp_path) / MANIFEST
     manifest = read_json(path, "manifest")
     ((name, value),) = change.items()
     *within, last = name.split(".")
@@ -192,7 +193,7 @@ def test_manifests_of_another_form(tmp_path: Path, change: dict[str, Any], fault
         del part[last]
     else:
         part[last] = value
-    manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
     write_json(path, manifest)
     with pytest.raises(UserError, match=rf"manifest\.json is no manifest of embeddings: .*{fault}"):
         batches(tmp_path)

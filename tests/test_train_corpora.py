@@ -9,7 +9,7 @@ import tiny
 from corpus_files import write_csv
 
 from imagen_jax.checkpoints.reading import checkpoint_steps
-from imagen_jax.data import records
+from imagen_jax.data.manifest import MANIFEST, load_manifest
 from imagen_jax.files import only_writer
 from imagen_jax.main import main
 
@@ -33,19 +33,19 @@ def test_training_embeds_a_corpus_first(
     options = ["--image-size", str(tiny.SR), "--encoder", "tiny", "--shards", "2"]
     options += ["--long-captions", "truncate", "--output", str(by_hand)]
     assert main(["embed", corpus, *options]) == 0
-    manifest = records.load_manifest(workdir / "embeddings")
-    assert manifest == records.load_manifest(by_hand)
+    manifest = load_manifest(workdir / "embeddings")
+    assert manifest == load_manifest(by_hand)
     assert tiny.record(workdir, "base")["source"]["train"]["name"] == "csv"
     assert checkpoint_steps(workdir / "base") == [2]
 
     # The other stage finds one shard there, and makes the one that is missing.
     kept, lost = (workdir / "embeddings" / name for name in manifest["splits"]["train"]["shards"])
-    (workdir / "embeddings" / records.MANIFEST).unlink()
+    (workdir / "embeddings" / MANIFEST).unlink()
     lost.unlink()
     written = kept.stat().st_mtime_ns
     argv[argv.index("base")] = "sr"
     assert main(argv) == 0
-    assert records.load_manifest(workdir / "embeddings") == manifest
+    assert load_manifest(workdir / "embeddings") == manifest
     assert kept.stat().st_mtime_ns == written
     assert checkpoint_steps(workdir / "sr") == [2]
 

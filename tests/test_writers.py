@@ -15,7 +15,7 @@ from imagen_jax import files
 from imagen_jax.cascade import Cascade
 from imagen_jax.cascade.compiled import export_stages
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
-from imagen_jax.data.records import load_manifest
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.embed import embed
 from imagen_jax.embed import job as job_lib
 from imagen_jax.errors import MachineError, UserError

@@ -13,8 +13,8 @@ Corpora, as `imagen embed` reads them:
 
 Embeddings, as training reads them:
 
-    records.py   an embedding directory: its records and its manifest; manifest_form.py: of which
-                 form that must be
+    records.py   an embedding directory and its records
+    manifest.py  its manifest, read and checked; manifest_form.py: of which form that must be
     order.py     the global order: (sizes, seed, step) -> records, as arithmetic
     reading.py   the one reader of shards, in such an order
     tasks.py     embedding directories and mixtures, opened for training and for seqio

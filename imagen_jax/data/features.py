@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
-from imagen_jax.data.records import Manifest
+from imagen_jax.data.manifest import Manifest
 from imagen_jax.errors import UserError
 
 # The accelerators belong to JAX. TensorFlow only feeds it, and must not reserve their memory.

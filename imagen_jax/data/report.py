@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data import records
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.data.pages import bars, counted, figure, histogram, sheet, spaced, table, write_page
 from imagen_jax.data.reading import ShardTable
 
@@ -31,9 +32,9 @@ def write_report(
       The number of records that were read.
 
     Raises:
-      UserError: see records.load_manifest; or a record is damaged.
+      UserError: see load_manifest; or a record is damaged.
     """
-    manifest = records.load_manifest(directory)
+    manifest = load_manifest(directory)
     facts = {
         "encoder": ", ".join(f"{key} {value}" for key, value in manifest["encoder"].items()),
         "token states": manifest["states"],

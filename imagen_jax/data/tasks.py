@@ -21,8 +21,8 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from imagen_jax.data import records
 from imagen_jax.data.features import TASK_FEATURES, parse_example
+from imagen_jax.data.manifest import Manifest, check_shards, load_manifest
 from imagen_jax.data.order import FileOrder, GlobalOrder
 from imagen_jax.data.reading import Order, OrderedReader, ShardTable
 from imagen_jax.data.sources import check_rendering
@@ -41,12 +41,12 @@ class EmbeddingShards(seqio.DataSource):
 
     Attributes:
       directory: the embedding directory.
-      manifest: its manifest, see `records.load_manifest`.
+      manifest: its manifest, see `load_manifest`.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = str(local_path(directory))
-        self.manifest = records.load_manifest(self.directory, check_files=False)
+        self.manifest = load_manifest(self.directory, check_files=False)
         # num_input_examples stays unset: below 10,000 examples seqio would cache the first epoch in
         # memory, and the cache would become part of every iterator checkpoint.
         super().__init__(splits=self.manifest["splits"], caching_permitted=False)
@@ -74,10 +74,10 @@ class EmbeddingShards(seqio.DataSource):
         """Check the shards of a split, on the first host alone; the others find out on reading.
 
         Raises:
-          UserError: see `records.check_shards`.
+          UserError: see `check_shards`.
         """
         if host == 0:
-            records.check_shards(self.directory, self.manifest, split)
+            check_shards(self.directory, self.manifest, split)
 
     def list_shards(self, split: str) -> list[str]:
         """Return the paths of a split's shards."""
@@ -122,7 +122,7 @@ def embeddings_task(name: str, directory: str | os.PathLike[str]) -> seqio.Task:
       directory: output folder of `imagen embed`.
 
     Raises:
-      UserError: see `records.load_manifest`; the shards are checked when they are read.
+      UserError: see `load_manifest`; the shards are checked when they are read.
     """
     return seqio.Task(
         name,
@@ -138,7 +138,7 @@ def register_embeddings_task(name: str, directory: str | os.PathLike[str]) -> se
 
     Raises:
       ValueError: the name is taken by a task or mixture.
-      UserError: see `records.load_manifest`.
+      UserError: see `load_manifest`.
     """
     task = embeddings_task(name, directory)
     seqio.TaskRegistry.add_provider(name, task)
@@ -196,7 +196,7 @@ class EmbeddingData:
         ]
 
     @functools.cached_property
-    def manifest(self) -> records.Manifest:
+    def manifest(self) -> Manifest:
         """The manifest of one source, or what a run should remember of several."""
         manifests = [source.manifest for source in self.sources]
         if len(manifests) == 1:
@@ -223,7 +223,7 @@ def open_data(data: str | os.PathLike[str]) -> EmbeddingData:
         registered task or mixture over such directories.
 
     Raises:
-      UserError: see `records.load_manifest`; a rate that is no number above 0; a task that does not
+      UserError: see `load_manifest`; a rate that is no number above 0; a task that does not
         read an embedding directory; or directories whose encoder or size of images differ, which
         one stage cannot be trained on.
     """

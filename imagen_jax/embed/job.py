@@ -24,7 +24,7 @@ from typing import Any
 from imagen_jax.data import records
 from imagen_jax.data.choices import CAPTIONS, FITS, LONG_CAPTIONS, STATES
 from imagen_jax.data.corpora import open_corpus
-from imagen_jax.data.records import Manifest
+from imagen_jax.data.manifest import FORMAT, MANIFEST, Manifest, load_manifest, manifest_fingerprint
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.outcome import nothing_kept
 from imagen_jax.embed.prepare import Handling
@@ -137,7 +137,7 @@ def embed(
         encoder = load_encoder(encoder)
     directory = output_folder(output)
     job: Job = {
-        "format": records.FORMAT,
+        "format": FORMAT,
         "encoder": {
             "name": encoder.name,
             "fingerprint": encoder.fingerprint,
@@ -222,7 +222,7 @@ def _claim(directory: Path, job: Job, mine: Path) -> None:
     notes = directory / "progress"
     notes.mkdir(parents=True, exist_ok=True)
     jobs = {path: json.loads(path.read_bytes()) for path in sorted(notes.glob("*.job.json"))}
-    if not jobs and (directory / records.MANIFEST).exists():
+    if not jobs and (directory / MANIFEST).exists():
         raise UserError(f"{directory} holds finished embeddings, to which nothing can be added")
     for path, other in jobs.items():
         # Splits of one directory differ in corpus and shards, but not in what a reader relies on.
@@ -306,7 +306,7 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         message = nothing_kept(directory, split, num_shards, dropped)
         _forget(directory, job)
         raise UserError(message)
-    path = directory / records.MANIFEST
+    path = directory / MANIFEST
     entry = {
         "shards": [records.shard_name(split, shard, num_shards) for shard in range(num_shards)],
         "examples": examples,
@@ -320,13 +320,13 @@ def _write_manifest(directory: Path, job: Job) -> Manifest | None:
         **{f"shard_{key}": [s[key] for s in counts] for key in ("examples", "bytes", "sha256")},
     }
     with in_turn(directory / "progress"):  # another split may be finished at the same moment
-        old = records.load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
+        old = load_manifest(directory) if path.exists() else {"source": {}, "splits": {}}
         manifest: Manifest = {
             **{key: job[key] for key in ("format", "encoder", "states", "image_size")},
             "source": {**old["source"], split: job["source"]},
             "splits": {**old["splits"], split: entry},
         }
-        manifest["fingerprint"] = records.manifest_fingerprint(manifest)
+        manifest["fingerprint"] = manifest_fingerprint(manifest)
         if manifest != old:
             write_json(path, manifest)
     return manifest

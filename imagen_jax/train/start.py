@@ -18,7 +18,7 @@ from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import BatchIterator, train_batches
-from imagen_jax.data.records import check_encoder
+from imagen_jax.data.manifest import check_encoder
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json
 from imagen_jax.stage import Stage

@@ -6,7 +6,7 @@ unfolding     compressed files, up to a limit
 captions      what counts as a caption, the same everywhere
 rows          corpora of numbered rows, and images by path, in a cell or in base64
 tables        CSV, TSV, JSON (also COCO's), parquet and Arrow by row:
-              text_tables and arrow_tables read the files
+              text_tables, json_tables and arrow_tables read the files
 folders       images with captions in files beside them
 files         corpora of files that are not divided: tars (WebDataset) and tfrecords
 tfds          prepared datasets of TensorFlow Datasets
