@@ -6,9 +6,14 @@
 Starts the page on loopback with the demo cascade, and visitors that speak to it as browsers do,
 over their own connections. Prints how long requests took to be answered, how the memory of the
 page and of the process that samples grew after warm-up, and whether anybody saw the images or the
-prompt of somebody else: each asks for prompts and seeds of their own. Ends with status 1 if a
-request took longer than --limit, the memory of one grew by more than --growth after the first
-third, or somebody did.
+prompt of somebody else: each asks for prompts and seeds of their own.
+
+The visitors run in one loop on the same machine, so that what they are late by themselves is in
+what they measure: it is printed, too (by how much a timer of their loop was late), and so are the
+slowest requests with the moment at which they were sent. All visitors come in the same instant.
+
+Ends with status 1 if a request took longer than --limit, the memory of one grew by more than
+--growth after the first third, or somebody did.
 """
 
 from __future__ import annotations
@@ -16,248 +21,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import functools
-import hashlib
-import html
-import io
-import json
-import random
 import re
 import statistics
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import numpy as np
 import psutil
-import socketio
-from PIL import Image
 
-WORDS = ("apple", "cat", "dog", "rocket", "star", "car")
-NASTY: tuple[Any, ...] = (None, "", -1, 3e6, 1e308, [], {}, "x" * 5000, True)
+from benchmarks.page_visitor import Visitor, noise
 
-
-class Visitor:
-    """One tab of a browser.
-
-    Attributes:
-      elements: what the page consists of, by id.
-      images: hashes of the images of jobs that it was shown.
-      waits: (what, seconds) of every request that was answered.
-      news: number of times that the page said something of a job, or an error.
-    """
-
-    def __init__(self, address: str, number: int, session: aiohttp.ClientSession):
-        self._address, self._number, self._session = address, number, session
-        self._rng = random.Random(number)
-        self._seed = 1000 * number
-        self._changed = asyncio.Event()
-        self._socket: socketio.AsyncClient | None = None
-        self.elements: dict[str, dict[str, Any]] = {}
-        self.images: set[str] = set()
-        self.titles: set[str] = set()
-        self.waits: list[tuple[str, float]] = []
-        self.news = 0
-
-    async def open(self) -> None:
-        """Loads the page in a new tab."""
-        started = time.monotonic()
-        async with self._session.get(self._address) as response:
-            text = await response.text()
-            if response.status == 503:  # enough tabs are open
-                return
-            assert response.status == 200, response.status
-        self.waits.append(("page", time.monotonic() - started))
-        found = re.search(r"parseElements\(String\.raw`(.*?)`\)", text, re.DOTALL)
-        identity = re.search(r"'client_id': '([^']+)'", text)
-        assert found, "no elements"
-        assert identity, "no client"
-        self.elements = json.loads(html.unescape(found[1]))
-        self._mode = 0
-        self._client = identity[1]
-        self._socket = socketio.AsyncClient(reconnection=False, http_session=self._session)
-        self._socket.on("update", self._update)
-        query = {"client_id": self._client, "next_message_id": 0, "implicit_handshake": "true",
-                 "tab_id": str(uuid.uuid4()), "document_id": str(uuid.uuid4()),
-                 "old_tab_id": ""}  # fmt: skip
-        started = time.monotonic()
-        await self._socket.connect(
-            self._address + "?" + "&".join(f"{k}={v}" for k, v in query.items()),
-            socketio_path="/_nicegui_ws/socket.io", transports=["websocket"],
-            wait_timeout=20,  # as browsers wait; Python's client would after a second give up
-        )  # fmt: skip
-        self.waits.append(("connect", time.monotonic() - started))
-
-    async def close(self) -> None:
-        """Closes the tab."""
-        if self._socket is not None:
-            await self._socket.disconnect()
-            self._socket = None
-
-    def _update(self, changes: dict[str, Any]) -> None:
-        for key, element in changes.items():
-            if key.startswith("_"):
-                continue
-            if element is None:
-                self.elements.pop(key, None)
-                continue
-            self.elements[key] = element
-            source = str(element.get("props", {}).get("src", ""))
-            classes = element.get("class", [])
-            self.news += bool({"state", "error", "title"} & {*classes})
-            if source.startswith("data:image") and len(source) > 100 and "canvas" not in classes:
-                self.images.add(hashlib.sha256(source.encode()).hexdigest())
-            if "title" in classes and element.get("text"):
-                self.titles.add(element["text"])
-        self._changed.set()
-
-    def find(self, name: str) -> tuple[str, dict[str, Any]]:
-        """(id, element) by its label."""
-        for key, element in self.elements.items():
-            if name in _labels(element):
-                return key, element
-        raise KeyError(name)
-
-    def _has(self, name: str) -> bool:
-        return any(name in _labels(element) for element in self.elements.values())
-
-    def by_class(self, name: str) -> tuple[str, dict[str, Any]]:
-        """(id, element) by a class of it."""
-        return next((k, e) for k, e in self.elements.items() if name in e.get("class", []))
-
-    async def event(self, found: tuple[str, dict[str, Any]], kind: str, *args: Any) -> None:
-        """Does something to an element."""
-        key, element = found
-        listener = next(e for e in element["events"] if e["type"].lower() == kind.lower())
-        assert self._socket is not None
-        message = {"id": int(key), "client_id": self._client,
-                   "listener_id": listener["listener_id"],
-                   "args": [json.dumps(arg) for arg in args]}  # fmt: skip
-        await self._socket.emit("event", message)
-
-    async def type(self, name: str, value: Any) -> None:
-        """Sets a field."""
-        found = self.find(name)
-        kinds = [event["type"] for event in found[1]["events"]]
-        kind = next(kind for kind in kinds if kind.lower().startswith("update:"))
-        await self.event(found, kind, value)
-
-    async def answered(self, what: str, ready: Any, seconds: float = 60.0) -> bool:
-        """Waits until the page shows something; notes for how long."""
-        started = time.monotonic()
-        while not ready():
-            self._changed.clear()
-            left = seconds - (time.monotonic() - started)
-            try:
-                await asyncio.wait_for(self._changed.wait(), max(0.01, left))
-            except TimeoutError:
-                self.waits.append((what, time.monotonic() - started))
-                return False
-        self.waits.append((what, time.monotonic() - started))
-        return True
-
-    async def mode(self, number: int) -> None:
-        """Chooses what is done, and waits until the page explains it."""
-        found = self.find("Mode")
-        explained = str(int(found[0]) + 1)
-        before = self.elements[explained].get("text")
-        await self.event(found, "update:modelValue", number)
-        if self._mode != number:
-            self._mode = number
-            await self.answered("mode", lambda: self.elements[explained].get("text") != before)
-
-    async def make(self) -> None:
-        """Asks for images, and waits until the page says what becomes of them."""
-        self._seed += 10
-        for name, value in (("Images", 2), ("Seed", self._seed), ("Steps, base", 3),
-                            ("Steps, sr", 2)):  # fmt: skip
-            await self.type(name, value)
-        prompt = f"a drawing of a {self._rng.choice(WORDS)}, visitor {self._number}"
-        await self.type("Prompt", prompt)
-        before = self.news
-        await self.event(self.find("Make images"), "click")
-        await self.answered("make", lambda: self.news > before)
-
-    async def stop(self) -> None:
-        """Stops the job that is shown, if there is one."""
-        if self._has("Stop"):
-            await self.event(self.find("Stop"), "click")
-
-    async def upload(self) -> None:
-        """Uploads an image of noise."""
-        content = noise(self._rng.choice((48, 300, 900)))
-        form = aiohttp.FormData()
-        form.add_field("file", content, filename="noise.png", content_type="image/png")
-        _, element = self.find("Choose an image, or drop it here")
-        address = self._address.rstrip("/") + element["props"]["url"]
-        started = time.monotonic()
-        async with self._session.post(address, data=form) as response:
-            await response.read()
-        self.waits.append(("upload", time.monotonic() - started))
-
-    async def brush(self) -> None:
-        """Draws a few strokes."""
-        found = self.by_class("canvas")
-        for _ in range(3):
-            for kind in ("mousedown", *["mousemove"] * 12, "mouseup"):
-                x, y = self._rng.uniform(-50, 150), self._rng.uniform(0, 99)
-                where = {"image_x": x, "image_y": y,
-                         "mouse_event_type": kind, "button": 0, "buttons": 1, "altKey": False,
-                         "ctrlKey": False, "metaKey": False, "shiftKey": False}  # fmt: skip
-                await self.event(found, "mouse", where)
-
-    async def misbehave(self) -> None:
-        """Sends values that no browser would."""
-        names = ("Brush", "Images", "Seed", "Strength", "Passes", "Steps, base", "Prompt")
-        for name in filter(self._has, names):
-            await self.type(name, self._rng.choice(NASTY))
-        await self.event(self.find("Make images"), "click")
-        for name, value in (("Passes", 2), ("Strength", 0.3)):
-            if self._has(name):
-                await self.type(name, value)
-
-    async def visit(self, until: float) -> None:
-        """Comes, does things, and goes, again and again."""
-        while time.monotonic() < until:
-            await self.open()
-            if self._socket is None:
-                await asyncio.sleep(1)
-                continue
-            for _ in range(self._rng.randrange(2, 6)):
-                deed = self._rng.choice(("make", "make", "edit", "paint", "stop", "misbehave"))
-                if deed in ("edit", "paint"):
-                    await self.mode(1 if deed == "edit" else 2)
-                    await self.upload()
-                    if deed == "paint":
-                        await self.brush()
-                    await self.make()
-                else:
-                    if deed == "make":
-                        await self.mode(0)
-                    await getattr(self, deed)()
-                await asyncio.sleep(self._rng.uniform(0.5, 3))
-                if time.monotonic() > until:
-                    break
-            await self.close()
-
-
-@functools.cache  # visitors share two cores with what they measure
-def noise(side: int) -> bytes:
-    """PNG of noise."""
-    pixels = np.random.default_rng(side).integers(0, 256, (side, side + 9, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _labels(element: dict[str, Any]) -> tuple[Any, Any]:
-    props = element.get("props", {})
-    return props.get("label"), props.get("aria-label")
+TICK = 0.02
+"""Seconds between looks at how late the visitors' own loop is."""
 
 
 async def warm_up(visitor: Visitor) -> None:
@@ -292,6 +71,14 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     used = {name: _seconds_of(processes) for name, processes in measured.items()}
     memory: dict[str, list[float]] = {name: [] for name in parts}
 
+    late: list[float] = []
+
+    async def tick() -> None:
+        while time.monotonic() < until:
+            before = time.monotonic()
+            await asyncio.sleep(TICK)
+            late.append(time.monotonic() - before - TICK)
+
     async def watch() -> None:
         while time.monotonic() < until:
             for name, processes in parts.items():
@@ -303,7 +90,7 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     async with aiohttp.ClientSession(connector=connector) as session:
         visitors = [Visitor(address, n, session) for n in range(args.visitors)]
         ends = await asyncio.gather(
-            watch(), *(v.visit(until) for v in visitors), return_exceptions=True
+            watch(), tick(), *(v.visit(until) for v in visitors), return_exceptions=True
         )
     cores = {name: (_seconds_of(measured[name]) - old) / args.seconds for name, old in used.items()}
     errors = [end for end in ends if isinstance(end, BaseException)]
@@ -316,7 +103,7 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     shared = sum(len(of) > 1 for of in owners.values())
     waits: dict[str, list[float]] = collections.defaultdict(list)
     for visitor in visitors:
-        for what, seconds in visitor.waits:
+        for what, seconds, _ in visitor.waits:
             waits[what].append(seconds)
     longest = 0.0
     for what, seconds in sorted(waits.items()):
@@ -325,6 +112,12 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
         print(f"{what:8} {len(seconds):6} answered, {within:.1%} within {args.limit:g} s, median "
               f"{statistics.median(seconds):.3f} s, 99% {np.quantile(seconds, 0.99):.3f} s, "
               f"longest {max(seconds):.3f} s")  # fmt: skip
+    began = until - args.seconds
+    slowest = sorted((w for v in visitors for w in v.waits), key=lambda w: -w[1])[:5]
+    told = [f"{what} of {wait:.2f} s at second {at - began:.0f}" for what, wait, at in slowest]
+    print(f"slowest: {', '.join(told)}")
+    print(f"the visitors' own loop was late by {np.quantile(late, 0.99):.3f} s in 1% of its turns, "
+          f"by {max(late):.3f} s at most")  # fmt: skip
     print("cores that were used: " + ", ".join(f"{n} {of:.2f}" for n, of in cores.items())
           + f", of {psutil.cpu_count()}")  # fmt: skip
     grown = 0.0

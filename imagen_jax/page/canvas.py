@@ -11,8 +11,8 @@ from nicegui import events, run, ui
 from imagen_jax.cascade import crop_to
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, data_url, mask_of, preview, strokes_as_svg
-from imagen_jax.page.limits import BRUSH, MAX_POINTS, MAX_UPLOAD, clamped
-from imagen_jax.page.uploads import OneUpload, Uploads
+from imagen_jax.page.limits import BRUSH, MAX_POINTS, clamped
+from imagen_jax.page.uploads import Uploads
 
 SHOWN = 512
 """Longest side, in pixels, of the image in the browser."""
@@ -42,17 +42,8 @@ class Canvas:
         self._on_error = on_error
         self._shown: np.ndarray | None = None
         with ui.column().classes("w-full gap-2") as self.element:
-            self._upload = OneUpload(
-                label="Choose an image, or drop it here",
-                auto_upload=True,
-                max_file_size=MAX_UPLOAD,
-                on_upload=self._uploaded,
-                on_rejected=lambda: self._on_error(
-                    f"the file is larger than {MAX_UPLOAD // 2**20} MB"
-                ),
-            )
-            self._upload.props("flat bordered hide-upload-btn").classes("w-full upload")
-            self._upload.on("failed", lambda: self._on_error("the upload failed"))
+            self._upload = uploads.add("Choose an image, or drop it here", self._uploaded, on_error)
+            self._upload.classes("w-full upload")
             self._note = ui.label().classes("note")
             self._image = ui.interactive_image(
                 on_mouse=self._draw,
@@ -113,14 +104,14 @@ class Canvas:
         drawn = self._painting and self._strokes
         self._image.content = strokes_as_svg(self._strokes) if drawn else ""
 
-    async def _uploaded(self, event: events.UploadEventArguments) -> None:
-        self._upload.reset()
+    async def _uploaded(self, content: bytes, name: str) -> None:
+        self._upload.run_method("reset")
         try:
-            image, own_size = await self._uploads.read(event)
+            image, own_size = await self._uploads.read(content)
         except UserError as error:
-            self._on_error(f"{event.file.name[:100]}: {error}")
+            self._on_error(f"{name}: {error}")
             return
-        self.load(image, event.file.name[:100], own_size)
+        self.load(image, name, own_size)
 
     def _cut(self) -> None:
         """Shows the part of the image that is used, without strokes."""

@@ -11,8 +11,6 @@ from typing import Any
 from imagen_jax.errors import UserError
 from imagen_jax.page.limits import MAX_UPLOAD
 
-MAX_BODY = MAX_UPLOAD + 2**16
-"""Bytes of a request: an upload and what a form puts around it."""
 HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
@@ -117,7 +115,7 @@ class Guard:
         length = headers.get("content-length", "")
         if not (length.isascii() and length.isdigit()):
             return 411, "a request with a body must say how long it is"
-        if int(length) > MAX_BODY:
+        if int(length) > MAX_UPLOAD:
             return 413, f"{length} bytes are too many: an upload may have {MAX_UPLOAD}"
         return None
 

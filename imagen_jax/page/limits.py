@@ -14,6 +14,10 @@ MAX_IMAGES = 16
 """Images of one job: one batch on one device."""
 MAX_UPLOAD = 10 * 2**20
 """Bytes of an uploaded file."""
+MAX_RECEIVED = 2**26
+"""Bytes of uploads that are under way, of all tabs."""
+UPLOAD_SECONDS = 60.0
+"""Seconds in which an upload has come."""
 MAX_PIXELS = 2**24
 """Of an uploaded image: some 200 MB while it is read, one at a time."""
 MAX_READING = 8

@@ -15,6 +15,7 @@ from fastapi.responses import PlainTextResponse
 from nicegui import Client, ui
 from nicegui import app as pages
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Route
 
 from imagen_jax.errors import UserError
 from imagen_jax.page.form import sizes
@@ -23,7 +24,7 @@ from imagen_jax.page.jobs import Worker
 from imagen_jax.page.layout import build
 from imagen_jax.page.limits import MAX_TABS
 from imagen_jax.page.process import Sampler
-from imagen_jax.page.uploads import Uploads
+from imagen_jax.page.uploads import PATH, Uploads
 
 KEPT_SECONDS = 3600.0
 """Seconds that the images of a closed tab are kept."""
@@ -101,6 +102,8 @@ def serve(
         binding_refresh_interval=None,  # nothing is bound that would have to be looked at
         message_history_length=100,  # sent again; a page that missed more is loaded again
     )
+    # Before what NiceGUI answers, and without what it puts around each piece of a body.
+    app.router.routes.insert(0, Route(PATH, uploads.take, methods=["POST"]))
     # Nothing is built for paths that do not exist.
     pages.add_exception_handler(404, not_found)
     pages.storage.max_tab_storage_age = KEPT_SECONDS
