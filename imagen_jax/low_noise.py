@@ -9,7 +9,9 @@ they do themselves where there is more of it: grain, and more steps leave more o
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,16 @@ class X0Errors:
         Args:
           last: logsnr of the network's last call.
         """
+        if broken := [
+            level for level, error in zip(self.levels, self.network, strict=True)
+            if not np.isfinite(error)
+        ]:  # fmt: skip
+            return (
+                f"the network's estimates are not finite (NaN or infinity) at logsnr {broken[0]:g}"
+                + f" and at {len(broken) - 1} more" * (len(broken) > 1)
+                + ": its weights have diverged, or overflow in its dtype. Go back to an earlier "
+                "checkpoint, and train with a lower learning_rate, or network.dtype float32"
+            )
         network, identity = self.at(last)
         if network < INVISIBLE:
             return None
@@ -105,6 +117,22 @@ def last_level(stage: Stage, settings: SampleConfig) -> float:
     return float(grid[-2])
 
 
+def from_records(records: Mapping[str, Any], where: Path) -> dict[str, X0Errors]:
+    """Return stage -> its errors; of a record that holds something else, a warning is all.
+
+    Args:
+      records: stage -> see from_record.
+      where: file, or folder of files, that has them.
+    """
+    found = {}
+    for stage, record in records.items():
+        try:
+            found[stage] = from_record(record)
+        except UserError as error:
+            warnings.warn(f"stage {stage!r} in {where}: {error}", stacklevel=2)
+    return found
+
+
 def from_record(record: Mapping[str, Any]) -> X0Errors:
     """Return errors that dataclasses.asdict has made a record of.
 
@@ -117,6 +145,7 @@ def from_record(record: Mapping[str, Any]) -> X0Errors:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"no errors of x0: {type(error).__name__}: {error}") from error
     ascending = values.ndim == 2 and values.size and (np.diff(values[0]) > 0).all()
-    if not (ascending and np.isfinite(values).all() and (values[1:] > 0).all()):
+    sound = np.isfinite(values[[0, -1]]).all() and (values[1:] > 0)[~np.isnan(values[1:])].all()
+    if not (ascending and sound):
         raise UserError("no errors of x0: levels must ascend, and errors be above 0")
     return X0Errors(*map(tuple, values.tolist()))

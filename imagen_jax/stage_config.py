@@ -42,7 +42,8 @@ def _check_choice(config: Any, field: str, choices: Iterable[str]) -> None:
 def _check_range(config: Any, field: str, low: float, high: float = float("inf")) -> None:
     value = getattr(config, field)
     if not low <= value <= high or math.isinf(value):
-        raise UserError(f"{field} is {value}; it must be in [{low:g}, {high:.10g}]")
+        end = "inf)" if math.isinf(high) else f"{high:.10g}]"
+        raise UserError(f"{field} is {value}; it must be in [{low:g}, {end}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,9 +123,9 @@ def test_unknown_config_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             "network UNet of stage 'base' cannot be made: one of its sizes is below 1",
         ),
         ("network.channels=-8", "one of its sizes is below 1"),
-        ("train.clip_norm=0", "clip_norm is 0.0; it must be in [1e-09, inf]"),
+        ("train.clip_norm=0", "clip_norm is 0.0; it must be in [1e-09, inf)"),
         ("train.seed=2147483648", "seed is 2147483648; it must be in [0, 2147483646]"),
-        ("train.learning_rate=1e999", "learning_rate is inf; it must be in [0, inf]"),
+        ("train.learning_rate=1e999", "learning_rate is inf; it must be in [0, inf)"),
     ],
 )
 def test_numbers_that_cannot_be(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -17,7 +18,8 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.checkpoints.cascades import export_cascade
 from imagen_jax.embed import embed
 from imagen_jax.errors import UserError
-from imagen_jax.low_noise import LEVELS, X0Errors, from_record, last_level
+from imagen_jax.files import write_json
+from imagen_jax.low_noise import LEVELS, X0Errors, from_record, from_records, last_level
 from imagen_jax.models.base import BaseNetwork
 from imagen_jax.stage import make_stage
 from imagen_jax.train.validation import x0_errors
@@ -92,6 +94,18 @@ def test_records_that_hold_no_errors(changes: dict[str, Any], message: str) -> N
     assert from_record(record) == X0Errors((0.0, 1.0), (0.2, 0.1), (0.5, 0.4))
     with pytest.raises(UserError, match=message):
         from_record(record | changes)
+
+
+def test_a_network_that_returns_nan_is_warned_of(tmp_path: Path) -> None:
+    """And so is a record that holds something else: neither keeps anybody from sampling."""
+    nan = X0Errors((0.0, 1.0, 2.0), (0.2, np.nan, np.inf), (0.5, 0.4, 0.3))
+    assert "not finite (NaN or infinity) at logsnr 1 and at 1 more" in str(nan.fault(0.0))
+    write_json(tmp_path / "errors.json", {"base": dataclasses.asdict(nan), "sr": {"levels": 1}})
+    records = json.loads((tmp_path / "errors.json").read_text())
+    with pytest.warns(UserWarning, match="stage 'sr' in run: no errors of x0: KeyError"):
+        found = from_records(records, Path("run"))
+    assert list(found) == ["base"]
+    np.testing.assert_equal(dataclasses.astuple(found["base"]), dataclasses.astuple(nan))
 
 
 def test_the_level_of_the_last_call() -> None:

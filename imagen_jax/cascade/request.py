@@ -37,6 +37,9 @@ from imagen_jax.typing import TextEmbedding
 VERSION = 1
 """Version of the form of a record; a higher one is not read."""
 
+SEEDS = 2**32
+"""Seeds of noise are below it."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -194,8 +197,8 @@ def make_request(
       UserError: arguments out of range, or that do not fit one another or the stages.
     """
     prompts = check_prompts(prompts)
-    if per_prompt < 1:
-        raise UserError(f"per_prompt must be at least 1, got {per_prompt}")
+    if not 1 <= per_prompt <= SEEDS:
+        raise UserError(f"per_prompt must be in [1, 2**32], got {per_prompt}")
     first_seeds: Sequence[Any] = [seed] * len(prompts)
     if isinstance(seed, Sequence | np.ndarray):
         first_seeds = list(seed)
@@ -305,7 +308,7 @@ def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
         raise UserError(f"{len(seeds)} seeds for {count} prompts; need as many")
     for seed in seeds:
         whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        if not whole or not 0 <= seed < 2**32:
+        if not whole or not 0 <= seed < SEEDS:
             raise UserError(f"seeds must be whole numbers in [0, 2**32), got {seed!r}")
     return [int(seed) for seed in seeds]
 

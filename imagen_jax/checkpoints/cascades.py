@@ -29,7 +29,7 @@ from imagen_jax.checkpoints.reading import (
 )
 from imagen_jax.errors import MachineError, UserError
 from imagen_jax.files import local_path, read_json
-from imagen_jax.low_noise import from_record
+from imagen_jax.low_noise import from_records
 from imagen_jax.stage import check_stage_name, make_stage
 
 SHIPPED = Path(__file__).parent.parent / "demo"
@@ -165,11 +165,14 @@ def _open_workdir(
         source=first["source"],
         config=first["config"] | {"cascade": trained, "stages": sections},
         license=first.get("license"),
-        x0_errors={
-            name: from_record(read_json(path, "list of errors of x0"))
-            for name in trained
-            if (path := stage_directory(workdir, name) / X0_ERRORS).is_file()
-        },
+        x0_errors=from_records(
+            {
+                name: read_json(path, "list of errors of x0")
+                for name in trained
+                if (path := stage_directory(workdir, name) / X0_ERRORS).is_file()
+            },
+            workdir,
+        ),
         read=lambda stage, shapes: _cast(
             restore_ema(checkpoints[stage.name], _cast(shapes, "float32"), ema_decay), shapes
         ),

@@ -30,7 +30,7 @@ from imagen_jax.files import (
     read_json,
     write_json,
 )
-from imagen_jax.low_noise import from_record
+from imagen_jax.low_noise import from_records
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.tensor_files import open_safetensors
 
@@ -63,8 +63,7 @@ def open_exported(directory: Path) -> Pretrained:
         config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
         stages = tuple(make_stage(config, name) for name in config.cascade)
         _ = encoder["name"], encoder["fingerprint"]
-        measured = record.get("x0_errors", {})
-        x0_errors = {name: from_record(errors) for name, errors in measured.items()}
+        x0_errors = from_records(record.get("x0_errors", {}), directory / EXPORTED)
         if not stages or not isinstance(source, dict):
             raise TypeError("no stages, or no source")
     states: dict[str, tuple[int, int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 
 LEVELS = ("quickstart", "demo", "full", "emoji")
@@ -10,6 +11,9 @@ LEVELS = ("quickstart", "demo", "full", "emoji")
 Commands = argparse._SubParsersAction
 """Type of argparse's subparsers."""
 
+
+MOST = 10**12
+"""Of whatever is counted."""
 
 Arguments = argparse._ActionsContainer
 """A parser, or a group of its arguments."""
@@ -61,15 +65,49 @@ def command(
     return parser
 
 
-def positive(text: str) -> int:
-    """Type of an argument that must be a whole number from 1."""
+def whole(text: str) -> int:
+    """Type of an argument that must be a whole number."""
     try:
-        number = int(text)
+        return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+
+
+def positive(text: str) -> int:
+    """Type of an argument that must be a whole number from 1."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {value}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Type of an argument that must be a whole number from 0."""
+    value = whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def number(text: str) -> float:
+    """Type of an argument that must be a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Type of an argument that must be a finite number above 0."""
+    value = number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, and finite, got {text!r}")
+    return value
 
 
 def process(text: str) -> tuple[int, int]:
@@ -129,7 +167,7 @@ def add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def add_seed(parser: argparse.ArgumentParser, of_what: str) -> None:
     """Adds --seed."""
-    parser.add_argument("--seed", type=int, default=0, help=f"{of_what} (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help=f"{of_what} (default: %(default)s)")
 
 
 def add_encoder_files(parser: Arguments) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, add_workdir, command
+from imagen_jax.cli.command import Commands, add_workdir, command, whole
 
 
 def add_command(commands: Commands) -> None:
@@ -49,7 +49,7 @@ def add_command(commands: Commands) -> None:
 
 def port(text: str) -> int:
     """Type of --port."""
-    number = int(text)
+    number = whole(text)
     if not 0 <= number < 2**16:
         raise argparse.ArgumentTypeError(f"must be from 0 to {2**16 - 1}, got {number}")
     return number

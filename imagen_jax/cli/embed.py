@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from imagen_jax.cli.command import LEVELS, Commands, add_process, command, positive
+from imagen_jax.cli.command import (
+    LEVELS,
+    Commands,
+    above_zero,
+    add_process,
+    command,
+    positive,
+    seed,
+)
 from imagen_jax.cli.corpus import (
     DEFAULT_SIZE,
     OPENING,
@@ -91,7 +99,7 @@ def _add_scenes(group: Any) -> None:
     group.add_argument("--count", type=positive, help="with --scenes: number of examples")
     group.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         help="with --scenes: the same seed gives the same images (default: 0)",
     )
 
@@ -105,19 +113,19 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chip-tflops",
-        type=float,
+        type=above_zero,
         default=275.0,
         help="with --estimate: peak of the chip in bfloat16 (default: %(default)s, TPU v4)",
     )
     parser.add_argument(
         "--utilisation",
-        type=float,
+        type=above_zero,
         default=0.4,
         help="with --estimate: share of the peak that is reached (default: %(default)s)",
     )
     parser.add_argument(
         "--chip-price",
-        type=float,
+        type=above_zero,
         default=3.22,
         help="with --estimate: USD for an hour of the chip (default: %(default)s)",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from imagen_jax.cli.command import Commands, command, positive
+from imagen_jax.cli.command import Commands, command, positive, seed
 from imagen_jax.cli.status import show
 from imagen_jax.files import new_file
 
@@ -142,7 +142,7 @@ def _add_vote(actions: Commands) -> None:
     parser.add_argument("b", metavar="B", help="and of the other")
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         help="of sides and order: whoever knows it knows which is which (default: a random one, "
         "kept in the key)",
     )

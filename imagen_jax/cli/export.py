@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.command import Commands, command, number
 from imagen_jax.cli.settings import add_settings, settings
 from imagen_jax.errors import UserError
 
@@ -45,7 +45,7 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument(
         "--ema-decay",
-        type=float,
+        type=number,
         metavar="DECAY",
         help="which average of the weights: one of train.extra_ema_decays of the stages' config "
         "(default: the one of train.ema_decay)",

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from imagen_jax.cli.command import Commands, add_workdir, command, positive
+from imagen_jax.cli.command import Commands, add_workdir, command, number, positive, seed
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.errors import UserError
 from imagen_jax.files import given_file, only_writer, output_folder
@@ -60,7 +60,7 @@ def add_command(commands: Commands) -> None:
                         "of seeds that follow one another (default: 1)")  # fmt: skip
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         help="of the noise; the same seed gives the same image (default: 0)",
     )
     parser.add_argument(
@@ -127,7 +127,7 @@ def _add_editing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", metavar="FILE", help="an image; by itself, it is enlarged")
     group.add_argument(
         "--strength",
-        type=per_stage(float),
+        type=per_stage(number),
         metavar="S",
         help="img2img strength in (0, 1]: near 0 keeps the image, 1 ignores it",
     )

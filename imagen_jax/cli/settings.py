@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from imagen_jax.cli.command import positive
+from imagen_jax.cli.command import number, positive, seed, whole
 
 if TYPE_CHECKING:
     from imagen_jax.cascade import Settings
@@ -26,18 +26,18 @@ def threshold(text: str) -> str:
 
 SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "guidance": (
-        float, "SCALE", "classifier-free guidance scale; 1 is off, more follows the text closer",
+        number, "SCALE", "classifier-free guidance scale; 1 is off, more follows the text closer",
     ),
     "guidance_min_logsnr": (
-        float, "LOGSNR", "guide no noisier levels than this; logsnr is -20 (noise) to 20 (clean)",
+        number, "LOGSNR", "guide no noisier levels than this; logsnr is -20 (noise) to 20 (clean)",
     ),
-    "guidance_max_logsnr": (float, "LOGSNR", "guide no cleaner levels than this"),
+    "guidance_max_logsnr": (number, "LOGSNR", "guide no cleaner levels than this"),
     "threshold": (
         threshold, "KIND",
         f"{', '.join(THRESHOLDS)}: how each step's estimate is kept in the range of an image",
     ),
-    "percentile": (float, "P", "percentile of dynamic thresholding, 0 to 100"),
-    "threshold_cap": (float, "MAX", "most that dynamic thresholding divides by, at least 1"),
+    "percentile": (number, "P", "percentile of dynamic thresholding, 0 to 100"),
+    "threshold_cap": (number, "MAX", "most that dynamic thresholding divides by, at least 1"),
     "sampler": (
         str, "NAME",
         "ddpm, ddim, dpmpp_2m or heun (it calls the network twice a step); with options as in "
@@ -51,17 +51,17 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "karras",
     ),
     "end_logsnr": (
-        float, "LOGSNR",
+        number, "LOGSNR",
         "noise level of the last step; a network that has not learned the cleanest levels leaves "
         "grain there",
     ),
     "aug_level": (
-        float, "LEVEL",
+        number, "LEVEL",
         "noise put on the low-resolution image before it is enlarged, 0 (none) to 1 (only noise); "
         "more invents more detail",
     ),
     "pad": (
-        int, "PIXELS",
+        whole, "PIXELS",
         "continue the edges of the low-resolution image by so many of its pixels while it is "
         "enlarged, and cut them off: mends borders, takes longer",
     ),
@@ -70,8 +70,8 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 
 SWEPT: dict[str, Callable[[str], Any]] = {
     **{name: kind for name, (kind, _, _) in SETTINGS.items()},
-    "strength": float,
-    "seed": int,
+    "strength": number,
+    "seed": seed,
 }
 """Setting that can be swept -> type of its value."""
 
@@ -94,7 +94,6 @@ def per_stage(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             )
         return {name: kind(value) for name, _, value in pairs}
 
-    parse.__name__ = kind.__name__  # what argparse calls it in its messages
     return parse
 
 

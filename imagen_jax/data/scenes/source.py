@@ -45,8 +45,10 @@ def scene_examples(
       groups: 1 or 2 for scenes of one or of two groups only; None for the level's mixture.
 
     Raises:
-      UserError: unknown level or split, or a bad size.
+      UserError: unknown level or split, a negative seed, or a bad size.
     """
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must be at least 0")
     if isinstance(level, str):
         level = get_level(level)
     for index in range(start, start + count):
