@@ -2,6 +2,7 @@
 
     python -m benchmarks.unet_speed                     # installs the peers into runs/peers first
     python -m benchmarks.unet_speed --rounds 5
+    python -m benchmarks.unet_speed --beside 52c7ff2    # our own of that commit is the peer
 
 Each network is of about 60M parameters: 64 x 64 pixels, 96 channels times (1, 2, 3, 4), 2 residual
 blocks for each resolution, attention at 32, 16 and 8, 64 text tokens of 512 channels. All run in
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,10 @@ class Ours:
 class Peer:
     """A peer's network in a process of its own, which does a step whenever it is told."""
 
-    def __init__(self, name: str, python: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], **environment: str) -> None:
         self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("unet_speed_peer.py"), name],
+            command,
+            env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,6 +155,23 @@ def install_peers() -> Path:
     return python
 
 
+def peers(python: Path | None) -> dict[str, Peer]:
+    """The networks of other projects."""
+    script = Path(__file__).with_name("unet_speed_peer.py")
+    command = [python or install_peers(), script]
+    return {name: Peer([*command, name]) for name in ("imagen-pytorch", "diffusers")}
+
+
+def at_commit(commit: str) -> Peer:
+    """Our network as it was at a commit, from a checkout of it under runs/."""
+    folder = ROOT / "runs" / "commits" / commit
+    git = ["git", "-C", str(ROOT)]
+    if not folder.exists():
+        subprocess.run([*git, "worktree", "add", "--detach", folder, commit], check=True)
+    script = Path(__file__).with_name("unet_speed_commit.py")
+    return Peer([sys.executable, script], PYTHONPATH=str(folder))
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -159,13 +179,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--python", type=Path, help="Python with the peers, in place of runs/peers")
+    parser.add_argument("--beside", metavar="COMMIT", help="compare with our own of a commit alone")
     args = parser.parse_args()
-    python = args.python or install_peers()
-    runners: dict[str, Callable[[str], float]] = {
-        "imagen-jax": Ours(),
-        "imagen-pytorch": Peer("imagen-pytorch", python),
-        "diffusers": Peer("diffusers", python),
-    }
+    others = {args.beside: at_commit(args.beside)} if args.beside else peers(args.python)
+    runners: dict[str, Ours | Peer] = {"imagen-jax": Ours(), **others}
     seconds: dict[tuple[str, str], list[float]] = {}
     rounds = [(i, what, name) for i in range(-1, args.rounds) for what in ("train", "sample")
               for name in runners]  # fmt: skip
@@ -179,9 +196,9 @@ def main() -> None:
         ours = statistics.median(seconds[what, "imagen-jax"])
         for name, runner in runners.items():
             median = statistics.median(seconds[what, name])
-            flops = runner.flops[what]  # type: ignore[attr-defined]
+            flops = runner.flops[what]
             print(
-                f"{what:<8}{name:<16}{runner.parameters / 1e6:9.1f}"  # type: ignore[attr-defined]
+                f"{what:<8}{name:<16}{runner.parameters / 1e6:9.1f}"
                 f"{flops / 1e9:8.0f}{median:9.2f}{median / ours:7.2f}{flops / median / 1e9:9.0f}"
             )
 
