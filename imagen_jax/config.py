@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import local_path
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(
@@ -192,7 +193,7 @@ def _where(error: Exception, file: Path) -> str:
 
 
 def _find(path: str | Path) -> Path:
-    file = Path(path)
+    file = local_path(path)
     if file.is_file():
         return file
     named = CONFIGS / f"{file}.py"

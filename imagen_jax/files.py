@@ -6,6 +6,7 @@ where addresses such as gs://bucket would be let through.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import datetime
 import fcntl
@@ -19,6 +20,7 @@ import socket
 import stat
 import sys
 import tempfile
+import urllib.parse
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -28,21 +30,36 @@ from typing import Any, TextIO
 from imagen_jax.errors import MachineError, UserError
 
 LOCK = ".lock"
+_MOUNTS = {"gs": "gcsfuse", "s3": "mount-s3", "hdfs": "fuse_dfs"}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins as the next one does
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+)
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave, with ~ expanded.
+    """Return a path that a user gave, with ~ expanded; of an address file://, its path.
 
     Raises:
-      UserError: an address such as gs://bucket, which is no path of this file system.
+      UserError: an address such as gs://bucket, which is no path of this file system; or ~name of
+        an unknown user.
     """
     text = os.fspath(path)
+    if text.startswith("file://"):
+        text = urllib.parse.unquote(text.removeprefix("file://").removeprefix("localhost"))
     if match := re.match(r"([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE):
+        by = f" (such as by {_MOUNTS[match[1].lower()]})" if match[1].lower() in _MOUNTS else ""
         raise UserError(
             f"{text} is an address, and files are read and written by their paths only; mount the "
-            f"{match[1]} storage (such as by gcsfuse) and give the path of the mounted folder"
+            f"{match[1]} storage{by} and give the path of the mounted folder"
         )
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name of nobody here
+        raise UserError(f"{text}: {error} Give the whole path, or ./~ for that name") from error
 
 
 @contextlib.contextmanager
@@ -69,7 +86,30 @@ def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
     except PermissionError as error:
         raise UserError(f"{path} may not be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 (at byte {error.start})") from error
+        raise UserError(
+            f"{path} is no text in UTF-8 (at byte {error.start}); save it as UTF-8"
+        ) from error
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """Return the text of a file: UTF-8, or what its byte order mark says, as of Windows' programs.
+
+    Args:
+      path: as a user gave it.
+      what: the file's content, for the message.
+
+    Raises:
+      UserError: as given_file, or it has a NUL character.
+    """
+    with given_file(path, what) as local:
+        content = local.read_bytes()
+        encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+        text = content.decode(encoding)
+    if "\0" in text:
+        raise UserError(
+            f"{path} has NUL characters, as UTF-16 without a byte order mark has; save it as UTF-8"
+        )
+    return text
 
 
 def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:

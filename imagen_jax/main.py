@@ -23,6 +23,7 @@ from imagen_jax.cli.command import unindent
 from imagen_jax.cli.status import (
     MISTAKE,
     Parser,
+    empty_option,
     missing_device,
     one_line,
     status_of,
@@ -70,6 +71,8 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     if unknown:
         args.parser.error(unknown_options(unknown, args))
+    if empty := empty_option(args):
+        args.parser.error(empty)
     debug = args.debug or os.environ.get("IMAGEN_DEBUG", "") not in ("", "0")
     _set_environment(debug)
     _collect_garbage_rarely()

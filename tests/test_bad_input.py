@@ -184,6 +184,9 @@ def test_directories_that_are_no_work_directory(
         (tmp_path / "file", f"{tmp_path / 'file'} is a file; give the path of a folder"),
         (workdir / "base", f"the folder of one stage; give the work directory, {workdir}"),
         ("gs://bucket/run", "gs://bucket/run is an address"),
+        ("~nobody-here/run", "~nobody-here/run: Could not determine home directory. Give the"),
+        (tmp_path / "run[1]", "run[1] has [ in it, and checkpoints that are written there could"),
+        (tmp_path / "what?", "has ? in it"),
     ):
         assert message in error_of(train(tiny.embeddings(), given), capsys)
 

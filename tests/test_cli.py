@@ -349,6 +349,8 @@ def test_mistakes(
         (["sample", "a cat", "--batch-size", "9" * 13], "must be at most 1000000000000, got 9999"),
         (["embed", "x", "--estimate", "9", "--chip-tflops", "0"], "must be above 0, and finite"),
         (["export", "--output", "x", "--ema-decay", "x"], "--ema-decay: must be a number, got 'x'"),
+        (["sample", "a cat", "--image", ""], "--image: is empty, as of a variable not set"),
+        (["train", "--config", "quickstart", "--data", "x", "--workdir="], "--workdir: is empty"),
         (["demo", "--port", "http"], "--port: must be a whole number, got 'http'"),
         (["demo", "--port", "70000"], "must be from 0 to 65535, got 70000"),
         (["embed", "x", "--process", "3/2"], "'3/2' is not ID/COUNT with ID from 0, such as 0/16"),
@@ -373,6 +375,30 @@ def test_prompts_of_command_line_and_file(tmp_path: Path) -> None:
         assert sample_command.read_prompts(["a cat "], str(file)) == [
             "a cat", "a red apple", "two dogs"
         ]  # fmt: skip
+
+
+def test_a_home_directory_is_found_in_any_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells leave ~ as it is in --option=~/path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text("")
+    (tmp_path / "x.csv").write_text("image,caption\nx.png,a dog\n")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "x.png")
+    for command, message in (
+        ("train --config=~/config.py --data d --workdir w", f"{tmp_path}/config.py"),
+        ("embed x.csv --encoder t5 --encoder-weights=~/w --output o", f"{tmp_path}/w/spiece.model"),
+        ("embed x.csv --encoder t5 --encoder-weights w --vocabulary=~/v --output o",
+         f"no vocabulary at {tmp_path}/v"),
+        ("evaluate features ~/absent --output x.npz", f"in {tmp_path}/absent"),
+        ("evaluate vote ~/absent ~/absent --output w", f"{tmp_path}/absent has no scores.json"),
+    ):  # fmt: skip
+        assert main_lib.main(command.split()) == 64, command
+        assert message in capsys.readouterr().err
+    assert main_lib.main(["data", "inspect", "x.csv", "--image-folder=~/images"]) == 0
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_data_show_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

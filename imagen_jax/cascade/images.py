@@ -49,18 +49,21 @@ def read_mask(file: str | Path | bytes) -> np.ndarray:
     mask = _open(file, MAX_PIXELS, alpha=True)
     black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
     grey = np.asarray(Image.alpha_composite(black, mask).convert("L"))
+    white = grey >= 128
+    if not white.any():
+        what = f"{grey.max()} of 255 at the brightest" if grey.any() else "black everywhere"
+        raise UserError(
+            f"{_name(file)} is {what}; the image is repainted where its mask is white "
+            "(what is transparent counts as black)"
+        )
     between = ((grey > 0) & (grey < 255)).mean()
     if between:
         warnings.warn(
             f"{_name(file)}: {between:.1%} of the mask is neither black nor white; where it is at "
-            "least half bright, the image is repainted",
+            "least half bright, the image is repainted"
+            + ", and what is transparent counts as black"
+            * (mask.getchannel("A").getextrema()[0] != 255),
             stacklevel=2,
-        )
-    white = grey >= 128
-    if not white.any():
-        raise UserError(
-            f"{_name(file)} is black everywhere; the image is repainted where its mask is white "
-            "(what is transparent counts as black)"
         )
     return white
 

@@ -144,13 +144,18 @@ def is_corpus(where: Sequence[str]) -> bool:
     from imagen_jax.data.corpora import looks_like_corpus
 
     first = where[0]
+    if "=" in first and all(
+        holds_embeddings([part.rpartition("=")[0]]) for part in first.split(",")
+    ):
+        return False  # a mixture of them
     return not holds_embeddings(where) if os.path.isdir(first) else looks_like_corpus(first)
 
 
 def holds_embeddings(where: Sequence[str]) -> bool:
     """Is it a folder that `imagen embed` has written to?"""
     embedded = ("manifest.json", "progress")
-    return any(os.path.exists(os.path.join(where[0], name)) for name in embedded)
+    folder = os.path.expanduser(where[0])
+    return any(os.path.exists(os.path.join(folder, name)) for name in embedded)
 
 
 def open_given(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from imagen_jax.cli.command import Commands, add_workdir, command, number, positive, seed
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.errors import UserError
-from imagen_jax.files import given_file, only_writer, output_folder
+from imagen_jax.files import only_writer, output_folder, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,11 @@ def add_command(commands: Commands) -> None:
             the same image again, from what its file says""",
     )
     parser.add_argument("prompt", nargs="*", help="what the image shows; quote each prompt")
-    parser.add_argument("--prompts", metavar="FILE", help="more prompts, one on each line")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="more prompts, one on each line; lines that begin with # are comments",
+    )
     parser.add_argument(
         "--negative", metavar="TEXT", help="what the images are guided away from, needs guidance"
     )
@@ -345,7 +349,8 @@ def _check_nothing_else(args: argparse.Namespace) -> None:
 
 
 def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
-    """Prompts of the command line, then those of a file: one a line; blank lines do not count.
+    """Prompts of the command line, then those of a file: one a line, without blank lines and those
+    that begin with #.
 
     Raises:
       UserError: a prompt without a word, no prompt at all, or a file that is not there or no text.
@@ -354,9 +359,8 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     if "" in prompts:
         raise UserError(f"prompt {prompts.index('') + 1} is empty: say what the image shows")
     if file is not None:
-        with given_file(file, "list of prompts") as path:
-            text = path.read_text(encoding="utf-8-sig")  # with or without a BOM
-        prompts += [line.strip() for line in re.split("[\r\n]+", text) if line.strip()]
+        lines = [line.strip() for line in re.split("[\r\n]+", read_text(file, "list of prompts"))]
+        prompts += [line for line in lines if line and not line.startswith("#")]
     if file is not None and not prompts:
         raise UserError(f"{file} has no prompts: it is to have one on each line")
     if not prompts:

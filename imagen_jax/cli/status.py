@@ -106,6 +106,16 @@ def unknown_options(unknown: Sequence[str], args: argparse.Namespace) -> str:
     return message
 
 
+def empty_option(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with an option whose value is an empty text; None if there is none."""
+    for action in args.parser._actions:
+        values = getattr(args, action.dest, None)
+        empty = values == "" or (isinstance(values, list) and "" in values)
+        if empty and action.option_strings and action.dest != "negative":
+            return f"argument {action.option_strings[-1]}: is empty, as of a variable not set"
+    return None
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that ends the process with MISTAKE, not 2."""
 

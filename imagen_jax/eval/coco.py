@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import given_file, parse_json
+from imagen_jax.files import given_file, local_path, parse_json
 
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
@@ -51,6 +51,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
       UserError: the file or one of the images is missing; another form, or fewer images with
         captions.
     """
+    folder = local_path(images)
     with given_file(path, "file of captions") as local:
         content = parse_json(local.read_text(encoding="utf-8"), path)
     try:
@@ -61,7 +62,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
                                                          str(annotation["caption"]))  # fmt: skip
             first[image] = min(first.get(image, found), found)
         captioned = [
-            Captioned(" ".join(text.split()), Path(images) / names[image])
+            Captioned(" ".join(text.split()), folder / names[image])
             for image, (_, text) in sorted(first.items())
         ]
     except (KeyError, TypeError) as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UserError
-from imagen_jax.files import fingerprint, given_file
+from imagen_jax.files import fingerprint, read_text
 
 DRAWBENCH_CATEGORIES = (
     "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.",
@@ -77,23 +78,22 @@ def read_parti(path: str | Path) -> Suite:
 
 
 def _read_table(path: str | Path, delimiter: str, columns: Sequence[str]) -> list[Prompt]:
-    with (
-        given_file(path, "table of prompts") as local,
-        open(local, encoding="utf-8-sig", newline="") as file,
-    ):
-        if delimiter == "\t":  # where quotation marks quote nothing
-            reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.DictReader(file, delimiter=delimiter)
-        names = reader.fieldnames or []
-        column = next((name for name in columns if name in names), None)
-        if column is None or "Category" not in names:
-            raise UserError(
-                f"{path} has the columns {list(names)}; wanted {' or '.join(columns)}, and Category"
-            )
-        prompts = [
-            Prompt((row[column] or "").strip(), (row["Category"] or "").strip()) for row in reader
-        ]
+    file = io.StringIO(read_text(path, "table of prompts"), newline="")
+    # In TSV, quotation marks quote nothing.
+    reader = (
+        csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        if delimiter == "\t"
+        else csv.DictReader(file, delimiter=delimiter)
+    )
+    names = reader.fieldnames or []
+    column = next((name for name in columns if name in names), None)
+    if column is None or "Category" not in names:
+        raise UserError(
+            f"{path} has the columns {list(names)}; wanted {' or '.join(columns)}, and Category"
+        )
+    prompts = [
+        Prompt((row[column] or "").strip(), (row["Category"] or "").strip()) for row in reader
+    ]
     if not prompts:
         raise UserError(f"{path} has no prompts")
     for number, prompt in enumerate(prompts):

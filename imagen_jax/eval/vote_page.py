@@ -22,6 +22,7 @@ from imagen_jax.files import (
     as_json,
     atomic_path,
     fingerprint,
+    local_path,
     output_folder,
     parse_json,
     read_json,
@@ -53,9 +54,9 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
         raise UserError(
             f"{output} holds another vote, and its key is not overwritten; choose another folder"
         )
-    prompts, records = _read_jobs(Path(a), Path(b))
+    prompts, records = _read_jobs(local_path(a), local_path(b))
     count = records[0]["scores"]["count"]
-    folders = [Path(run) / "images" for run in (a, b)]
+    folders = [local_path(run) / "images" for run in (a, b)]
     files = [list_images(folder) for folder in folders]
     sides = [side_of(of[0]) for of in files]
     if sides[0] != sides[1] or not len(files[0]) == len(files[1]) == count:

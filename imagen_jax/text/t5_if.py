@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import local_path
 from imagen_jax.text import t5
 from imagen_jax.text.tokenizer import SentencePiece
 
@@ -58,9 +59,9 @@ def find_files(weights: str | Path, vocabulary: str | None) -> tuple[Path, Path]
     Raises:
       UserError: there is no vocabulary.
     """
-    directory = Path(weights)
+    directory = local_path(weights)
     root = directory if (directory / ENCODER).is_dir() else directory.parent
-    found = root / VOCABULARY if vocabulary is None else Path(vocabulary)
+    found = root / VOCABULARY if vocabulary is None else local_path(vocabulary)
     if not found.is_file():
         raise UserError(
             f"no vocabulary at {found}; DeepFloyd IF has it as {VOCABULARY}, beside "

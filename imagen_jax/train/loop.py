@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def train(
     Raises:
       UserError: a config that does not hold together, embeddings that are missing, of another
         encoder or width, or without the validation split that the config asks for, a work directory
-        that was started with another config or that another process trains in, weights to start
+        that was started with another config or that another process trains in, or has a
+        character of patterns in its path, weights to start
         from that are missing or of another network or text encoder, a damaged checkpoint, a batch
         that does not fit into memory, or too many steps in a row that were not finite.
       MachineError: a checkpoint cannot be written; those before it are as they were.
@@ -124,6 +126,11 @@ def _train(
     fall_back: bool,
     mesh_axes: Mapping[str, int] | None,
 ) -> History:
+    if found := re.search(r"[][*?\\]", str(workdir.absolute())):
+        raise UserError(
+            f"{workdir.absolute()} has {found[0]} in it, and checkpoints that are written there "
+            "could not be read again; choose another name"
+        )
     if (workdir / RECORD).is_file():
         raise UserError(
             f"{workdir} is the folder of one stage; give the work directory, {workdir.parent}"

@@ -67,7 +67,7 @@ class Tables:
         self.image_key = choose_key(columns, image_key, IMAGE_KEYS, "image", where)
         self.caption_key = choose_key(columns, caption_key, CAPTION_KEYS, "caption", where)
         self._tables = tables
-        self._folder = image_folder
+        self._folder = None if image_folder is None else storage.plain(image_folder)
         self._names = storage.names_of([table.place for table in tables])
         for table in tables:
             if not isinstance(table, JsonTable | JsonLines):  # whose keys may differ by row

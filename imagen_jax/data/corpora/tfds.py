@@ -41,7 +41,7 @@ class TensorFlowDataset:
             self._builder = (
                 tfds.builder_from_directory(name)
                 if os.path.isdir(name)
-                else tfds.builder(name, data_dir=data_dir)
+                else tfds.builder(name, data_dir=data_dir and os.path.expanduser(data_dir))
             )
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(f"no dataset {name!r} in tensorflow_datasets") from error
