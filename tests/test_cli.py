@@ -398,7 +398,7 @@ def test_a_home_directory_is_found_in_any_path(
         assert main_lib.main(command.split()) == 64, command
         assert message in capsys.readouterr().err
     assert main_lib.main(["data", "inspect", "x.csv", "--image-folder=~/images"]) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "1 would be kept, 0 left out" in capsys.readouterr().out
 
 
 def test_data_show_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
