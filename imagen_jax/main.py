@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import gc
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 import imagen_jax
 from imagen_jax.cli import data, demo, doctor, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
+from imagen_jax.cli.signals import signals
 from imagen_jax.cli.status import (
     MISTAKE,
     Parser,
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0 done; 1 the machine refuses (a full disk), told in one line, or the answer
       is no (`imagen plan`: it does not fit); 64 a mistake in the arguments or the files that they
       name, told in one line; 75 training was told to stop, and the same command resumes it; 130
-      interrupted; 141 the reader of the output, such as head, has closed it.
+      interrupted, by Ctrl-C or, but for training, SIGTERM or SIGHUP; 141 the reader of the output,
+      such as head, has closed it.
 
     Raises:
       Exception: a defect, which keeps its traceback and ends the process with status 1.
@@ -79,7 +82,8 @@ def _run(argv: Sequence[str] | None) -> int:
     warnings.formatwarning = _warn_in_one_line
     try:
         _import(args.modules)
-        return args.run(args) or 0
+        with contextlib.nullcontext() if args.own_signals else signals():
+            return args.run(args) or 0
     except BrokenPipeError:
         raise
     except KeyboardInterrupt as interrupt:
@@ -145,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"imagen-jax {imagen_jax.__version__}"
     )
-    parser.set_defaults(debug=False, when_interrupted="", modules=[])
+    parser.set_defaults(debug=False, when_interrupted="", modules=[], own_signals=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (embed, train, sample, demo, evaluate, export, imports, plan, doctor, data):
         module.add_command(commands)

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -654,6 +655,20 @@ def test_mistakes_in_options_are_one_line_and_say_what_is_meant(
     assert ended.value.code == 64
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_ends_as_by_ctrl_c(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are half written are removed on the way, and what can be resumed is said."""
+    before = signal.signal(number, signal.default_int_handler)  # also where nohup runs the tests
+    with mock.patch.object(
+        embed_command, "run", side_effect=lambda _: os.kill(os.getpid(), number)
+    ):
+        assert main_lib.main(["embed", "--scenes", "quickstart", "--output", "x"]) == 130
+    assert "the same command resumes after the last complete shard" in capsys.readouterr().err
+    assert signal.signal(number, before) is signal.default_int_handler
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once() -> None:

@@ -44,7 +44,7 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--open", action="store_true", help="also open the page in a browser")
     add_workdir(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, own_signals=True)
 
 
 def port(text: str) -> int:

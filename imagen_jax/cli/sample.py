@@ -4,18 +4,14 @@ seqio."""
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import Commands, add_workdir, command, number, positive, seed
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
+from imagen_jax.cli.signals import signals
 from imagen_jax.errors import UserError
 from imagen_jax.files import only_writer, output_folder, read_text
 
@@ -23,9 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from imagen_jax.cascade import Cascade, Folder, Request
-
-AT_ONCE = 1.0
-"""Seconds within which signals to end are one."""
 
 
 def add_command(commands: Commands) -> None:
@@ -190,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
         folder = Folder(args.output, requests, args.format)
     with folder:
         cascade.load_rest()
-        with _signals() as ending:
+        with signals() as ending:
             try:
                 folder.make(cascade, batch_size=args.batch_size)
             except KeyboardInterrupt:
@@ -204,41 +197,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"1 image in {folder.directory}{there}, with its prompt in {grids}")
     else:
         print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Let SIGTERM end the block as Ctrl-C does, and SIGHUP of a terminal that is closed.
-
-    Once it ends, no second one keeps it from writing what is there: a terminal sends Ctrl-C to all
-    of a job, and who runs this command may pass it on, too.
-
-    Yields:
-      What is to be set when the block ends because of one.
-    """
-    from imagen_jax.progress import leave_terminal
-
-    last = -AT_ONCE
-    ending = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        if number == signal.SIGHUP:
-            leave_terminal()
-        again, last = time.monotonic() - last < AT_ONCE, time.monotonic()
-        if not (again or ending.is_set()):
-            raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # by nohup
-    }
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _requests(

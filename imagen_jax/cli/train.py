@@ -103,7 +103,7 @@ def add_command(commands: Commands) -> None:
     )
     add_embedding(group)
     add_opening(group)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, own_signals=True)
 
 
 def run(args: argparse.Namespace) -> int:
