@@ -167,6 +167,9 @@ class TrainConfig:
         number.
       extra_ema_decays: decays of further averages, which can be sampled from in place of the first.
       freeze: patterns of names of parameters that are not trained, such as "conv_in/*".
+      lora_rank: rank of the change of weights that is trained in place of them, see train.lora; 0
+        trains the weights.
+      lora_layers: patterns of names of the kernels that it changes.
       max_bad_steps: steps with NaN or infinity are skipped; this many in a row end training.
     """
 
@@ -193,6 +196,8 @@ class TrainConfig:
     evaluate_images: int = 64
     extra_ema_decays: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora_layers: tuple[str, ...] = ("*attention*",)
     max_bad_steps: int = 10
     max_damaged: float = 0.0
 
@@ -203,8 +208,13 @@ class TrainConfig:
         for field in ("ema_decay", "text_dropout", "max_aug_level", "max_damaged"):
             _check_range(self, field, 0, 1)
         for field in ("learning_rate", "keep_every_hours", "keep_best", "sample_every",
-                      "validation_batches", "evaluate_every"):  # fmt: skip
+                      "validation_batches", "evaluate_every", "lora_rank"):  # fmt: skip
             _check_range(self, field, 0)
+        if self.lora_rank and (self.freeze or self.ema_decay or self.extra_ema_decays):
+            raise UserError(
+                "lora_rank trains a change of the weights in lora_layers alone, without averages; "
+                "set ema_decay to 0, and extra_ema_decays and freeze to ()"
+            )
         _check_range(self, "clip_norm", 1e-9)  # gradients of norm 0 would teach nothing
         _check_range(self, "evaluate_images", 2)
         if self.evaluate_every % self.checkpoint_every:

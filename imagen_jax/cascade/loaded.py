@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, Unpack
 
@@ -72,6 +72,7 @@ class Loaded:
         vocabulary: str | None = None,
         *,
         stages: Sequence[str] | None = None,
+        lora: Mapping[str | Path, float] | None = None,
         dtype: str | None = None,
         low_memory: bool = False,
         lazy: bool = False,
@@ -86,6 +87,8 @@ class Loaded:
             cascades that were trained with T5.
           stages: names of those to use, one after another in the cascade; None is all. A later
             one as the first needs an image to start from.
+          lora: files of changes of the weights that `imagen export --format lora` wrote, each with
+            its strength, such as {"mine.safetensors": 1.0}.
           dtype: dtype of weights and activations, "float32" or "bfloat16"; None is float32 weights,
             and activations as the config says.
           low_memory: load the encoder, if there is a text to encode, and the weights of a stage
@@ -99,7 +102,7 @@ class Loaded:
           UserError: no cascade is there, or a stage has no checkpoint yet; stages that do not
             belong together, or another text encoder than they were trained with.
         """
-        pretrained = open_cascade(path)
+        pretrained = open_cascade(path, lora=lora)
         recorded = pretrained.encoder
 
         def load_text_encoder() -> TextEncoder:

@@ -11,6 +11,7 @@
 writing.py    Checkpointer: saves and restores the state of a training
 reading.py    the newest or the best checkpoint of a stage, and its averaged weights
 checksums.py  by which damaged arrays are recognised
+lora.py       changes of weights of low rank: their files, and cascades with them
 cascades.py   a whole cascade, opened or exported: pretrained.py is what opening returns,
               exported.py the form that is shipped, of safetensors
 deepfloyd.py  import of DeepFloyd IF's public weights; deepfloyd_names.py has its names and config,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from imagen_jax.checkpoints.exported import EXPORTED, description, open_exported, write_exported
+from imagen_jax.checkpoints.lora import with_lora
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import (
     RECORD,
@@ -37,7 +38,10 @@ SHIPPED = Path(__file__).parent.parent / "demo"
 
 
 def open_cascade(
-    path: str | Path | None, ema_decay: float | None = None, best: bool = False
+    path: str | Path | None,
+    ema_decay: float | None = None,
+    best: bool = False,
+    lora: Mapping[str | Path, float] | None = None,
 ) -> Pretrained:
     """Open what a directory holds, without its weights.
 
@@ -47,12 +51,18 @@ def open_cascade(
       ema_decay: EMA to read from a work directory, one of train.extra_ema_decays of every stage;
         None is the main one.
       best: read the best checkpoint of every stage (train.best_metric), not the newest.
+      lora: changes of the weights by their files, see lora.with_lora.
 
     Raises:
       UserError: nothing is there, no stage is trained or validated yet, stages were trained with
         different encoders, or an exported cascade was asked for another average or checkpoint than
         the one that it has.
     """
+    cascade = _open(path, ema_decay, best)
+    return with_lora(cascade, lora) if lora else cascade
+
+
+def _open(path: str | Path | None, ema_decay: float | None, best: bool) -> Pretrained:
     directory = SHIPPED if path is None else local_path(path)
     if not directory.is_dir():
         raise UserError(f"no work directory {directory}; imagen train makes one")
@@ -80,6 +90,7 @@ def export_cascade(
     ema_decay: float | None = None,
     dtype: str = "float16",
     best: bool = False,
+    lora: Mapping[str | Path, float] | None = None,
 ) -> list[Path]:
     """Write the averaged weights of every stage of a cascade as safetensors.
 
@@ -88,7 +99,7 @@ def export_cascade(
       output: directory that the cascade goes to.
       ema_decay: see open_cascade.
       dtype: dtype that they are written in, one of EXPORT_DTYPES; float32 loses nothing.
-      best: see open_cascade.
+      best, lora: see open_cascade.
 
     Returns:
       Paths of the written files.
@@ -97,7 +108,7 @@ def export_cascade(
       UserError: as open_cascade, weights that the dtype cannot hold, or an output that has such
         files, or is a work directory.
     """
-    cascade = open_cascade(workdir, ema_decay, best)
+    cascade = open_cascade(workdir, ema_decay, best, lora)
     tell_untrained(cascade)
     return write_exported(cascade, output, dtype)
 

@@ -95,7 +95,7 @@ def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict
     """Check that a stage can start from weights of another cascade.
 
     Returns:
-      What to keep of where it starts: the other's config of the stage.
+      What to keep of where it starts: the other's config of the stage, and its fingerprint.
 
     Raises:
       UserError: its network or its text encoder differs, or only one of the two starts from a
@@ -107,7 +107,8 @@ def check_origin(origin: Pretrained, stage: str, record: dict[str, Any]) -> dict
             "the weights to start from are of another network, or for other text (there != "
             "now): " + "; ".join(lines)
         )
-    return origin.config["stages"][stage]
+    (of_origin,) = (of for of in origin.stages if of.name == stage)
+    return origin.config["stages"][stage] | {"fingerprint": origin.fingerprint(of_origin)}
 
 
 def _interface(config: Any, encoder: Any, stage: str) -> dict[str, Any]:

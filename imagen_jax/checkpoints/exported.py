@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,13 @@ def open_exported(directory: Path) -> Pretrained:
 
 def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[Path]:
     """Write the averaged weights of every stage as safetensors; see cascades.export_cascade."""
-    if dtype not in EXPORT_DTYPES:
-        raise UserError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
+    check_dtype(dtype)
     names = [EXPORTED, *(f"{stage.name}.safetensors" for stage in cascade.stages)]
     with new_files(output, names) as (record_path, *paths):
         weights = []
         for stage in cascade.stages:
             flat = flat_weights(cascade.weights(stage))
-            weights.append({name: value.astype(dtype) for name, value in flat.items()})
-            for name, value in weights[-1].items():
-                if not np.isfinite(value).all():
-                    raise UserError(f"{stage.name}: {name} does not fit {dtype}")
+            weights.append(cast_weights(flat, dtype, stage.name))
         for path, of_stage in zip(paths, weights, strict=True):
             with atomic_path(path) as temporary:
                 safetensors.numpy.save_file(of_stage, temporary)
@@ -188,6 +184,29 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
             raise
         # Nothing but the files is passed on. Who waits for this lock finds them.
         (output / LOCK).unlink(missing_ok=True)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise a UserError unless weights are exported in this dtype."""
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype is {dtype!r}; choices: {', '.join(EXPORT_DTYPES)}")
+
+
+def cast_weights(
+    weights: Mapping[str, np.ndarray], dtype: str, stage: str
+) -> dict[str, np.ndarray]:
+    """Return weights of a stage, by name, in another dtype.
+
+    Raises:
+      UserError: one does not fit it; the message has its name.
+    """
+    cast = {}
+    for name, value in weights.items():
+        with np.errstate(over="ignore"):  # told below
+            cast[name] = value.astype(dtype)
+        if not np.isfinite(cast[name]).all():
+            raise UserError(f"{stage}: {name} does not fit {dtype}")
+    return cast
 
 
 def flat_weights(params: Any) -> dict[str, np.ndarray]:

@@ -155,6 +155,31 @@ def restore_ema(checkpoint: Path, abstract_params: Any, decay: float | None = No
     return restored[item]
 
 
+def restore_factors(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Return the factors of a checkpoint of a stage that was trained with train.lora_rank.
+
+    Returns:
+      {"a": {name: array}, "b": {name: array}}, see train.lora.LowRankState.
+
+    Raises:
+      DamagedCheckpoint: they cannot be read, or are not those that were saved.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    path = checkpoint / "state"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(path.absolute())
+        sums = read_json(checkpoint / "checksums" / "metadata", "list of checksums")["state"]
+        factors = state["opt_state"]["factors"]
+    except Exception as error:  # of whatever kind the library's parts raise on damage
+        raise DamagedCheckpoint(f"{checkpoint} cannot be read: {reason(error)}") from error
+    prefix = "['opt_state'].factors"  # as the train state has them
+    check_restored(path, {name.removeprefix(prefix): sums[name] for name in sums}, factors)
+    return jax.device_get(factors)
+
+
 def reason(error: BaseException) -> str:
     """Return why reading or writing a checkpoint failed, in one line: the innermost cause."""
     while error.__cause__ is not None:

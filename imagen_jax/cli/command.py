@@ -194,3 +194,25 @@ def add_workdir(parser: Arguments) -> None:
         help="of `imagen train`, with all stages trained (default: the pretrained demo cascade)",
     )
     add_encoder_files(parser)
+
+
+def add_lora(parser: Arguments) -> None:
+    """Adds --lora."""
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[=STRENGTH]",
+        nargs="+",
+        type=_lora,
+        help="changes of the weights that `imagen export --format lora` wrote (strength: 1 as "
+        "trained, which is the default, 0 none)",
+    )
+
+
+def _lora(text: str) -> tuple[str, float]:
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return path, float(strength)
+    except ValueError:
+        return text, 1.0  # a name with = in it

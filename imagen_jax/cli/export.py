@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imagen_jax.cli.command import Commands, command, number
+from imagen_jax.cli.command import Commands, add_lora, command, number
 from imagen_jax.cli.settings import add_settings, settings
 from imagen_jax.errors import UserError
 
@@ -19,7 +19,9 @@ def add_command(commands: Commands) -> None:
         With --format safetensors, writes the averaged (EMA) weights of every stage as
         <stage>.safetensors, and the config and the record of the text encoder as cascade.json.
         Optimiser state and history stay behind. Whatever takes --workdir also takes such a
-        directory. With --format compiled, writes the sampler of every stage as a program
+        directory. With --format lora, writes the change of the weights that stages were trained
+        with (train.lora_rank) as one small file; --lora adds such changes to the weights that are
+        written. With --format compiled, writes the sampler of every stage as a program
         (StableHLO, by jax.export) for any batch size, its weights, and a script of a few lines that
         runs it with jax, numpy and safetensors alone. Such a program becomes machine code: run only
         those of people whose programs you would run. Weights are data.""",
@@ -28,6 +30,8 @@ def add_command(commands: Commands) -> None:
         imagen export --workdir /mnt/runs/animals --output /mnt/share/animals --dtype float32
         imagen export --format compiled --output compiled --steps base=32,sr=8
             of the demo cascade; see compiled/base.json and compiled/run_exported.py
+        imagen export --format lora --workdir runs/mine --output mine.safetensors
+        imagen export --workdir deepfloyd --lora mine.safetensors --output deepfloyd_mine
         imagen export --workdir runs/demo --output imagen_jax/demo
             makes it what imagen sample takes without --workdir""",
     )
@@ -36,10 +40,15 @@ def add_command(commands: Commands) -> None:
         metavar="DIR",
         help="work directory of imagen train (default: the pretrained demo cascade)",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where the cascade goes")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="where the cascade goes; of --format lora, a new .safetensors file",
+    )
     parser.add_argument(
         "--format",
-        choices=("safetensors", "compiled"),
+        choices=("safetensors", "lora", "compiled"),
         default="safetensors",
         help="what is written (default: %(default)s)",
     )
@@ -67,6 +76,7 @@ def add_command(commands: Commands) -> None:
         default=[],
         help="that compiled programs are for (default: the one of this machine)",
     )
+    add_lora(parser)
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -79,7 +89,17 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.checkpoints.cascades import export_cascade
 
         dtype = args.dtype or "float16"
-        paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best)
+        lora = dict(args.lora or ())
+        paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best, lora)
+    elif args.format == "lora":
+        given = (args.ema_decay, args.best, args.platforms, args.lora, settings(args))
+        if any(given):
+            raise UserError("--format lora takes --workdir, --output and --dtype alone")
+        if args.workdir is None:
+            raise UserError("--format lora needs the --workdir that the change was trained in")
+        from imagen_jax.checkpoints.lora import export_lora
+
+        paths = [export_lora(args.workdir, args.output, args.dtype or "float16")]
     else:
         if args.dtype:
             raise UserError("compiled programs have float32 weights; leave out --dtype")
@@ -87,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.cascade.stages import stage_settings
         from imagen_jax.checkpoints.cascades import open_cascade
 
-        cascade = open_cascade(args.workdir, args.ema_decay, args.best)
+        cascade = open_cascade(args.workdir, args.ema_decay, args.best, dict(args.lora or ()))
         of_stages = stage_settings(cascade.stages, settings(args))
         paths = export_stages(cascade, args.output, of_stages, args.platforms)
     for path in paths:

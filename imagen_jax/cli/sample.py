@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagen_jax.cli.command import Commands, add_workdir, command, number, positive, seed
+from imagen_jax.cli.command import (
+    Commands,
+    add_lora,
+    add_workdir,
+    command,
+    number,
+    positive,
+    seed,
+)
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.cli.signals import signals
 from imagen_jax.errors import UserError
@@ -88,6 +96,7 @@ def add_command(commands: Commands) -> None:
     add_settings(parser)
     where = parser.add_argument_group("where, and on what")
     add_workdir(where)
+    add_lora(where)
     where.add_argument(
         "--output",
         metavar="DIR",
@@ -169,6 +178,7 @@ def run(args: argparse.Namespace) -> None:
         args.workdir,
         args.encoder_weights,
         args.vocabulary,
+        lora=dict(args.lora or ()),
         dtype=record.get("dtype") if args.repeated else args.dtype,
         low_memory=args.low_memory,
         lazy=True,

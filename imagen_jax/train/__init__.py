@@ -5,6 +5,7 @@ start.py         its data, the claim on its work directory, its first state
 state.py         TrainState: parameters, averages, optimiser; how they are laid out on a mesh
 step.py          one step: (state, batch) -> (state, metrics)
 optimizer.py     optimisers and the learning-rate schedule
+lora.py          low-rank adaptation: a change of the weights is trained
 log.py           History of what was measured, TensorBoard's files, hooks
 metrics.py       results of steps, rates and memory
 guards.py        steps that are not finite, losses that jump

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -176,8 +177,10 @@ def _train(
             state = abstract.with_items(saved.items)
             batches.restore(saved.position)
         first_step = int(state.step) + 1
+        factors = optax.tree_utils.tree_get(state.opt_state, "factors")
+        change = f" and {count_parameters(factors) / 1e3:.0f}k of their change" if factors else ""
         report(
-            f"{stage.name}: {count_parameters(state.params) / 1e6:.1f}M parameters, "
+            f"{stage.name}: {count_parameters(state.params) / 1e6:.1f}M parameters{change}, "
             f"{stage.resolution} px, batch {settings.batch_size}, "
             f"steps {first_step - 1} -> {settings.steps} on {mesh.size} "
             f"{jax.devices()[0].platform} device(s) of {jax.process_count()} host(s)"

@@ -20,6 +20,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.base import BaseNetwork
 from imagen_jax.stage import Stage
 from imagen_jax.stage_config import TrainConfig
+from imagen_jax.train.lora import low_rank
 
 
 def _adam(learning_rate: optax.Schedule, network: BaseNetwork) -> optax.GradientTransformation:
@@ -84,11 +85,12 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 def make_optimizer(stage: Stage) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then the optimiser that the stage's config names.
 
-    Parameters that the config freezes get no updates, and their gradients do not count in the norm.
+    Parameters that the config freezes get no updates, and their gradients do not count in the norm;
+    with train.lora_rank, all of it is of the factors, see lora.low_rank.
 
     Raises:
-      UserError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze that
-        no parameter's name matches, or nothing left to train.
+      UserError: an unknown optimiser; at `init` of what it returns, a pattern in train.freeze or
+        train.lora_layers that no name matches, or nothing left to train.
     """
     config = stage.train
     if config.optimizer not in OPTIMIZERS:
@@ -97,6 +99,8 @@ def make_optimizer(stage: Stage) -> optax.GradientTransformation:
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[config.optimizer](learning_rate_schedule(config), stage.network),
     )
+    if config.lora_rank:
+        return low_rank(trained, config.lora_rank, config.lora_layers, config.seed)
     if not config.freeze:
         return trained
     return optax.partition(

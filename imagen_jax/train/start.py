@@ -80,15 +80,23 @@ def stage_record(
       origin: cascade that a new stage takes its weights from; None for random ones.
 
     Raises:
-      UserError: weights of another network or for other text.
+      UserError: weights of another network or for other text, or none where a change of trained
+        weights is to be trained (train.lora_rank).
     """
     record = make_record(config, stage.name, manifest)
     directory = stage_directory(workdir, stage.name)
     if checkpoint_steps(directory):
         begun = read_json(directory / RECORD, "record of a stage")
-        return record | {key: begun[key] for key in ("init_from",) if key in begun}
+        return record | {key: begun[key] for key in ("init_from", "license") if key in begun}
     if origin is not None:
         record["init_from"] = check_origin(origin, stage.name, record)
+        if origin.license is not None:
+            record["license"] = dict(origin.license)
+    elif stage.train.lora_rank:
+        raise UserError(
+            f"stages.{stage.name}.train.lora_rank is {stage.train.lora_rank}: it trains a change "
+            "of trained weights; name them with --init-from"
+        )
     return record
 
 
