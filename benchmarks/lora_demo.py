@@ -37,7 +37,7 @@ NEW = "mushroom"
 IMAGES, PRIOR, SEED, SHOWN = 10, 64, 7, 8
 ALONE = replace(QUICKSTART, name=NEW, nouns=(NEW,), two_groups=0.0)
 ALL = replace(QUICKSTART, nouns=(*QUICKSTART.nouns, NEW))
-"""What images are read back as."""
+"""Level that images are read back in."""
 
 
 class Images:
@@ -56,7 +56,7 @@ class Images:
         return iter(self._examples[shard::num_shards])
 
     def describe(self) -> dict[str, Any]:
-        """Where they come from."""
+        """A description of the corpus."""
         return {"name": self._name, "count": len(self._examples)}
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/lora"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--count", type=int, default=128, help="images of each kind of prompt")
     args = parser.parse_args()
     cascade = Cascade.load()

@@ -208,7 +208,7 @@ def test_a_folder_keeps_files_of_others(cascade: Cascade, tmp_path: Path) -> Non
     (tmp_path / "notes.txt").write_text("mine")
     samples = cascade.sample(PROMPTS[0], show_progress=False)
     samples.save(tmp_path)
-    assert names(tmp_path) == ["0000.png", "grid.png", "notes.txt"]
+    assert names(tmp_path) == ["0000.png", "grid.png", "metadata.csv", "notes.txt"]
     (tmp_path / "0000.png").unlink()
     with pytest.raises(ValueError, match="another run, such as grid"):
         samples.save(tmp_path)
@@ -237,7 +237,7 @@ def test_the_default_folder_is_a_new_one(
     first = content(Path("samples"))
     assert main_lib.main([*argv, PROMPTS[1]]) == 0
     assert "1 image in samples-2" in capsys.readouterr().out
-    assert names(Path("samples-2")) == ["0000.png", "grid.png"]
+    assert names(Path("samples-2")) == ["0000.png", "grid.png", "metadata.csv"]
     assert content(Path("samples")) == first
     assert main_lib.main([*argv, PROMPTS[1], "--output", "samples"]) == 64
     assert "nothing is overwritten; choose another folder" in capsys.readouterr().err

@@ -525,7 +525,7 @@ def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == f"4 images in {output}, together in {output / 'grid.png'}\n"
     files = sorted(output.glob("[!.]*"))
-    names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png"]
+    names = ["0000.png", "0001.png", "0002.png", "0003.png", "grid.png", "metadata.csv"]
     assert [file.name for file in files] == names
     record = read_record(files[3])
     assert (record["prompt"], record["seed"]) == ("two cats", 6)

@@ -10,6 +10,7 @@ import tiny
 from PIL import Image
 
 import imagen_jax.main as main_lib
+from imagen_jax import open_corpus
 from imagen_jax.cascade import Cascade, crop_to, read_image, read_record
 from imagen_jax.cascade.images import resize
 
@@ -39,7 +40,7 @@ def test_a_photo_is_cropped_and_inpainted(directory: Path, tmp_path: Path) -> No
     given = ["--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png"), "--crop"]
     output = tmp_path / "out"
     files = imagen_sample(directory, output, PROMPT, *given, "--format", "webp", "--resamples", "2")
-    assert files == ["0000.webp", "grid.png"]
+    assert files == ["0000.webp", "grid.png", "metadata.csv"]
     made = read_image(output / "0000.webp")
     small = resize(crop_to(photo, (1, 1))[None], (tiny.SR, tiny.SR))[0]
     np.testing.assert_array_equal(made[:, : tiny.SR // 2], small[:, : tiny.SR // 2])
@@ -47,7 +48,7 @@ def test_a_photo_is_cropped_and_inpainted(directory: Path, tmp_path: Path) -> No
 
     again = tmp_path / "again"
     repeated = ["--from", str(output / "0000.webp"), *given, "--low-memory"]
-    assert imagen_sample(directory, again, *repeated) == ["0000.png", "grid.png"]
+    assert imagen_sample(directory, again, *repeated) == ["0000.png", "grid.png", "metadata.csv"]
     np.testing.assert_array_equal(read_image(again / "0000.png"), made)
 
 
@@ -74,7 +75,7 @@ def test_settings_reach_the_record_and_are_repeated(directory: Path, tmp_path: P
 def test_a_sweep_over_samplers_with_options(directory: Path, tmp_path: Path) -> None:
     sweep = ["--sweep", "base.sampler=ddim,ddim(eta=0.5),heun(churn=1, churn_max=2)"]
     files = imagen_sample(directory, tmp_path / "out", PROMPT, *sweep, "--time-grid", "karras")
-    assert files == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    assert files == ["0000.png", "0001.png", "0002.png", "grid.png", "metadata.csv"]
     record = read_record(tmp_path / "out" / "0002.png")
     assert record["stages"]["base"]["settings"]["sampler"] == "heun(churn=1, churn_max=2)"
 
@@ -90,7 +91,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(directory: Path, tmp_path: Pat
 def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
     blend = [PROMPT, "--blend-with", "a green image", "--blends", "3", "--seed", "4"]
     files = imagen_sample(directory, tmp_path / "blend", *blend)
-    assert files == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    assert files == ["0000.png", "0001.png", "0002.png", "grid.png", "metadata.csv"]
     weights = [
         read_record(tmp_path / "blend" / f"{i:04d}.png")["prompt"]["weight"] for i in range(3)
     ]
@@ -100,7 +101,12 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
     prompts.write_text("green\n\nblue\n")
     sweep = ["--prompts", str(prompts), "--sweep", "base.guidance=1.5,3", "--sweep", "seed=1,2"]
     files = imagen_sample(directory, tmp_path / "sweep", *sweep)
-    assert files == [*(f"{i:04d}.png" for i in range(8)), "grid_0000.png", "grid_0001.png"]
+    assert files == [
+        *(f"{i:04d}.png" for i in range(8)),
+        "grid_0000.png",
+        "grid_0001.png",
+        "metadata.csv",
+    ]
     record = read_record(tmp_path / "sweep" / "0006.png")
     assert (record["prompt"], record["seed"]) == ("blue", 1)
     assert record["stages"]["base"]["settings"]["guidance"] == 3
@@ -119,7 +125,6 @@ def test_blends_and_sweeps_are_grids(directory: Path, tmp_path: Path) -> None:
         ([PROMPT, "--sweep", "steps=1", "--per-prompt", "2"], "one image of each prompt"),
         ([PROMPT, "--sweep", "top.steps=1,2"], "unknown stage 'top'"),
         ([PROMPT, "--start-stage", "sr"], "give it as image"),
-        ([PROMPT, "--seed", "-1"], "seeds must be whole numbers"),
         ([PROMPT, "--negative", "x", "--guidance", "1"], "guidance is 1 everywhere"),
         ([PROMPT, "--sampler", "nonsense"], "base: sampler is 'nonsense'; choices: ddpm("),
         ([PROMPT, "--size", "9"], "cannot make images of 9 x 9"),
@@ -160,3 +165,11 @@ def test_malformed_arguments(
         main_lib.main(["sample", PROMPT, *argv])
     assert stop.value.code == 64
     assert message in capsys.readouterr().err
+
+
+def test_what_was_sampled_is_a_corpus(directory: Path, tmp_path: Path) -> None:
+    prompts = ["a red apple", 'a "blue" star, small']
+    imagen_sample(directory, tmp_path / "made", *prompts, "--per-prompt", "2")
+    corpus = open_corpus(tmp_path / "made")
+    found = [example.caption for example in corpus.examples_of_shard(0, 1)]
+    assert found == [prompts[0], prompts[0], prompts[1], prompts[1]]

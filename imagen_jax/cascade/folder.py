@@ -11,6 +11,7 @@ another run wrote is never replaced, and no two processes write into one folder 
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import re
 import tempfile
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from imagen_jax.cascade.cascade import Cascade
 
 GRID = "grid.png"
+CAPTIONS = "metadata.csv"
 CHUNK = 64
 """Images that go through all stages together."""
 SHOWN = 64
@@ -151,6 +153,16 @@ class Folder:
         prompts = [str(prompt) for request in self.requests for prompt in request.prompts]
         return self.draw_grid(GRID, 0, prompts[:SHOWN], columns)
 
+    def save_captions(self) -> Path:
+        """Write metadata.csv, which makes the folder a corpus: the prompt of each image."""
+        path = self.directory / CAPTIONS
+        prompts = [str(prompt) for request in self.requests for prompt in request.prompts]
+        with atomic_path(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["file_name", "text"])
+            table.writerows(zip((at.name for at in self.paths), prompts, strict=True))
+        return path
+
     def draw_grid(self, name: str, first: int, labels: Sequence[str], columns: int) -> Path:
         """Write a grid of the images from `first` on, as many as there are labels."""
         images = np.stack([read_image(path) for path in self.paths[first : first + len(labels)]])
@@ -209,7 +221,7 @@ class Folder:
         """Raise UserError unless all images that are there are those that are asked for."""
         found = {p for p in self.directory.iterdir() if re.fullmatch(r"\d{4,}\.(png|webp)", p.name)}
         other = sorted(found - set(self.paths))
-        grids = sorted(self.directory.glob("grid*.png"))
+        grids = sorted([*self.directory.glob("grid*.png"), *self.directory.glob(CAPTIONS)])
         if grids and not found:
             other = grids
         at = dict(zip(self.paths, range(len(self.paths)), strict=True))

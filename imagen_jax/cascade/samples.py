@@ -71,14 +71,15 @@ class Samples:
         return labelled_grid(self.images, labels, columns=min(len(self), columns), scale=scale)
 
     def save(self, directory: str | Path, file_format: str = "png") -> list[Path]:
-        """Write grid.png and one file for each image, with its record in its metadata.
+        """Write one file for each image, with its record in its metadata; grid.png of them all;
+        and metadata.csv of their prompts, by which the directory is a corpus.
 
         Args:
           directory: made if it is not there; nothing in it is overwritten.
           file_format: one of FORMATS.
 
         Returns:
-          Paths of the written files, the grid first.
+          Paths of the images, the grid first.
 
         Raises:
           UserError: the directory holds other images, or another process writes there.
@@ -86,6 +87,7 @@ class Samples:
         with Folder(directory, [self.request], file_format) as folder:
             last = self.request.stages[-1].name
             folder.write(0, Finished(last, np.arange(len(self)), self.images, self.request))
+            folder.save_captions()
             return [folder.save_grid(), *folder.paths]
 
     def _repr_png_(self) -> bytes:

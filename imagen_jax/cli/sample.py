@@ -37,9 +37,10 @@ def add_command(commands: Commands) -> None:
         "prompts -> images; or an image edited, enlarged or repeated",
         """
         Makes images of prompts: one labelled grid, and one file for each image that says in its
-        metadata how it was made. Without --workdir the pretrained demo cascade is used. What is not
-        said here is taken from the config of the cascade. Nothing is overwritten; Ctrl-C keeps the
-        images that are done, and the same command resumes.
+        metadata how it was made. metadata.csv has their prompts, so that the folder is a corpus.
+        Without --workdir the pretrained demo cascade is used. What is not said here is taken from
+        the config of the cascade. Nothing is overwritten; Ctrl-C keeps the images that are done,
+        and the same command resumes.
         """,
         """
         imagen sample "a drawing of a red apple left of a dog on a blue background" --per-prompt 4
@@ -200,6 +201,7 @@ def run(args: argparse.Namespace) -> None:
                 ending.set()
                 args.when_interrupted = folder.interrupted()
                 raise
+        folder.save_captions()
         grids = _draw(args, folder, prompts)
     resumed = len(folder.paths) - len(folder.written)
     there = f", {resumed} of them from before" * (resumed > 0)

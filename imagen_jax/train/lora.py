@@ -43,7 +43,7 @@ def low_rank(
       inner: optimizer of the factors.
       rank: columns of A.
       layers: patterns of names of kernels, such as "*attention/*"; all others stay as they are.
-      seed: of A.
+      seed: seed of the noise that A starts as.
 
     Raises:
       UserError: at `init` of what it returns, a pattern that matches no kernel's name.
