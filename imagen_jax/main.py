@@ -91,7 +91,7 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"\nimagen: interrupted{str(interrupt) or args.when_interrupted}", file=sys.stderr)
         return 130
     except Exception as error:
-        status, message = status_of(error, args), one_line(error)
+        status, message = status_of(error, args), one_line(error, args)
         if status is None and (missing := missing_device()):
             status, message = MISTAKE, missing
         if status is None:

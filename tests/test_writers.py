@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+import safetensors
+import tensorflow as tf
 import tiny
+from PIL import Image
 
 from imagen_jax import files
 from imagen_jax.cascade import Cascade
@@ -21,6 +27,7 @@ from imagen_jax.embed import job as job_lib
 from imagen_jax.errors import MachineError, UserError
 from imagen_jax.eval.job import ImageStore, keep_earlier
 from imagen_jax.files import atomic_path, only_writer, output_folder, unused_name
+from imagen_jax.main import main
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +178,35 @@ def test_a_file_that_somebody_has_written_meanwhile(tmp_path: Path) -> None:
     assert (path.read_text(), (tmp_path / "features-2.npz").read_text()) == ("theirs", "ours")
     assert unused_name(path) == tmp_path / "features-3.npz"
     assert names(tmp_path) == ["features-2.npz", "features.npz"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "x.tmp; No space left on device\n  [Op:Write]"
+        ),
+        safetensors.SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_finds_it(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves no half of a file, which would be in the way of the next call."""
+    sheet = tmp_path / "sheet.png"
+
+    def save(self: Image.Image, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise error
+
+    with mock.patch.object(Image.Image, "save", save):
+        argv = ["data", "show", "--scenes", "quickstart", "--count", "1", "--output", str(sheet)]
+        assert main(argv) == 1
+    assert capsys.readouterr().err == (
+        f"imagen: error: {sheet} cannot be written: No space left on device\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_may_not_be_written_to(

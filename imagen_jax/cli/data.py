@@ -17,7 +17,7 @@ from imagen_jax.cli.corpus import (
 from imagen_jax.cli.status import show
 from imagen_jax.data.choices import FITS
 from imagen_jax.errors import UserError
-from imagen_jax.files import new_file
+from imagen_jax.files import atomic_path, new_file
 
 
 def add_command(commands: Commands) -> None:
@@ -137,7 +137,9 @@ def _show(args: argparse.Namespace) -> None:
 
     output = new_file(args.output, ".png")
     level = get_level(args.scenes)
-    contact_sheet(level, args.split, args.seed, args.count, args.size).save(output)
+    sheet = contact_sheet(level, args.split, args.seed, args.count, args.size)
+    with atomic_path(output, new=True) as temporary:
+        sheet.save(temporary, format="png")
     print(f"{args.count} scenes in {args.output}")
 
 

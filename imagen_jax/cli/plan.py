@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from imagen_jax.cli.command import Commands, add_config, command, positive
 from imagen_jax.errors import UserError
 from imagen_jax.extras import require
-from imagen_jax.files import new_file
+from imagen_jax.files import atomic_path, new_file
 
 
 def add_command(commands: Commands) -> None:
@@ -133,20 +133,27 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(program, target.chip, target.slice_devices)
         print(format_plan(plan))
     if figures is not None:
-        figures.write_text(plan.to_json() + "\n", "utf-8")
+        with atomic_path(figures, new=True) as temporary:
+            temporary.write_text(plan.to_json() + "\n", "utf-8")
     if chart is not None:
         from imagen_jax.plan.chart import draw
 
-        draw(plan, chart)
+        with atomic_path(chart, new=True) as temporary:
+            draw(plan, temporary)
     return 0 if plan.fits else 1
 
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: a compiler returns to Python, where it would be an
-    exception, only when it is done."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Let Ctrl-C, SIGTERM and SIGHUP end the process at once: a compiler returns to Python, where
+    they would be an exception, only when it is done."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # by nohup
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -19,6 +19,7 @@ REFUSED = 1
 """Exit status after what the machine refuses."""
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
              errno.EIO, errno.EMFILE, errno.ENFILE}  # fmt: skip
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
 def status_of(error: Exception, args: argparse.Namespace) -> int | None:
@@ -34,6 +35,8 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
     if isinstance(error, MachineError) or out_of_memory(error):
         return REFUSED
     if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return REFUSED
+    if any(reason in str(error) for reason in _FULL):  # of TensorFlow, or of code in Rust
         return REFUSED
     if isinstance(error, OSError) and isinstance(error.filename, str):
         values = [v for given in vars(args).values()
@@ -52,9 +55,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (of_jax and "RESOURCE_EXHAUSTED" in str(error))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception, args: argparse.Namespace | None = None) -> str:
     """Return what an error says, in one line that a terminal only shows: messages hold names of
     files and captions that somebody else wrote.
+
+    Args:
+      error: the exception.
+      args: arguments of the command, which name the place where the disk is full.
     """
     text = str(error)
     if out_of_memory(error):
@@ -62,6 +69,11 @@ def one_line(error: Exception) -> str:
         text = f"out of memory; make fewer or smaller images at once (such as --batch-size): {said}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, UserError | MachineError):
+        reason = next((reason for reason in _FULL if reason in text), None)
+        place = getattr(args, "output", None) or getattr(args, "workdir", None)
+        if reason and place:
+            text = f"{place} cannot be written: {reason}"
     return printable(" ".join(text.split()))
 
 

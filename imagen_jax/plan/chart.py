@@ -40,4 +40,4 @@ def draw(plan: Plan, path: str | Path) -> None:
     else:
         time.set_axis_off()
     time.set_xlabel("ms of a " + ("step" if plan.job == "train" else "call"))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
