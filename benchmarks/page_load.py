@@ -10,7 +10,7 @@ prompt of somebody else: each asks for prompts and seeds of their own.
 
 The visitors run in one loop on the same machine, so that what they are late by themselves is in
 what they measure: it is printed, too (by how much a timer of their loop was late), and so are the
-slowest requests with the moment at which they were sent. All visitors come in the same instant.
+slowest requests with the moment at which they were sent.
 
 Ends with status 1 if a request took longer than --limit, the memory of one grew by more than
 --growth after the first third, or somebody did.
@@ -35,6 +35,8 @@ import psutil
 
 from benchmarks.page_visitor import Visitor, noise
 
+ARRIVAL = 5.0
+"""Seconds in which all visitors have come."""
 TICK = 0.02
 """Seconds between looks at how late the visitors' own loop is."""
 
@@ -49,9 +51,19 @@ async def warm_up(visitor: Visitor) -> None:
     await visitor.close()
 
 
+def _session() -> aiohttp.ClientSession:
+    """As in browsers, a websocket has a connection of its own, not that of a request before it."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
 def _seconds_of(processes: Sequence[psutil.Process]) -> float:
     """Seconds that processes have computed."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def _waited(process: psutil.Process) -> float:
+    """Seconds that the main thread of a process was ready and had no core."""
+    return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def _megabytes_of(processes: Sequence[psutil.Process]) -> float:
@@ -61,7 +73,7 @@ def _megabytes_of(processes: Sequence[psutil.Process]) -> float:
 
 async def load(address: str, server: psutil.Process, args: argparse.Namespace) -> int:
     """Lets visitors come, and prints what they saw; the status to end with."""
-    async with aiohttp.ClientSession() as session:
+    async with _session() as session:
         await warm_up(Visitor(address, args.visitors, session))
     for side in (48, 300, 900):
         noise(side)
@@ -71,6 +83,7 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     used = {name: _seconds_of(processes) for name, processes in measured.items()}
     memory: dict[str, list[float]] = {name: [] for name in parts}
 
+    waited = _waited(server)
     late: list[float] = []
 
     async def tick() -> None:
@@ -85,13 +98,12 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
                 memory[name].append(_megabytes_of(processes))
             await asyncio.sleep(1)
 
-    # As in browsers, a websocket has a connection of its own, not that of a request before it.
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with _session() as session:
         visitors = [Visitor(address, n, session) for n in range(args.visitors)]
         ends = await asyncio.gather(
-            watch(), tick(), *(v.visit(until) for v in visitors), return_exceptions=True
+            watch(), tick(), *(v.visit(until, ARRIVAL) for v in visitors), return_exceptions=True
         )
+    waited = (_waited(server) - waited) / args.seconds
     cores = {name: (_seconds_of(measured[name]) - old) / args.seconds for name, old in used.items()}
     errors = [end for end in ends if isinstance(end, BaseException)]
     owners: dict[str, set[int]] = collections.defaultdict(set)
@@ -118,8 +130,8 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     print(f"slowest: {', '.join(told)}")
     print(f"the visitors' own loop was late by {np.quantile(late, 0.99):.3f} s in 1% of its turns, "
           f"by {max(late):.3f} s at most")  # fmt: skip
-    print("cores that were used: " + ", ".join(f"{n} {of:.2f}" for n, of in cores.items())
-          + f", of {psutil.cpu_count()}")  # fmt: skip
+    print("cores that were used: " + ", ".join(f"{n} {x:.2f}" for n, x in cores.items())
+          + f" of {psutil.cpu_count()}; the page waited for one {waited:.0%} of the time")  # fmt: skip
     grown = 0.0
     for name, sizes in memory.items():
         third = len(sizes) // 3

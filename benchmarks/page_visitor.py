@@ -63,6 +63,7 @@ class Visitor:
         self._client = identity[1]
         self._socket = socketio.AsyncClient(reconnection=False, http_session=self._session)
         self._socket.on("update", self._update)
+        self._socket.on("disconnect", self._changed.set)
         query = {"client_id": self._client, "next_message_id": 0, "implicit_handshake": "true",
                  "tab_id": str(uuid.uuid4()), "document_id": str(uuid.uuid4()),
                  "old_tab_id": ""}  # fmt: skip
@@ -135,6 +136,9 @@ class Visitor:
         """Waits until the page shows something; notes for how long."""
         started = time.monotonic()
         while not ready():
+            assert self._socket is not None
+            if not self._socket.connected:
+                raise ConnectionError(f"the connection ended before {what} was answered")
             self._changed.clear()
             left = seconds - (time.monotonic() - started)
             try:
@@ -203,8 +207,9 @@ class Visitor:
             if self._has(name):
                 await self.type(name, value)
 
-    async def visit(self, until: float) -> None:
-        """Comes, does things, and goes, again and again."""
+    async def visit(self, until: float, within: float) -> None:
+        """Comes within some seconds, does things, and goes, again and again."""
+        await asyncio.sleep(self._rng.uniform(0, within))
         while time.monotonic() < until:
             await self.open()
             if self._socket is None:

@@ -48,8 +48,10 @@ class Canvas:
             self._image = ui.interactive_image(
                 on_mouse=self._draw,
                 events=["mousedown", "mousemove", "mouseup"],
-                sanitize=False,  # the strokes are numbers that were formatted here
             ).classes("canvas")
+            with self._image:  # an element of its own: the image is not sent again with each point
+                # No need to sanitize: the strokes are numbers that were formatted here.
+                self._overlay = ui.html(sanitize=False).classes("strokes")
             with ui.row().classes("w-full items-center no-wrap gap-2") as self._tools:
                 ui.label("Brush").classes("note")
                 self._brush = ui.slider(min=BRUSH[0], max=BRUSH[1], value=14).props(
@@ -101,8 +103,10 @@ class Canvas:
         self._show_strokes()
 
     def _show_strokes(self) -> None:
-        drawn = self._painting and self._strokes
-        self._image.content = strokes_as_svg(self._strokes) if drawn else ""
+        drawn = ""
+        if self._painting and self._strokes and self._shown is not None:
+            drawn = strokes_as_svg(self._strokes, self._shown.shape[:2])
+        self._overlay.content = drawn
 
     async def _uploaded(self, content: bytes, name: str) -> None:
         self._upload.run_method("reset")

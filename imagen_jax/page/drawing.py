@@ -87,15 +87,17 @@ def mask_of(
     return np.asarray(mask) > 0
 
 
-def strokes_as_svg(strokes: Sequence[Stroke]) -> str:
-    """Strokes as an overlay on the image that was drawn on."""
+def strokes_as_svg(strokes: Sequence[Stroke], drawn_on: tuple[int, int]) -> str:
+    """Strokes as an overlay on the image that was drawn on, of this height and width."""
     lines = []
     for stroke in strokes:
         # A line of no length is drawn as the dot that its round ends make.
         points = stroke.points if len(stroke.points) > 1 else stroke.points * 2
         path = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
         lines.append(f'<polyline points="{path}" stroke-width="{stroke.width:.2f}"/>')
+    height, width = drawn_on
     return (
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
         '<g fill="none" stroke="#e11d74" stroke-linecap="round" stroke-linejoin="round" '
-        f'opacity="0.6">{"".join(lines)}</g>'
+        f'opacity="0.6">{"".join(lines)}</g></svg>'
     )

@@ -139,12 +139,14 @@ def serve(
 def _collect_garbage() -> None:
     """Collect what closed tabs leave, which refers to itself, without a look at all else.
 
-    What is there before the first tab stays to the end; the command sets Python's collector to look
-    through all so seldom that it never would.
+    What is there before the first tab stays to the end. Everybody waits while all that came later
+    is looked through, so that this is done often, before there is much of it: some 100,000 objects
+    of fifty tabs take a tenth of a second.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.collect()  # of nothing: Python waits for a quarter more than was there the last time
+    gc.set_threshold(5_000, 3, 2)
 
 
 async def not_found(request: Request, error: Exception) -> Response:
