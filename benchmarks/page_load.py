@@ -130,8 +130,9 @@ async def load(address: str, server: psutil.Process, args: argparse.Namespace) -
     print(f"slowest: {', '.join(told)}")
     print(f"the visitors' own loop was late by {np.quantile(late, 0.99):.3f} s in 1% of its turns, "
           f"by {max(late):.3f} s at most")  # fmt: skip
-    print("cores that were used: " + ", ".join(f"{n} {x:.2f}" for n, x in cores.items())
-          + f" of {psutil.cpu_count()}; the page waited for one {waited:.0%} of the time")  # fmt: skip
+    busy = ", ".join(f"{name} {used:.2f}" for name, used in cores.items())
+    print(f"cores of {psutil.cpu_count()} that were used: {busy}; the page waited for one "
+          f"{waited:.0%} of the time")  # fmt: skip
     grown = 0.0
     for name, sizes in memory.items():
         third = len(sizes) // 3

@@ -187,15 +187,13 @@ class Visitor:
         self._note("upload", started)
 
     async def brush(self) -> None:
-        """Draws a few strokes."""
+        """Draws a few strokes, which the browser sends as it is done with each."""
         found = self.by_class("canvas")
         for _ in range(3):
-            for kind in ("mousedown", *["mousemove"] * 12, "mouseup"):
-                x, y = self._rng.uniform(-50, 150), self._rng.uniform(0, 99)
-                where = {"image_x": x, "image_y": y,
-                         "mouse_event_type": kind, "button": 0, "buttons": 1, "altKey": False,
-                         "ctrlKey": False, "metaKey": False, "shiftKey": False}  # fmt: skip
-                await self.event(found, "mouse", where)
+            await asyncio.sleep(0.3)
+            points = [[self._rng.uniform(-50, 150), self._rng.uniform(0, 99)] for _ in range(14)]
+            await self.event(found, "mouse", points)
+        await self.event(found, "mouse", self._rng.choice((*NASTY, [[1, "x"]], [[1]])))
 
     async def misbehave(self) -> None:
         """Sends values that no browser would."""

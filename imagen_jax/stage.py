@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from imagen_jax.config import build
 from imagen_jax.diffusion.schedule import SCHEDULES, NoiseSchedule
 from imagen_jax.errors import UserError
 from imagen_jax.models.base import TEXT_CACHE, BaseNetwork
-from imagen_jax.models.networks import network_class
+from imagen_jax.models.networks import check_size, network_class
 from imagen_jax.stage_config import (
     DiffusionConfig,
     MeshConfig,
@@ -29,6 +30,9 @@ from imagen_jax.stage_config import (
     TrainConfig,
 )
 from imagen_jax.typing import Conditioning, TextEmbedding
+
+MAX_STAGES = 32
+"""Stages of a cascade."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,14 +186,19 @@ class Stage:
         return image, scalars, Conditioning(text, image, scalars)
 
 
-def check_stage_name(name: Any) -> None:
-    """Check the name of a stage, which is a part of paths.
+def check_stage_names(names: Sequence[Any]) -> None:
+    """Check the names of the stages of a cascade, which are parts of paths.
 
     Raises:
-      UserError: it is no plain name.
+      UserError: one is no plain name, one comes twice, or they are more than MAX_STAGES.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"a stage is called {name!r}; names are of letters, digits, _ and -")
+    for name in names[: MAX_STAGES + 1]:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise UserError(f"a stage is called {name!r}; names are of letters, digits, _ and -")
+    if len(names) > MAX_STAGES:
+        raise UserError(f"the cascade has {len(names):,} stages; at most {MAX_STAGES} are read")
+    if len(set(names)) < len(names):
+        raise UserError(f"a stage comes twice in the cascade: {', '.join(names)}")
 
 
 def make_stage(config: ConfigDict, name: str | None) -> Stage:
@@ -206,8 +215,7 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
     if name not in config.stages:
         raise UserError(f"unknown stage {name!r}; choices: {', '.join(sorted(config.stages))}")
     where = f"stages.{name}"
-    for of in config.stages:
-        check_stage_name(of)
+    check_stage_names(tuple(config.stages))
     # All of them: a misspelt key is an error now, not when its stage's turn comes.
     sections = {of: build(StageConfig, config.stages[of], f"stages.{of}") for of in config.stages}
     section = sections[name]
@@ -234,6 +242,8 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
             f"{where}.schedule.image_size is {schedule['image_size']}, but the stage's resolution "
             f"is {section.resolution}; they must be equal"
         )
+    made = build(network_type, network, f"{where}.network")
+    check_size(made, f"{where}.network")
     return Stage(
         name=name,
         resolution=section.resolution,
@@ -241,7 +251,7 @@ def make_stage(config: ConfigDict, name: str | None) -> Stage:
         crop=section.crop,
         align_corners=section.align_corners,
         text=build(TextConfig, config.text, "text"),
-        network=build(network_type, network, f"{where}.network"),
+        network=made,
         schedule=build(SCHEDULES[schedule_kind], schedule, f"{where}.schedule"),
         diffusion=section.diffusion,
         train=section.train,

@@ -266,6 +266,10 @@ class MeshConfig:
         return dataclasses.asdict(self)
 
 
+MAX_RESOLUTION = 2**16
+"""Pixels per side of images."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
     """One entry of config.stages, before its network and schedule are made.
@@ -297,3 +301,7 @@ class StageConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"{field} is {value}; it must be at least 1, or left out for none")
+        if not 1 <= self.resolution <= MAX_RESOLUTION:
+            raise UserError(
+                f"resolution is {self.resolution}; it must be from 1 to {MAX_RESOLUTION:,}"
+            )

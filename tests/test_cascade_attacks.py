@@ -81,6 +81,54 @@ def test_descriptions_of_cascades_that_are_something_else(directory: Path, conte
         open_cascade(directory)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (
+            "network.blocks",
+            [10**9, 1],
+            "blocks is beyond",
+        ),
+        ("network.blocks", [2000, 1], r"2,00\d blocks and layers; a network may have 1,000"),
+        ("network.text_layers", 5000, "blocks and layers; a network may have 1,000"),
+        ("network.channels", 8 * 10**9, "channels is beyond 1,048,576"),
+        ("network.channels", 8 * 10**30, "channels is beyond 1,048,576"),
+        ("network.head_channels", -(10**9), "head_channels is beyond"),
+        ("resolution", 2**40, "resolution is 1099511627776; it must be from 1 to 65,536"),
+        ("resolution", 0, "resolution is 0; it must be from 1 to 65,536"),
+    ],
+)
+def test_networks_larger_than_any_are_not_traced(
+    directory: Path, place: str, value: Any, message: str
+) -> None:
+    def enlarge(record: dict[str, Any]) -> None:
+        section = record["config"]["stages"]["base"]
+        *sections, key = place.split(".")
+        for name in sections:
+            section = section[name]
+        section[key] = value
+
+    change(directory, enlarge)
+    with pytest.raises(UserError, match=message):
+        open_cascade(directory)
+
+
+def test_cascades_of_stages_without_end(directory: Path) -> None:
+    whole = (directory / "cascade.json").read_bytes()
+    change(directory, lambda record: record["config"].update(cascade=["base"] * 100_000))
+    with pytest.raises(UserError, match="the cascade has 100,000 stages; at most 32 are read"):
+        open_cascade(directory)
+    (directory / "cascade.json").write_bytes(whole)
+    change(directory, lambda record: record["config"].update(cascade=["base", "sr", "base"]))
+    with pytest.raises(UserError, match="a stage comes twice in the cascade: base, sr, base"):
+        open_cascade(directory)
+    (directory / "cascade.json").write_bytes(whole)
+    more = {f"s{i}": json.loads(whole)["config"]["stages"]["base"] for i in range(3000)}
+    change(directory, lambda record: record["config"]["stages"].update(more))
+    with pytest.raises(UserError, match="the cascade has 3,002 stages"):
+        open_cascade(directory)
+
+
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module `theirs` that can be imported; the file that it writes where it is."""

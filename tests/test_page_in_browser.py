@@ -127,7 +127,7 @@ def brush(page: playwright.Page) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + 2 * pixel, box["y"] + 6 * pixel, steps=4)
     page.mouse.up()
-    page.locator(".canvas polyline").wait_for(state="attached")
+    page.locator(".canvas polyline:not(.draft)").wait_for(state="attached")
 
 
 def png(image: np.ndarray) -> bytes:

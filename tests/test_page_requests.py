@@ -159,12 +159,11 @@ def test_uploads_are_cropped_and_reduced_to_their_use(
     assert memoryview(owner).nbytes == found.nbytes, "the rest is kept with it"
 
 
-def upload(uploads: Uploads, pieces: Sequence[bytes], key: str = "key", pause: float = 0.0) -> int:
+def upload(uploads: Uploads, pieces: Sequence[bytes], key: str = "key") -> int:
     """Status of the answer to an upload that comes in pieces."""
     left = list(pieces)
 
     async def receive() -> dict[str, Any]:
-        await asyncio.sleep(pause)
         if not left:
             return {"type": "http.disconnect"}
         body = left.pop(0)
@@ -190,8 +189,6 @@ def test_uploads_that_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert upload(uploads, [b"end"], key="another") == 404
     assert upload(uploads, [b"cut"]) == 408
     with monkeypatch.context() as patched:
-        patched.setattr("imagen_jax.page.uploads.UPLOAD_SECONDS", 0.1)
-        assert upload(uploads, [b"slow"] * 9, pause=0.05) == 408
         patched.setattr("imagen_jax.page.uploads.MAX_RECEIVED", 9)
         assert upload(uploads, [b"many", b"more", b"end"]) == 503
     field.receiving = True

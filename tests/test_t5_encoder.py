@@ -72,9 +72,10 @@ def test_captions_without_a_known_word(vocabulary: Path) -> None:
 
 def test_files_that_are_no_vocabulary(vocabulary: Path, tmp_path: Path) -> None:
     broken = tmp_path / "sentencepiece.model"
-    broken.write_bytes(vocabulary.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"sentencepiece\.model is not a SentencePiece model"):
-        SentencePiece(broken, 128)
+    for content in (vocabulary.read_bytes()[:100], b"", bytes(100), b"\xff" * 100):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"sentencepiece\.model is not a SentencePiece model"):
+            SentencePiece(broken, 128)
     SentencePieceTrainer.train(
         sentence_iterator=iter(CAPTIONS * 20), model_prefix=str(tmp_path / "endless"),
         vocab_size=60, eos_id=-1, hard_vocab_limit=False, minloglevel=2,

@@ -31,7 +31,7 @@ from imagen_jax.checkpoints.reading import (
 from imagen_jax.errors import MachineError, UserError
 from imagen_jax.files import local_path, read_json
 from imagen_jax.low_noise import from_records
-from imagen_jax.stage import check_stage_name, make_stage
+from imagen_jax.stage import check_stage_names, make_stage
 
 SHIPPED = Path(__file__).parent.parent / "demo"
 """The small cascade that comes with the package."""
@@ -144,8 +144,7 @@ def _open_workdir(
             raise MachineError(f"{workdir} has {', '.join(closed)}, which may not be read")
         raise UserError(f"no trained stage under {workdir}; imagen train makes them")
     cascade = max((record["config"]["cascade"] for record in records.values()), key=len)
-    for name in cascade:
-        check_stage_name(name)
+    check_stage_names(cascade)
     for name in cascade:
         if name not in records and checkpoint_steps(stage_directory(workdir, name)):
             raise UserError(

@@ -31,7 +31,7 @@ from imagen_jax.files import (
     write_json,
 )
 from imagen_jax.low_noise import from_records
-from imagen_jax.stage import Stage, make_stage
+from imagen_jax.stage import Stage, check_stage_names, make_stage
 from imagen_jax.tensor_files import open_safetensors
 
 EXPORTED = "cascade.json"
@@ -61,6 +61,7 @@ def open_exported(directory: Path) -> Pretrained:
     record = read_json(directory / EXPORTED, "description of a cascade")
     with description(directory / EXPORTED):
         config, encoder, source = ConfigDict(record["config"]), record["encoder"], record["source"]
+        check_stage_names(config.cascade)
         stages = tuple(make_stage(config, name) for name in config.cascade)
         _ = encoder["name"], encoder["fingerprint"]
         x0_errors = from_records(record.get("x0_errors", {}), directory / EXPORTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -19,6 +20,13 @@ NETWORKS: dict[str, type[BaseNetwork]] = {
     "deepfloyd_unet": DeepFloydUNet,
 }
 """Networks that a config names by a short key; any other is named as "module:Class"."""
+
+MAX_SIZE = 2**20
+"""Of a network's whole numbers: channels, heads, tokens."""
+MAX_LAYERS = 1000
+"""Blocks and layers of a network."""
+COUNTS = ("blocks", "depth", "text_layers")
+"""Fields that count them, where a network has them."""
 
 
 def network_class(kind: Any, where: str) -> type[BaseNetwork]:
@@ -55,3 +63,22 @@ def network_class(kind: Any, where: str) -> type[BaseNetwork]:
             f"{where}.kind is {kind!r}, which is no subclass of imagen_jax.models.base.BaseNetwork"
         )
     return found
+
+
+def check_size(network: BaseNetwork, where: str) -> None:
+    """Check that a network can be looked at before there are weights: its layers are traced.
+
+    Raises:
+      UserError: it is larger than any is, as somebody else's file may say.
+    """
+    layers = 0
+    for field in dataclasses.fields(network):
+        value = getattr(network, field.name)
+        numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) is int]
+        if any(abs(x) > MAX_SIZE for x in numbers):
+            raise UserError(f"{where}.{field.name} is beyond {MAX_SIZE:,}, which no network has")
+        layers += sum(numbers) if field.name in COUNTS else 0
+    if layers > MAX_LAYERS:
+        raise UserError(
+            f"{where} has {layers:,} blocks and layers; a network may have {MAX_LAYERS:,}"
+        )

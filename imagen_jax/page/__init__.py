@@ -2,6 +2,7 @@
 
     server.py    serves it
     guard.py     which requests are answered at all
+    connections.py  how long and how fast requests may come
     form.py      what the page asks for -> a Request, or an error; limits.py: how much may be asked
     uploads.py   images that are uploaded, read one at a time
     jobs.py      one job at a time, its progress and its images

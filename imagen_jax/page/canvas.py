@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from nicegui import events, run, ui
+from nicegui import run, ui
 
 from imagen_jax.cascade import crop_to
 from imagen_jax.errors import UserError
@@ -16,6 +17,20 @@ from imagen_jax.page.uploads import Uploads
 
 SHOWN = 512
 """Longest side, in pixels, of the image in the browser."""
+DRAW = """(e) => {
+  const brush = (window.imagenBrush ??= {points: [], pressed: false});
+  const draft = document.querySelector("#OVERLAY .draft");
+  if (e.mouse_event_type === "mousedown") brush.pressed = draft !== null && e.button === 0;
+  const draws = brush.pressed && draft !== null && e.buttons === 1;
+  if (draws) {
+    brush.points.push([e.image_x, e.image_y]);
+    draft.setAttribute("points", brush.points.concat(brush.points.slice(-1)).join(" "));
+  } else brush.pressed = false;
+  if (brush.points.length && (!draws || e.mouse_event_type === "mouseleave")) {
+    emit(brush.points.splice(0));
+  }
+}"""
+"""The browser's part of it, in JavaScript: it draws a stroke by itself, and sends it as a whole."""
 
 
 class Canvas:
@@ -37,7 +52,7 @@ class Canvas:
         self._name = ""
         self._own_size = (0, 0)
         self._size = size
-        self._painting = self._pressed = False
+        self._painting = False
         self._strokes: list[Stroke] = []
         self._on_error = on_error
         self._shown: np.ndarray | None = None
@@ -46,17 +61,18 @@ class Canvas:
             self._upload.classes("w-full upload")
             self._note = ui.label().classes("note")
             self._image = ui.interactive_image(
-                on_mouse=self._draw,
-                events=["mousedown", "mousemove", "mouseup"],
+                events=["mousedown", "mousemove", "mouseup", "mouseleave"]
             ).classes("canvas")
-            with self._image:  # an element of its own: the image is not sent again with each point
+            with self._image:
                 # No need to sanitize: the strokes are numbers that were formatted here.
                 self._overlay = ui.html(sanitize=False).classes("strokes")
+            handler = DRAW.replace("OVERLAY", self._overlay.html_id)
+            self._image.on("mouse", lambda event: self._draw(event.args), js_handler=handler)
             with ui.row().classes("w-full items-center no-wrap gap-2") as self._tools:
                 ui.label("Brush").classes("note")
-                self._brush = ui.slider(min=BRUSH[0], max=BRUSH[1], value=14).props(
-                    "aria-label=Brush dense"
-                )
+                self._brush = ui.slider(
+                    min=BRUSH[0], max=BRUSH[1], value=14, on_change=lambda: self._show_strokes()
+                ).props("aria-label=Brush dense")
                 ui.button("Undo", on_click=self._undo).props("flat dense no-caps")
                 ui.button("Clear", on_click=self.clear).props("flat dense no-caps")
         self._show()
@@ -104,9 +120,16 @@ class Canvas:
 
     def _show_strokes(self) -> None:
         drawn = ""
-        if self._painting and self._strokes and self._shown is not None:
-            drawn = strokes_as_svg(self._strokes, self._shown.shape[:2])
+        if self._painting and self._shown is not None:
+            size = self._shown.shape[:2]
+            drawn = strokes_as_svg([*self._strokes, self._stroke([])], size)
         self._overlay.content = drawn
+
+    def _stroke(self, points: list[tuple[float, float]]) -> Stroke:
+        """A stroke of the brush as it is set; as it was made, if a browser sets no width."""
+        assert self._shown is not None
+        brush = clamped(self._brush.value, *BRUSH)
+        return Stroke(points, (brush or 14) / 100 * self._shown.shape[1])
 
     async def _uploaded(self, content: bytes, name: str) -> None:
         self._upload.run_method("reset")
@@ -139,29 +162,22 @@ class Canvas:
             said += ". Brush over what is to be repainted."
         self._note.text = said
 
-    def _draw(self, event: events.MouseEventArguments) -> None:
-        if not self._painting or self._shown is None:
+    def _draw(self, points: Any) -> None:
+        """Takes a stroke of a browser, which sends anything: numbers outside the image, texts."""
+        if not self._painting or self._shown is None or not isinstance(points, list):
             return
-        # A browser sends what it is told to: numbers outside the image, texts, none at all.
         height, width = self._shown.shape[:2]
-        x, y = clamped(event.image_x, 0, width), clamped(event.image_y, 0, height)
-        brush = clamped(self._brush.value, *BRUSH)
-        if x is None or y is None or brush is None:
-            return
-        at = (x, y)
-        if sum(len(stroke.points) for stroke in self._strokes) >= MAX_POINTS:
-            self._pressed = False
-            self._on_error(f"strokes have more than {MAX_POINTS:,} points; undo some, or clear all")
-            return
-        if event.type == "mousedown":
-            self._strokes.append(Stroke([at], brush / 100 * width))
-            self._pressed = True
-        elif event.type == "mousemove" and event.buttons == 1 and self._pressed and self._strokes:
-            stroke = self._strokes[-1]
-            if math.dist(stroke.points[-1], at) < stroke.width / 6:
+        stroke = self._stroke([])
+        for point in points[: MAX_POINTS + 1]:
+            if not (isinstance(point, list) and len(point) == 2):
                 return
-            stroke.points.append(at)
-        else:
-            self._pressed = False
-            return
+            x, y = clamped(point[0], 0, width), clamped(point[1], 0, height)
+            if x is None or y is None:
+                return
+            if not stroke.points or math.dist(stroke.points[-1], (x, y)) >= stroke.width / 6:
+                stroke.points.append((x, y))
+        if sum(len(of.points) for of in (*self._strokes, stroke)) > MAX_POINTS:
+            self._on_error(f"strokes have more than {MAX_POINTS:,} points; undo some, or clear all")
+        elif stroke.points:
+            self._strokes.append(stroke)
         self._show_strokes()

@@ -88,13 +88,19 @@ def mask_of(
 
 
 def strokes_as_svg(strokes: Sequence[Stroke], drawn_on: tuple[int, int]) -> str:
-    """Strokes as an overlay on the image that was drawn on, of this height and width."""
+    """Strokes as an overlay on the image that was drawn on.
+
+    Args:
+      strokes: the last one is a draft: the browser moves it with the mouse.
+      drawn_on: height and width of the image.
+    """
     lines = []
     for stroke in strokes:
         # A line of no length is drawn as the dot that its round ends make.
         points = stroke.points if len(stroke.points) > 1 else stroke.points * 2
         path = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-        lines.append(f'<polyline points="{path}" stroke-width="{stroke.width:.2f}"/>')
+        kind = ' class="draft"' if stroke is strokes[-1] else ""
+        lines.append(f'<polyline{kind} points="{path}" stroke-width="{stroke.width:.2f}"/>')
     height, width = drawn_on
     return (
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">'

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from imagen_jax.errors import UserError
+from imagen_jax.page.connections import paced
 from imagen_jax.page.limits import MAX_UPLOAD
 
 HEADERS = (
@@ -82,7 +83,8 @@ class Guard:
 
         refusal = self._refusal(scope)
         if refusal is None:
-            await self._app(scope, receive, send_guarded)
+            is_socket = scope["type"] == "websocket"
+            await self._app(scope, paced(receive) if is_socket else receive, send_guarded)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})

@@ -16,8 +16,16 @@ MAX_UPLOAD = 10 * 2**20
 """Bytes of an uploaded file."""
 MAX_RECEIVED = 2**26
 """Bytes of uploads that are under way, of all tabs."""
-UPLOAD_SECONDS = 60.0
-"""Seconds in which an upload has come."""
+REQUEST_SECONDS = 60.0
+"""Seconds in which a request has come, an upload for instance."""
+HEAD_SECONDS = 10.0
+"""Seconds in which the head of a request has come, or a connection is closed."""
+MAX_HEAD = 2**16
+"""Bytes of the head of a request."""
+MAX_CONNECTIONS = 600
+"""Connections at once; a tab has one, and a few more while it is loaded."""
+MESSAGES = (200, 400)
+"""Messages of a tab in a second, and how many may come at once; more of them wait."""
 MAX_PIXELS = 2**24
 """Of an uploaded image: some 200 MB while it is read, one at a time."""
 MAX_READING = 8

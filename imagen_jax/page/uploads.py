@@ -21,7 +21,6 @@ from imagen_jax.page.limits import (
     MAX_READING,
     MAX_RECEIVED,
     MAX_UPLOAD,
-    UPLOAD_SECONDS,
 )
 
 PATH = "/upload/{key}"
@@ -87,8 +86,7 @@ class Uploads:
     async def take(self, request: Request) -> Response:
         """Answer a request to PATH, whose body is the file: of a length that guard.py has checked.
 
-        What has come of all that are under way is limited, and so is the time of each: one that
-        comes slower than any connection would keeps its place from nobody for long.
+        What has come of all that are under way is limited; connections.py limits their time.
         """
         field = self._fields.get(request.path_params["key"])
         if field is None or field.is_deleted:
@@ -98,9 +96,8 @@ class Uploads:
         name = unquote(request.headers.get("x-name", ""))[:100]
         field.receiving = True
         try:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                content = await self._receive(request)
-        except (TimeoutError, ClientDisconnect):
+            content = await self._receive(request)
+        except ClientDisconnect:
             return PlainTextResponse("the file did not come to its end", status_code=408)
         except UserError as error:
             return PlainTextResponse(str(error), status_code=503)

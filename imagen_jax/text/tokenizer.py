@@ -96,7 +96,9 @@ class SentencePiece:
         self.max_length = max_length
         try:
             with given_file(path, "vocabulary") as local:
-                self._processor = SentencePieceProcessor(model_proto=local.read_bytes())
+                if not (content := local.read_bytes()):  # of which it makes a tokenizer of nothing
+                    raise RuntimeError("it is empty")
+                self._processor = SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model: {error}") from error
         self.vocab_size = self._processor.vocab_size()
