@@ -140,7 +140,7 @@ def test_mistakes(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a cat")
-    Path("binary.txt").write_bytes(b"\xff\xfe")
+    Path("binary.txt").write_bytes(b"\x80\xff")
     monkeypatch.setattr(Cascade, "load_rest", lambda _: pytest.fail("waited for weights"))
     assert main_lib.main(["sample", *argv, "--workdir", str(directory)]) == 64
     error = capsys.readouterr().err.splitlines()
