@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import tiny
 
 pytest.importorskip("nicegui", reason="the page needs NiceGUI: the extra page")
 
@@ -130,3 +136,53 @@ def test_messages_are_received_no_faster_than_the_page_bears(
     assert now == 0, "so many may come at once"
     asyncio.run(receive_many(1050))
     assert now == pytest.approx(10)
+
+
+# the page itself
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of the page of a tiny cascade."""
+    workdir = tiny.write_cascade(tmp_path_factory.mktemp("page") / "cascade")
+    command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    with subprocess.Popen(
+        [*command, "--workdir", str(workdir)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        address = re.search(r":(\d+)/", process.stdout.readline())
+        assert address, process.communicate()[1]
+        yield int(address[1])
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET / HTTP/1.1", b"200"), ("POST / HTTP/1.1", b"405"), ("DELETE / HTTP/1.1", b"405"),
+        ("GET /elsewhere HTTP/1.1", b"404"), ("GET /docs HTTP/1.1", b"404"),
+        ("GET /openapi.json HTTP/1.1", b"404"), ("GET /upload/x HTTP/1.1", b"40"),
+        ("POST /upload/x HTTP/1.1", b"404"), ("POST /upload/../x HTTP/1.1", b"404"),
+        ("GET /_nicegui/client/x/upload/1 HTTP/1.1", b"404"),
+        ("GET /../../etc/passwd HTTP/1.1", b"404"), ("GET /%2e%2e/etc/passwd HTTP/1.1", b"404"),
+        ("GET //etc/passwd HTTP/1.1", b"404"), ("GET /%00 HTTP/1.1", b"404"),
+        ("TRACE / HTTP/1.1", b"4"), ("NONSENSE / HTTP/1.1", b"4"),
+    ],
+)  # fmt: skip
+def test_requests_of_anything_else_are_answered_by_a_status(
+    page: int, line: str, status: bytes
+) -> None:
+    said = answer(
+        page, f"{line}\r\nHost: 127.0.0.1:{page}\r\nContent-Length: 3\r\n"
+        "Connection: close\r\n\r\nabc".encode(),
+    )  # fmt: skip
+    assert said.startswith(b"HTTP/1.1 " + status), said[:300]
+    assert b"root:" not in said
+    assert b"Traceback" not in said
+    if status == b"404":
+        assert b"<html" not in said, "nothing is built for what is not there"
