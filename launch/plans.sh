@@ -27,6 +27,12 @@ and, if they are named:
             the same on one H100; needs JAX's plugin for CUDA (pip install 'jax[cuda13]')
   h100-base64-small
             train step of configs/base64_small.py, batch 256 on 8 H100; needs that plugin, too
+  if-base-M, if-sr-M, if-t5-M
+            DeepFloyd IF's I-XL, II-L and their text encoder, one image on one chip M: v4, v5e, v6e,
+            or h100, which needs the plugin
+  if-tune-S-M, if-lora-S-M
+            train step of IF's first stage of the size S, M, L or XL, on v4-8, v5e-8, v6e-8 (in
+            cores, chips and chips) or h100: all weights with Adafactor, or a change of rank 8
 
 examples:
   bash launch/plans.sh
@@ -52,6 +58,35 @@ plan() {  # plan NAME ARGUMENT...
   cat "docs/plans/$name.txt"
 }
 
+one_chip() {  # one_chip MACHINE  the topology of one chip
+  case "$1" in v4) echo v4:1x1x1 ;; h100) echo h100:1 ;; *) echo "$1:1x1" ;; esac
+}
+
+eight() {  # eight MACHINE  the topology of a machine of eight, by the names that Google sells them by
+  case "$1" in v4-8) echo v4:2x2x1 ;; h100) echo h100:1 ;; *) echo "${1%-8}:2x4" ;; esac
+}
+
+of_size() {  # of_size M|L|XL  settings of DeepFloyd IF's first stage
+  local channels
+  case "$1" in
+    M) channels="(192,384,576,768)" ;;
+    L) channels="(320,640,960,1280)" ;;
+    XL) channels="(704,1408,2112,2816)" ;;
+    *) echo "no size ${1@Q}: M, L or XL" >&2; exit 2 ;;
+  esac
+  local widest=${channels##*,}
+  local network=stages.base.network
+  echo "$network.channels=$channels $network.features=${widest%)} $network.text_channels=${widest%)}"
+}
+
+trained() {  # trained tune|lora  settings of what is trained
+  local train=stages.base.train
+  case "$1" in
+    tune) echo "$train.optimizer=adafactor" ;;
+    lora) echo "$train.lora_rank=8 $train.ema_decay=0" ;;
+  esac
+}
+
 [[ $# -gt 0 ]] || set -- base64 sr256 sr1024 sample-base64 sample-sr256 sample-sr1024 t5-xxl
 for name in "$@"; do
   case "$name" in
@@ -68,6 +103,18 @@ for name in "$@"; do
       plan "$name" --config "configs/${name#h100-sample-}.py" --job sample --topology h100:1 ;;
     h100-base64-small) plan "$name" --config configs/base64_small.py --topology h100:8 ;;
     t5-xxl) plan "$name" --config configs/base64.py --job embed --topology v4:2x2x1 --batch 512 ;;
+    if-base-* | if-sr-*)
+      stage=${name#if-} && stage=${stage%%-*}
+      plan "$name" --config configs/deepfloyd.py --stage "$stage" --job sample \
+        --topology "$(one_chip "${name##*-}")" --batch 1 ;;
+    if-t5-*)
+      plan "$name" --config configs/deepfloyd.py --stage base --job embed \
+        --topology "$(one_chip "${name##*-}")" --batch 1 ;;
+    if-tune-* | if-lora-*)
+      IFS=- read -r _ kind size machine <<< "$name"
+      # shellcheck disable=SC2046  # several settings
+      plan "$name" --config configs/deepfloyd.py --stage base --topology "$(eight "$machine")" \
+        --batch 8 --set $(of_size "$size") $(trained "$kind") ;;
     *) echo "unknown plan $name; see bash launch/plans.sh --help" >&2; exit 2 ;;
   esac
 done
