@@ -139,13 +139,22 @@ FILES = [
 def test_one_variant_is_downloaded() -> None:
     always = ["LICENSE.md", "scheduler/s.json", "unet/config.json"]
     half = [*always, "unet/diffusion_pytorch_model.fp16.safetensors"]
-    assert sorted(_wanted(FILES, "fp16", text=False)) == sorted(half)
+    assert sorted(_wanted(FILES, "fp16", text=False, safety=False)) == sorted(half)
     text = [FILES[4], FILES[6], FILES[9], FILES[10]]
-    assert sorted(_wanted(FILES, "fp16", text=True)) == sorted(half + text)
+    assert sorted(_wanted(FILES, "fp16", text=True, safety=False)) == sorted(half + text)
     plain = [*always, "unet/diffusion_pytorch_model.safetensors"]
-    assert sorted(_wanted(FILES, None, text=False)) == sorted(plain)
+    assert sorted(_wanted(FILES, None, text=False, safety=False)) == sorted(plain)
     text = [FILES[4], FILES[5], FILES[8], FILES[10]]
-    assert sorted(_wanted(FILES, None, text=True)) == sorted(plain + text)
+    assert sorted(_wanted(FILES, None, text=True, safety=False)) == sorted(plain + text)
+
+
+def test_safety_checker_and_watermark_are_downloaded() -> None:
+    more = ["safety_checker/config.json", "safety_checker/model.fp16.safetensors",
+            "safety_checker/pytorch_model.bin", "watermarker/diffusion_pytorch_model.safetensors",
+            "watermarker/config.json", "feature_extractor/preprocessor_config.json"]  # fmt: skip
+    found = set(_wanted(FILES + more, "fp16", text=False, safety=True))
+    found -= set(_wanted(FILES + more, "fp16", text=False, safety=False))
+    assert found == {more[0], more[1], *more[3:]}, "the watermark has no such variant"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def test_the_licence_is_shown_recorded_and_handed_on(
     second = import_deepfloyd(
         [pipelines[1]], tmp_path / "sr", text_encoder=pipelines[0], show=shown.append
     )
-    assert shown == [TERMS]
+    unchecked = "not found, images go unchecked; watermark: not found, images get none"
+    assert shown == [TERMS, f"safety checker: {unchecked}"]
     assert "no LICENSE" in (tmp_path / "sr" / "NOTICE.txt").read_text()
     assert [path.name for path in second] == ["cascade.json", "NOTICE.txt", "sr.safetensors"]
     export_cascade(imported, tmp_path / "again", dtype="float32")

@@ -9,6 +9,7 @@ The way of a request, which is also the order of the imports:
     images.py    images and masks that are given: read, checked, resized
     stages.py    which stages run, with which settings, at which sizes
     request.py   Request: all that is asked for, checked once, with the record of every image
+    safety.py    safety checker and watermark of the cascades that have them
     run.py       one stage over all images, batch by batch; Step and Finished, told on the way
     files.py     an image's file with its record, and the request that repeats it
     folder.py    a folder of images that a stopped run resumes and no other one overwrites
@@ -20,18 +21,19 @@ The way of a request, which is also the order of the imports:
 """
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.cascade.files import FORMATS, read_record, repeat, save_image
+from imagen_jax.cascade.files import BLACK, FORMATS, read_record, repeat, save_image
 from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import crop_to, read_image, read_mask
 from imagen_jax.cascade.prompts import Blend, check_prompts
 from imagen_jax.cascade.request import Request, StageRequest
 from imagen_jax.cascade.run import BATCH_SIZES, Finished, Step
-from imagen_jax.cascade.samples import Samples
+from imagen_jax.cascade.samples import Samples, count_black
 from imagen_jax.cascade.stages import Settings
 from imagen_jax.cascade.sweep import Axis, Sweep, combinations, sweep
 
 __all__ = [
     "BATCH_SIZES",
+    "BLACK",
     "FORMATS",
     "Axis",
     "Blend",
@@ -46,6 +48,7 @@ __all__ = [
     "Sweep",
     "check_prompts",
     "combinations",
+    "count_black",
     "crop_to",
     "read_image",
     "read_mask",

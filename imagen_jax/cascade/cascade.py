@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ from imagen_jax.cascade.loaded import Loaded
 from imagen_jax.cascade.prompts import Prompt, check_words
 from imagen_jax.cascade.request import Request, lists_choices, make_request
 from imagen_jax.cascade.run import Finished, Step, run_stage
-from imagen_jax.cascade.samples import Samples
+from imagen_jax.cascade.samples import Samples, count_black
 from imagen_jax.cascade.stages import SETTINGS, PerStage, Settings
 from imagen_jax.diffusion.transitions import Sampler
 from imagen_jax.errors import UserError
@@ -121,7 +123,7 @@ class Cascade(Loaded):
         if any(texts):
             check_words(self.encoder, texts, self.stages[0].text.max_length)
         self._check_noise_levels(request)
-        return request
+        return dataclasses.replace(request, safety=self.applied)
 
     def _check_noise_levels(self, request: Request) -> None:
         """Warn of stages whose sampling ends where validation found the network to be bad."""
@@ -168,13 +170,19 @@ class Cascade(Loaded):
 
         Raises:
           UserError: see request and run.
+
+        Warns:
+          UserWarning: the safety checker of the cascade, if it has one, made images black.
         """
         given = locals()
         request = self.request(**{name: given[name] for name in ASKED})
-        return self.run(
+        samples = self.run(
             request, batch_size=batch_size, intermediates=intermediates,
             show_progress=show_progress, on_step=on_step, on_finished=on_finished,
         )  # fmt: skip
+        if any(samples.black):
+            warnings.warn(count_black(samples.black), stacklevel=3)
+        return samples
 
     def run(
         self,
@@ -189,7 +197,9 @@ class Cascade(Loaded):
         """Return the images of a request.
 
         Stages run one after another over all images; what a stage hands on has 8 bits a channel, so
-        that starting from an image that was kept gives the same.
+        that starting from an image that was kept gives the same. A cascade with a safety checker or
+        a watermark applies them to the images of the last stage; where one is made black, so is
+        what earlier stages and steps made of it. Only on_step sees estimates before that.
 
         Args:
           request: the request.
@@ -215,27 +225,44 @@ class Cascade(Loaded):
         images: dict[str, np.ndarray] = {}
         estimates: dict[str, np.ndarray] = {}
         previous: np.ndarray | None = None
+        black = [""] * count
+        last = request.stages[-1].name
+
+        def finished(stage: str, rows: np.ndarray, made: np.ndarray) -> np.ndarray:
+            reasons = [""] * len(rows)
+            if stage == last and self.safety_filter is not None:
+                made, reasons = self.safety_filter(made)
+                for row, reason in zip(rows, reasons, strict=True):
+                    black[row] = reason
+            if on_finished is not None:
+                on_finished(Finished(stage, rows, made, request, reasons))
+            return made
+
         for asked in request.stages:
-
-            def finished(rows: np.ndarray, made: np.ndarray, stage: str = asked.name) -> None:
-                if on_finished is not None:
-                    on_finished(Finished(stage, rows, made, request))
-
             try:
                 previous, estimates[asked.name] = run_stage(
                     asked, request, self.weights(asked.name), text, negative, previous, self.mesh,
                     batch_size=batch_size, intermediates=intermediates,
-                    show_progress=show_progress, on_step=on_step, on_batch=finished,
+                    show_progress=show_progress, on_step=on_step,
+                    on_batch=functools.partial(finished, asked.name),
                 )  # fmt: skip
             finally:
                 if self.low_memory:
                     self._weights.pop(asked.name, None)
+                    if self.safety_filter is not None:
+                        self.safety_filter.free()
             images[asked.name] = previous
+        hidden = [row for row, reason in enumerate(black) if reason]
+        for name, made in images.items():
+            estimates[name][:, hidden] = 0
+            if name != last:
+                made[hidden] = 0
         return Samples(
             request=request,
-            images=images[request.stages[-1].name],
+            images=images[last],
             stages=images,
             intermediates=estimates if intermediates else {},
+            black=black,
         )
 
     def stream(

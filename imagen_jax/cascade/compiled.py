@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,20 @@ def export_stages(
     Raises:
       UserError: an unknown platform, the files are there already, or a stage's network calls code
         that lies outside of a program.
+
+    Warns:
+      UserWarning: the cascade has a safety checker or a watermark, which the programs do not apply.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"unknown platform {platform!r}; choices: {', '.join(PLATFORMS)}")
     stages = cascade.stages if stages is None else stages
+    if cascade.safety is not None:
+        warnings.warn(
+            "the programs apply neither safety checker nor watermark of the cascade: what you show "
+            "to others is yours to check",
+            stacklevel=2,
+        )
     source = Path(run_exported.__file__)
     names = [f"{stage.name}.{kind}" for stage in stages for kind in ("jax", "safetensors", "json")]
     with new_files(output, [*names, source.name]) as paths:

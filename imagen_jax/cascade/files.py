@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FORMATS = ("png", "webp")
 KEY = "imagen"
 """PNG text chunk that holds the record as JSON; in WebP it is EXIF's ImageDescription."""
+BLACK = "black"
+"""Key of a record that says why the safety checker made an image black; most have none."""
 _DESCRIPTION = 0x010E
 
 
@@ -34,7 +36,7 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
 
     Args:
       image: [h, w, 3] uint8.
-      record: result of Request.record.
+      record: result of Request.record, perhaps with BLACK.
       path: its ending is one of FORMATS.
 
     Raises:
@@ -130,6 +132,11 @@ def repeat(
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"the record is damaged: {type(error).__name__}: {error}") from error
     _check_cascade(cascade, {name: said for name, (said, _, _) in sections.items()}, dtype)
+    if record.get("safety") != cascade.applied:
+        raise UserError(
+            "the image was made with another safety checker or watermark (there != here): "
+            f"{record.get('safety')} != {cascade.applied}"
+        )
     if "text" in given:
         raise UserError(
             "the image was made of token states that were given; its record does not hold them"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagen_jax.cascade.files import FORMATS, read_record, save_image
+from imagen_jax.cascade.files import BLACK, FORMATS, read_record, save_image
 from imagen_jax.cascade.images import read_image
 from imagen_jax.cascade.request import Request
 from imagen_jax.cascade.run import Finished
@@ -212,10 +212,18 @@ class Folder:
         if not done.is_last:
             self._earlier.append((first, done))
             return
-        for row, image in zip(done.rows, done.images, strict=True):
+        for row, image, black in zip(done.rows, done.images, done.black, strict=True):
             path = self.paths[first + row]
             if not path.is_file():
-                self.written.append(save_image(image, done.request.record(row), path))
+                record = done.request.record(row) | ({BLACK: black} if black else {})
+                self.written.append(save_image(image, record, path))
+
+    def black(self) -> list[str]:
+        """Return for each image that is there why the safety checker made it black, "" where it did
+        not: those of earlier runs, too."""
+        if all(request.safety is None for request in self.requests):
+            return []
+        return [read_record(path).get(BLACK, "") for path in self.paths if path.is_file()]
 
     def _check(self) -> None:
         """Raise UserError unless all images that are there are those that are asked for."""
@@ -241,6 +249,8 @@ class Folder:
 def _says(path: Path, record: dict[str, Any]) -> bool:
     """True for the file of an image that was made as a record says."""
     try:
-        return read_record(path) == record
+        found = read_record(path)
+        found.pop(BLACK, None)
+        return found == record
     except UserError:
         return False

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from jax.sharding import Mesh
 
@@ -20,6 +20,9 @@ from imagen_jax.sharding import make_mesh
 from imagen_jax.stage_config import SampleConfig
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 from imagen_jax.typing import TextEmbedding
+
+if TYPE_CHECKING:
+    from imagen_jax.cascade.safety import SafetyFilter
 
 
 class Loaded:
@@ -37,11 +40,12 @@ class Loaded:
         dtype: str | None = None,
         low_memory: bool = False,
         mesh: Mesh | None = None,
+        safety_checker: bool = True,
     ):
         """Args:
         pretrained: the cascade on disk.
         load_text_encoder: loads the frozen encoder that the stages were trained with.
-        stages, dtype, low_memory, mesh: as for load.
+        stages, dtype, low_memory, mesh, safety_checker: as for load.
 
         Raises:
           UserError: stages that are not there, do not follow one another or read different text.
@@ -63,6 +67,11 @@ class Loaded:
         self._load_text_encoder = load_text_encoder
         self._encoder: TextEncoder | None = None
         self._weights: dict[str, Any] = {}
+        self._safety = pretrained.safety
+        if not safety_checker:
+            if self._safety is None or self._safety.checker is None:
+                raise UserError("the safety checker cannot be turned off: the cascade has none")
+            self._safety = dataclasses.replace(self._safety, checker=None)
 
     @classmethod
     def load(
@@ -77,6 +86,7 @@ class Loaded:
         low_memory: bool = False,
         lazy: bool = False,
         mesh: Mesh | None = None,
+        safety_checker: bool = True,
     ) -> Self:
         """Load a cascade.
 
@@ -97,6 +107,8 @@ class Loaded:
           lazy: leave loading to load_rest, so that a request with a mistake is answered at once.
           mesh: devices; None is all of them, each with all weights and a part of every batch.
             Weights are divided over its axes fsdp and tensor, see sharding.LOGICAL_AXIS_RULES.
+          safety_checker: False leaves out the safety checker of a cascade that has one, as those
+            imported from DeepFloyd IF do; records of images say so.
 
         Raises:
           UserError: no cascade is there, or a stage has no checkpoint yet; stages that do not
@@ -118,7 +130,7 @@ class Loaded:
 
         cascade = cls(
             pretrained, load_text_encoder, stages=stages, dtype=dtype, low_memory=low_memory,
-            mesh=mesh,
+            mesh=mesh, safety_checker=safety_checker,
         )  # fmt: skip
         if not lazy:
             cascade.load_rest()
@@ -134,6 +146,8 @@ class Loaded:
             _ = self.encoder
             for stage in self.stages:
                 self.weights(stage.name)
+            if self.safety_filter is not None:
+                self.safety_filter.load()
 
     @property
     def size(self) -> int:
@@ -159,6 +173,20 @@ class Loaded:
             self._weights[name] = self._pretrained.weights(stage, self.mesh, self.dtype)
         return self._weights[name]
 
+    @property
+    def applied(self) -> dict[str, str | None] | None:
+        """Hashes of all that is applied to images that are done, see Request.safety."""
+        return None if self._safety is None else self._safety.digests
+
+    @functools.cached_property
+    def safety_filter(self) -> SafetyFilter | None:
+        """Applies safety checker and watermark to images; None for a cascade without both."""
+        if self._safety is None:
+            return None
+        from imagen_jax.cascade.safety import SafetyFilter
+
+        return SafetyFilter(self._safety)
+
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Stage name -> hash of all that decides its images, see Pretrained.fingerprint."""
@@ -176,7 +204,12 @@ class Loaded:
         )
         encoder = dataclasses.replace(self.encoder, network=_without_weights, params=None)
         stages = [stage.name for stage in self.stages]
-        return type(self)(pretrained, functools.partial(_same, encoder), stages=stages)
+        safety = self._safety
+        if safety is not None:
+            _ = safety.digests  # while the files are there
+        made = type(self)(pretrained, functools.partial(_same, encoder), stages=stages)
+        made._safety = safety
+        return made
 
     def settings(self, **overrides: Unpack[Settings]) -> dict[str, SampleConfig]:
         """Return the settings of every stage: its defaults, replaced by what is not None.

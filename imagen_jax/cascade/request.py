@@ -83,6 +83,8 @@ class Request:
       image: [1 or n, h, w, 3] uint8 that is edited or enlarged; or None.
       mask: [1 or n, h, w] bool, True where the image is repainted; or None.
       text: token states of the prompts, where they were given; or None.
+      safety: hashes of the safety checker and the watermark that the images get, None for one that
+        they do not; None altogether for a cascade without both.
     """
 
     prompts: list[Prompt]
@@ -93,6 +95,7 @@ class Request:
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
     text: TextEmbedding | None = None
+    safety: Mapping[str, str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -119,7 +122,7 @@ class Request:
         prompt = self.prompts[index]
         states = None if self.text is None else np.asarray(self.text.states)
         given = {"image": self.image, "mask": self.mask, "text": states}
-        return {
+        record = {
             "version": VERSION,
             "prompt": dataclasses.asdict(prompt) if isinstance(prompt, Blend) else prompt,
             "negative_prompt": self.negative_prompts[index],
@@ -140,6 +143,7 @@ class Request:
                 for asked in self.stages
             },
         }
+        return record if self.safety is None else record | {"safety": dict(self.safety)}
 
 
 def hash_of(array: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,12 +57,14 @@ class Finished(NamedTuple):
       rows: [k] which of the n images they are.
       images: [k, h, w, 3] uint8.
       request: the request.
+      black: for each, why the safety checker made it black; "" where it did not.
     """
 
     stage: str
     rows: np.ndarray
     images: np.ndarray
     request: Request
+    black: Sequence[str]
 
     @property
     def is_last(self) -> bool:
@@ -83,7 +85,7 @@ def run_stage(
     intermediates: bool,
     show_progress: bool,
     on_step: Callable[[Step], None] | None,
-    on_batch: Callable[[np.ndarray, np.ndarray], None],
+    on_batch: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of one stage.
 
@@ -96,7 +98,8 @@ def run_stage(
       previous: [n, h, w, 3] uint8 images of the stage before; None for the first.
       mesh: devices that batches are divided over.
       batch_size, intermediates, show_progress, on_step: as for Cascade.sample.
-      on_batch: called with (rows, images) of every batch that is done.
+      on_batch: called with (rows, images) of every batch that is done; what it returns takes
+        their place.
 
     Returns:
       ([n, h, w, 3] uint8, [steps, n, h, w, 3] uint8 estimates, of 0 steps unless asked for).
@@ -131,8 +134,7 @@ def run_stage(
                     estimates[i, rows] = images()
                 if on_step is not None:
                     on_step(Step(name, rows, i + 1, moves, images))
-            made[rows] = images()
-            on_batch(rows, made[rows])
+            made[rows] = on_batch(rows, images())
     return made, estimates
 
 

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -32,12 +32,15 @@ class Samples:
       stages: stage name -> [n, h, w, 3] uint8 images of that stage.
       intermediates: stage name -> [steps, n, h, w, 3] uint8 estimates of the clean image at every
         step; empty unless asked for.
+      black: for each image, why the safety checker made it black ("nsfw", "watermark"); "" where it
+        did not, or where the cascade has none.
     """
 
     request: Request
     images: np.ndarray
     stages: dict[str, np.ndarray]
     intermediates: dict[str, np.ndarray]
+    black: list[str]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,6 +62,7 @@ class Samples:
             self.images[index],
             {name: images[index] for name, images in self.stages.items()},
             {name: images[:, index] for name, images in self.intermediates.items()},
+            self.black[index],
         )
 
     def __iter__(self) -> Iterator[Image.Image]:
@@ -86,7 +90,8 @@ class Samples:
         """
         with Folder(directory, [self.request], file_format) as folder:
             last = self.request.stages[-1].name
-            folder.write(0, Finished(last, np.arange(len(self)), self.images, self.request))
+            rows = np.arange(len(self))
+            folder.write(0, Finished(last, rows, self.images, self.request, self.black))
             folder.save_captions()
             return [folder.save_grid(), *folder.paths]
 
@@ -94,7 +99,7 @@ class Samples:
         return _png(self.grid())
 
     def _repr_html_(self) -> str:
-        def figure(image: Image.Image, label: str, seed: int) -> str:
+        def figure(image: Image.Image, label: str, seed: int, black: str) -> str:
             data = base64.b64encode(_png(image)).decode()
             width = max(image.width, 160)
             return (
@@ -102,14 +107,17 @@ class Samples:
                 'vertical-align:top">'
                 f'<img src="data:image/png;base64,{data}" style="width:{width}px;'
                 'image-rendering:pixelated">'
-                f'<figcaption style="font-size:12px">{html.escape(label)}, seed {seed}</figcaption>'
+                f'<figcaption style="font-size:12px">{html.escape(label)}, seed {seed}'
+                f"{f', black: {black}' * bool(black)}</figcaption>"
                 "</figure>"
             )
 
         asked = self.request
         return "".join(
-            figure(image, str(prompt), seed)
-            for image, prompt, seed in zip(self, asked.prompts, asked.seeds, strict=True)
+            figure(image, str(prompt), seed, black)
+            for image, prompt, seed, black in zip(
+                self, asked.prompts, asked.seeds, self.black, strict=True
+            )
         )
 
 
@@ -117,3 +125,11 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return buffer.getvalue()
+
+
+def count_black(black: Sequence[str]) -> str:
+    """Return a sentence such as "2 of 16 images were made black by the safety checker (2 nsfw)"."""
+    found = [reason for reason in black if reason]
+    reasons = ", ".join(f"{found.count(reason)} {reason}" for reason in dict.fromkeys(found))
+    were = "image was" if len(black) == 1 else "images were"
+    return f"{len(found)} of {len(black)} {were} made black by the safety checker ({reasons})"

@@ -13,8 +13,10 @@ reading.py    the newest or the best checkpoint of a stage, and its averaged wei
 checksums.py  by which damaged arrays are recognised
 lora.py       changes of weights of low rank: their files, and cascades with them
 cascades.py   a whole cascade, opened or exported: pretrained.py is what opening returns,
-              exported.py the form that is shipped, of safetensors
+              exported.py the form that is shipped, of safetensors; safety.py has the safety
+              checker and the watermark of some
 deepfloyd.py  import of DeepFloyd IF's public weights; deepfloyd_names.py has its names and config,
-              diffusers_files.py reads the files that a user downloaded, hub.py downloads them
+              deepfloyd_safety.py imports its safety checker and watermark, diffusers_files.py reads
+              the files that a user downloaded, hub.py downloads them
 claim.py      stage.json: what a stage was started with, and what a resumed run may change
 """

@@ -9,21 +9,21 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
-import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import flax.traverse_util
 import numpy as np
 from ml_collections import ConfigDict
 
 from imagen_jax.checkpoints.deepfloyd_names import network_fields, our_name
-from imagen_jax.checkpoints.diffusers_files import Tensors, open_weights
+from imagen_jax.checkpoints.deepfloyd_safety import SafetyParts
+from imagen_jax.checkpoints.diffusers_files import Lazy, Tensors, open_weights, write_tensors
 from imagen_jax.checkpoints.exported import EXPORTED, new_files
 from imagen_jax.checkpoints.pretrained import abstract_params
+from imagen_jax.checkpoints.safety import Safety
 from imagen_jax.diffusion.augment import SCHEDULE
 from imagen_jax.diffusion.schedule import DiscreteCosineSchedule
 from imagen_jax.errors import UserError
@@ -44,8 +44,8 @@ in no way in its place:
   - copies and derivatives, such as what this import writes and whatever is fine-tuned from it,
     carry the licence and the notice "{ATTRIBUTION}" (section 3).
 The licence is in the repository that you downloaded the weights from; read it there. The safety
-checker and the watermark of the original pipeline are not part of an imported cascade: what you
-show to others is yours to check. T5's encoder is under Apache-2.0."""
+checker and the watermark of the original pipeline are applied to all images if their files are
+there; what you show to others is yours to check. T5's encoder is under Apache-2.0."""
 NOTICE = "NOTICE.txt"
 LICENCE = "LICENSE.txt"
 NULL_TEXT = "conditioning/null_text"
@@ -89,7 +89,8 @@ def import_deepfloyd(
         them. It stays where it is: sampling reads it from there.
       variant: variant of the U-Nets' weights, such as "fp16"; None is the plain one, or the only
         one. They are written in the dtype that they have.
-      show: called with the terms of the licence.
+      show: called with the terms of the licence, and with a line that says whether the safety
+        checker and the watermark were found.
 
     Returns:
       Paths of the written files.
@@ -107,9 +108,15 @@ def import_deepfloyd(
         parts[1].low_res = parts[0].resolution
     texts = [text for part in parts for text in part.licence_texts()][:1]
     names = [EXPORTED, NOTICE, *(f"{part.name}.safetensors" for part in parts)]
-    with new_files(output, [*names, *(LICENCE for _ in texts)]) as files:
+    names += [LICENCE for _ in texts]
+    folders = [part.root for part in parts]
+    folders += [] if text_encoder is None else [local_path(text_encoder)]
+    safety = SafetyParts(folders, variant)
+    with new_files(output, names + safety.names()) as files:
         show(TERMS)
-        _write(parts, files, texts, text_encoder, variant)
+        show(safety.said())
+        safety.write(files[len(names) :])
+        _write(parts, files[: len(names)], texts, text_encoder, variant, safety.safety)
     return files
 
 
@@ -119,6 +126,7 @@ def _write(
     texts: Sequence[Path],
     text_encoder: str | Path | None,
     variant: str | None,
+    safety: Safety | None,
 ) -> None:
     """Write record, notice, weights of each part and a copy of the licence, if there is one."""
     record_path, notice, *rest = files
@@ -151,7 +159,8 @@ def _write(
             "encoder": encoder,
             "source": {},
             "license": {"attribution": ATTRIBUTION, "terms_shown": shown},
-        },
+        }
+        | ({} if safety is None else safety.record()),
     )
 
 
@@ -296,41 +305,17 @@ def _turned_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in _axes(name, len(shape)))
 
 
-Lazy = tuple[str, np.dtype[Any], tuple[int, ...], Callable[[], np.ndarray]]
-"""Name, dtype and shape of a tensor, and what reads it."""
-
-
 def _tensors(source: Tensors, names: Mapping[str, str], null_text: np.ndarray) -> Iterator[Lazy]:
     """All parameters of a stage, each read when its turn comes."""
-    dtypes: dict[str, np.dtype[Any]] = {"F16": np.dtype("float16"), "F32": np.dtype("float32")}
 
     def read(ours: str, theirs: str) -> np.ndarray:
-        values = source.read(theirs)
-        if not np.isfinite(values).all():
-            raise UserError(f"{theirs} holds values that are not finite; download the file again")
+        values = source.read_finite(theirs)
         return values.transpose(_axes(ours, values.ndim))
 
     yield NULL_TEXT, null_text.dtype, null_text.shape, lambda: null_text
     for ours, theirs in sorted(names.items()):
         shape = _turned_shape(ours, source.shapes[theirs])
-        yield ours, dtypes[source.dtypes[theirs]], shape, functools.partial(read, ours, theirs)
-
-
-def write_tensors(file: BinaryIO, tensors: Iterator[Lazy]) -> None:
-    """Write a safetensors file tensor by tensor: a header of names, dtypes, shapes and offsets, and
-    the values one after another."""
-    codes = {"float16": "F16", "float32": "F32"}
-    listed = list(tensors)
-    header: dict[str, Any] = {}
-    end = 0
-    for name, dtype, shape, _ in listed:
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": codes[dtype.name], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for _, dtype, _, read in listed:
-        file.write(np.ascontiguousarray(read(), dtype).data)
+        yield ours, source.dtype(theirs), shape, functools.partial(read, ours, theirs)
 
 
 def _text_directory(given: str | Path | None, parts: Sequence[_Part]) -> Path:

@@ -1,6 +1,7 @@
 """A cascade to ship: cascade.json, and the averaged weights of each stage as <stage>.safetensors.
 
-cascade.json holds the config, the record of the text encoder and the source of the data.
+cascade.json holds the config, the record of the text encoder and the source of the data. Some
+cascades have a safety checker and a watermark, see safety.py.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ml_collections import ConfigDict
 
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD
+from imagen_jax.checkpoints.safety import safety_of
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     LOCK,
@@ -67,6 +70,7 @@ def open_exported(directory: Path) -> Pretrained:
         x0_errors = from_records(record.get("x0_errors", {}), directory / EXPORTED)
         if not stages or not isinstance(source, dict):
             raise TypeError("no stages, or no source")
+        safety = safety_of(directory, record)
     states: dict[str, tuple[int, int]] = {}
     digests: dict[str, str] = {}
 
@@ -123,6 +127,7 @@ def open_exported(directory: Path) -> Pretrained:
         x0_errors=x0_errors,
         read=read,
         digest=digest,
+        safety=safety,
     )
 
 
@@ -130,17 +135,24 @@ def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[
     """Write the averaged weights of every stage as safetensors; see cascades.export_cascade."""
     check_dtype(dtype)
     names = [EXPORTED, *(f"{stage.name}.safetensors" for stage in cascade.stages)]
+    copied = [] if cascade.safety is None else cascade.safety.files
+    names += [path.name for path in copied]
     with new_files(output, names) as (record_path, *paths):
         weights = []
         for stage in cascade.stages:
             flat = flat_weights(cascade.weights(stage))
             weights.append(cast_weights(flat, dtype, stage.name))
-        for path, of_stage in zip(paths, weights, strict=True):
+        for path, of_stage in zip(paths, weights, strict=False):
             with atomic_path(path) as temporary:
                 safetensors.numpy.save_file(of_stage, temporary)
+        for path, source in zip(paths[len(weights) :], copied, strict=True):
+            with atomic_path(path) as temporary:
+                shutil.copyfile(source, temporary)
         record = {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
         if cascade.license is not None:
             record["license"] = cascade.license
+        if cascade.safety is not None:
+            record |= cascade.safety.record()
         if cascade.x0_errors:
             record["x0_errors"] = {
                 name: dataclasses.asdict(errors) for name, errors in cascade.x0_errors.items()

@@ -15,7 +15,9 @@ CLIENTS = ("httpx", "httpx2", "huggingface_hub", "requests")
 """Packages whose errors say that the hub was not reached, by the version of huggingface_hub."""
 
 
-def download_pipeline(repository: str, variant: str | None = None, text: bool = True) -> Path:
+def download_pipeline(
+    repository: str, variant: str | None = None, text: bool = True, safety: bool = True
+) -> Path:
     """Download a pipeline's networks, and return the folder that has them.
 
     It lies in the hub's cache on this machine; what is there already is not downloaded again, and
@@ -26,6 +28,7 @@ def download_pipeline(repository: str, variant: str | None = None, text: bool = 
       variant: variant of the weights, such as "fp16"; None is the plain one, which is also taken of
         the text encoder where that has no such variant.
       text: with text_encoder/ and tokenizer/.
+      safety: with safety_checker/ and watermarker/, where the repository has them.
 
     Raises:
       UserError: huggingface_hub is not installed; no such repository; its licence was not accepted
@@ -41,7 +44,7 @@ def download_pipeline(repository: str, variant: str | None = None, text: bool = 
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
-        names = _wanted(HfApi().list_repo_files(repository), variant, text)
+        names = _wanted(HfApi().list_repo_files(repository), variant, text, safety)
         folder = snapshot_download(repository, allow_patterns=names)
     except errors.GatedRepoError as error:
         raise UserError(
@@ -63,16 +66,21 @@ def download_pipeline(repository: str, variant: str | None = None, text: bool = 
     return Path(folder)
 
 
-def _wanted(names: Sequence[str], variant: str | None, text: bool) -> list[str]:
+def _wanted(names: Sequence[str], variant: str | None, text: bool, safety: bool) -> list[str]:
     """The files of a repository that an import reads."""
+    of_safety = ("safety_checker", "watermarker")
     weights = {part: [name for name in names if name.startswith(f"{part}/")]
-               for part in ("unet", "text_encoder")}  # fmt: skip
+               for part in ("unet", "text_encoder", *of_safety)}  # fmt: skip
     found = [name for name in names if name.startswith(("LICENSE", "scheduler/"))]
     found += _weights(weights["unet"], variant)
     if text:
         of_text = _weights(weights["text_encoder"], variant)
         found += of_text or _weights(weights["text_encoder"], None)
         found += [name for name in names if name.startswith("tokenizer/")]
+    for part in of_safety if safety else ():
+        found += _weights(weights[part], variant) or _weights(weights[part], None)
+        found += [name for name in weights[part] if name == f"{part}/config.json"]
+    found += [name for name in names if safety and name.startswith("feature_extractor/")]
     parts = ("unet/", "text_encoder/") if text else ("unet/",)
     return found + [f"{part}config.json" for part in parts]
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints.safety import Safety
 from imagen_jax.files import (
     fingerprint,
 )
@@ -32,6 +33,7 @@ class Pretrained:
       config: config of the cascade and its stages.
       license: attribution of weights that others trained, under a licence of theirs; or None.
       untrained: names of the config's stages that have no weights yet.
+      safety: safety checker and watermark that are applied to images; None without them.
       x0_errors: stage -> errors by noise level that its last validation measured, if any did.
       read: (stage, shapes with dtypes and shardings) -> weights.
       digest: stage -> hash of the weights that `read` returns.
@@ -46,6 +48,7 @@ class Pretrained:
     read: Callable[[Stage, Any], Any] = dataclasses.field(repr=False)
     digest: Callable[[Stage], str] = dataclasses.field(repr=False)
     untrained: tuple[str, ...] = ()
+    safety: Safety | None = None
 
     def weights(self, stage: Stage, mesh: Mesh | None = None, dtype: str | None = None) -> Any:
         """Return the averaged weights of a stage, laid out by sharding.LOGICAL_AXIS_RULES.

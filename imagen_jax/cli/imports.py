@@ -17,10 +17,12 @@ def add_command(commands: Commands) -> None:
         """
         Reads the files of DeepFloyd IF that you downloaded, as the hub has them for diffusers:
         stage I, stage II, or both, each a directory with unet/. T5's encoder, text_encoder/ and
-        tokenizer/ in one of them, is used once and stays where it is. Writes a cascade like one of
-        imagen export, with the notice of the licence. Weights are read piece by piece; memory has
-        to hold T5's encoder (9.5 GB in float16), not the networks. Files that are pickled or
-        quantised are refused.""",
+        tokenizer/ in one of them, is used once and stays where it is. The safety checker and the
+        watermark, safety_checker/ and watermarker/ in one of them, become a part of the cascade and
+        are applied to all its images; the command says which of them it found. Writes a cascade
+        like one of imagen export, with the notice of the licence. Weights are read piece by piece;
+        memory has to hold T5's encoder (9.5 GB in float16), not the networks. Files that are
+        pickled or quantised are refused.""",
         """
         imagen import deepfloyd IF-I-XL-v1.0 IF-II-L-v1.0 --variant fp16 --output if
         imagen sample --workdir if --encoder-weights IF-I-XL-v1.0 --low-memory \\
@@ -38,7 +40,8 @@ def add_command(commands: Commands) -> None:
         nargs="+",
         metavar="OWNER/NAME",
         help="in place of PATH: repositories on the Hugging Face hub, downloaded into its cache on "
-        "this machine; the first gives T5's encoder, too. Interrupted, the same command resumes",
+        "this machine; the first gives T5's encoder, the safety checker and the watermark, too. "
+        "Interrupted, the same command resumes",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cascade goes")
     parser.add_argument(
@@ -67,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
 
         new_files(args.output, [EXPORTED])  # told before gigabytes are downloaded
         paths = [
-            download_pipeline(name, args.variant, text=not number and args.text_encoder is None)
+            download_pipeline(
+                name, args.variant, text=not number and args.text_encoder is None, safety=not number
+            )
             for number, name in enumerate(args.from_hub)
         ]
         print(f"downloaded: {', '.join(map(str, paths))}")

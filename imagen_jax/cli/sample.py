@@ -126,6 +126,12 @@ def add_command(commands: Commands) -> None:
         action="store_true",
         help="load the text encoder and each stage when its turn comes, and free it after",
     )
+    where.add_argument(
+        "--no-safety-checker",
+        action="store_true",
+        help="leave out the safety checker of a cascade that has one, as those of imagen import "
+        "deepfloyd; what you show to others is then yours to check",
+    )
     parser.set_defaults(run=run)
 
 
@@ -172,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None and output_folder(args.output).is_dir():
         with only_writer(args.output, "imagen sample"):
             pass  # another run there is told before weights are loaded
-    from imagen_jax.cascade import Cascade, Folder, read_record, repeat
+    from imagen_jax.cascade import Cascade, Folder, count_black, read_record, repeat
 
     record = read_record(args.repeated) if args.repeated else {}
     cascade = Cascade.load(
@@ -183,6 +189,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=record.get("dtype") if args.repeated else args.dtype,
         low_memory=args.low_memory,
         lazy=True,
+        safety_checker=not args.no_safety_checker,
     )
     if args.repeated:
         requests = [repeat(cascade, record, image, mask)]
@@ -209,6 +216,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"1 image in {folder.directory}{there}, with its prompt in {grids}")
     else:
         print(f"{len(folder.paths)} images in {folder.directory}{there}, together in {grids}")
+    if any(black := folder.black()):
+        print(count_black(black))
 
 
 def _requests(

@@ -2,6 +2,7 @@
 
 <directory>/job.json               what is sampled, and from what; another job is refused
 <directory>/images/0001/001234.png
+<directory>/images/0001/001234.black       why the safety checker made it black, if it did
 <directory>/features/<network>/00019.npy   of the images of part 19
 
 Images are sampled CHUNK at a time, always the same ones together, so that what comes after a kill
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from imagen_jax.cascade import Cascade, Request, Settings
+from imagen_jax.cascade import Cascade, Request, Settings, count_black
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features.network import FeatureNetwork
@@ -114,6 +116,16 @@ class ImageStore:
                 f"this process's part is done; {absent} of {len(self)} images of others are not "
                 "there yet, and the process that finds them all computes the scores"
             )
+        if any(black := self.black()):
+            warnings.warn(f"{count_black(black)}, and count in all scores", stacklevel=2)
+
+    def black(self) -> list[str]:
+        """For each image why the safety checker of the cascade made it black, "" where it did
+        not; [] for a cascade without one."""
+        if not self._job().get("safety", {}).get("safety_checker"):
+            return []
+        paths = [self.path(i).with_suffix(".black") for i in range(len(self))]
+        return [path.read_text("utf-8") if path.is_file() else "" for path in paths]
 
     def _sample(
         self, cascade: Cascade, request: Request, networks: Sequence[FeatureNetwork]
@@ -131,8 +143,10 @@ class ImageStore:
             for chunk in missing:
                 part = request.rows(chunk.start, chunk.stop)
                 samples = cascade.run(part, show_progress=False)
-                for i, image in zip(chunk, samples.images, strict=True):
+                for i, image, black in zip(chunk, samples.images, samples.black, strict=True):
                     self.path(i).parent.mkdir(parents=True, exist_ok=True)
+                    if black:
+                        self.path(i).with_suffix(".black").write_text(black, "utf-8")
                     with atomic_path(self.path(i)) as temporary:
                         PILImage.fromarray(image).save(temporary, "PNG")
                 bar.update(len(chunk))
@@ -167,7 +181,7 @@ class ImageStore:
 
     def _claim(self, request: Request) -> None:
         stages = request.stages
-        job = {
+        job: dict[str, Any] = {
             "cascade": {asked.name: asked.fingerprint for asked in stages},
             "pixels": {asked.name: asked.size[0] for asked in stages},
             "settings": {asked.name: dataclasses.asdict(asked.settings) for asked in stages},
@@ -175,6 +189,8 @@ class ImageStore:
             "seeds": fingerprint([int(seed) for seed in self.seeds]),
             "count": len(self),
         }
+        if request.safety is not None:
+            job["safety"] = dict(request.safety)
         path = self.directory / "job.json"
         with in_turn(self.directory / "processes"):  # of processes that start at once
             if not path.is_file():

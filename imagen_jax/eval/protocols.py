@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagen_jax.cascade import Cascade, Settings
+from imagen_jax.cascade import Cascade, Settings, count_black
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
@@ -168,6 +168,8 @@ def run(
         "job": json.loads((output / "job.json").read_bytes()),
         "scores": scores,
     }
+    if any(black := store.black()):
+        record["black"] = count_black(black)
     page = output / REPORT
     keep_earlier([output / SCORES, page], as_json(record))
     write_json(output / PROMPTS, [[prompt.text, prompt.category] for prompt in suite.prompts])
@@ -230,4 +232,4 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
             said.append(f"aug_level {of['aug_level']:g}")
         side = record["job"]["pixels"][name]
         facts[f"{name} {side} px"] = ", ".join(said)
-    return facts
+    return facts | ({"black": record["black"]} if "black" in record else {})

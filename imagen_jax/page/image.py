@@ -137,7 +137,7 @@ class Detail:
         self._buttons.visible = self._recipe.visible = done
         if not done:
             return
-        record = job.request.record(self._row)
+        record = job.record(self._row)
         given = "".join(f" --{what} {self._given_name(job, what)}" for what in record["given"])
         for what, button in self._given.items():
             button.visible = what in record["given"]
@@ -159,7 +159,7 @@ class Detail:
         made = None if job is None else job.image(row)
         if job is not None and made is not None:
             name = self._file_name(job)
-            record = job.request.record(row)
+            record = job.record(row)
             _send(await run.io_bound(png_with_record, made, record), name)
 
     async def _download_given(self, what: str) -> None:

@@ -8,11 +8,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from imagen_jax.cascade import Cascade, Request
+from imagen_jax.cascade import BLACK, Cascade, Request
 from imagen_jax.errors import UserError, printable
 from imagen_jax.page.form import Form, request
 from imagen_jax.page.limits import MAX_FRAMES, MAX_KEPT_BYTES, MAX_WAITING, MAX_WAITING_OF_TAB
@@ -52,6 +52,7 @@ class Job:
       urls: the same as the browser shows them, as addresses.
       thumb: address of the small first image, or of its newest estimate.
       last_stage: name of the last stage, once it is done.
+      black: number of the image -> why the safety checker made it black, of those that are.
       seconds: seconds that it ran.
       version: grows with every change, for those who show it.
       number: its number among the jobs that have begun, from 1; 0 before.
@@ -66,6 +67,7 @@ class Job:
     urls: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
     thumb: str = ""
     last_stage: str | None = None
+    black: dict[int, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     version: int = 0
     number: int = 0
@@ -112,11 +114,28 @@ class Job:
             self.urls.setdefault(message.stage, {}).update(message.urls)
             self.stages.setdefault(message.stage, {}).update(message.images)
             self.thumb = message.thumbs.get(0, self.thumb)
+            self._hide(message)
             if message.is_last:
                 self.last_stage = message.stage
         else:
             self.state, self.error = message
         self.version += 1
+
+    def record(self, row: int) -> dict[str, Any]:
+        """All that an image of the last stage was made of, as its file says it."""
+        black = {BLACK: self.black[row]} if row in self.black else {}
+        return self.request.record(row) | black
+
+    def _hide(self, message: Made) -> None:
+        """Forget what earlier steps and stages made of images that are black."""
+        self.black |= message.black
+        for row in message.black:
+            last = self.frames[row][-1:]
+            self.frames[row] = [frame._replace(url=message.urls[row]) for frame in last]
+            for name in self.stages:
+                if name != message.stage:
+                    self.stages[name].pop(row, None)
+                    self.urls[name].pop(row, None)
 
     def drop(self) -> None:
         """Forget its images."""

@@ -76,6 +76,7 @@ class Made(NamedTuple):
       images: number of the image -> [h, w, 3] uint8.
       urls: the same as the browser shows them, as addresses.
       thumbs: the same, small.
+      black: number of the image -> why the safety checker made it black, of those that are.
     """
 
     stage: str
@@ -83,6 +84,7 @@ class Made(NamedTuple):
     images: dict[int, np.ndarray]
     urls: dict[int, str]
     thumbs: dict[int, str]
+    black: dict[int, str]
 
 
 class Ended(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
+from imagen_jax.cascade import count_black
 from imagen_jax.page.image import Detail, ShownImage
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_KEPT
@@ -156,7 +157,8 @@ def said(job: Job, ahead: int) -> str:
     if job.state == "stopped":
         return "stopped"
     if job.state == "done":
-        return f"done in {job.seconds:.1f} s"
+        black = [job.black.get(row, "") for row in range(job.count)]
+        return f"done in {job.seconds:.1f} s" + (f"; {count_black(black)}" if any(black) else "")
     newest = job.frames[0][-1] if job.frames[0] else None
     if newest is None:
         return "getting ready; the first of a kind is compiled"

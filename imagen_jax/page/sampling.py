@@ -145,10 +145,14 @@ class Jobs:
         images = dict(zip(finished.rows.tolist(), finished.images, strict=True))
         urls = {row: data_url(preview(image, LARGE)) for row, image in images.items()}
         thumbs = {row: data_url(preview(image)) for row, image in images.items()}
-        self._pipe.send(Made(finished.stage, finished.is_last, images, urls, thumbs))
+        reasons = zip(finished.rows.tolist(), finished.black, strict=True)
+        black = {row: reason for row, reason in reasons if reason}
+        self._pipe.send(Made(finished.stage, finished.is_last, images, urls, thumbs, black))
 
     def _check_weights(self, request: Request) -> None:
         """Raises UserError if a job was asked of other weights, those of a process before."""
+        if request.safety != self._cascade.applied:
+            raise UserError("the cascade has changed since this was asked for; ask again")
         for asked in request.stages:
             if asked.fingerprint != self._cascade.fingerprints.get(asked.name):
                 raise UserError("the cascade has changed since this was asked for; ask again")

@@ -7,6 +7,7 @@ and in both tokenizer.json, the tokenizer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,31 +112,50 @@ def _blocks(read: _Reader, prefix: str, block: Callable[[str], Params], probe: s
     return [block(f"{prefix}.{i}") for i in range(count)]
 
 
-def _read_hf(read: _Reader, config: Mapping[str, Any]) -> tuple[Params, Sizes]:
-    def block(name: str) -> Params:
-        attention = f"{name}.self_attn"
-        return {
-            "norm_attention": read.norm(f"{name}.layer_norm1"),
-            "q": read.dense(f"{attention}.q_proj"),
-            "k": read.dense(f"{attention}.k_proj"),
-            "v": read.dense(f"{attention}.v_proj"),
-            "out": read.dense(f"{attention}.out_proj"),
-            "norm_mlp": read.norm(f"{name}.layer_norm2"),
-            "wi": read.dense(f"{name}.mlp.fc1"),
-            "wo": read.dense(f"{name}.mlp.fc2"),
-        }
+def read_image_tower(tensors: Mapping[str, np.ndarray], path: Path) -> Params:
+    """Params of clip.encode_images alone, from tensors named as transformers names them.
 
-    vision, text = "vision_model", "text_model"
+    Args:
+      tensors: by name, such as "vision_model.embeddings.class_embedding".
+      path: their file, for messages.
+
+    Raises:
+      UserError: one is missing.
+    """
+    return {"vision": _read_hf_vision(_Reader(tensors, path))}
+
+
+def _read_hf_block(read: _Reader, name: str) -> Params:
+    attention = f"{name}.self_attn"
+    return {
+        "norm_attention": read.norm(f"{name}.layer_norm1"),
+        "q": read.dense(f"{attention}.q_proj"),
+        "k": read.dense(f"{attention}.k_proj"),
+        "v": read.dense(f"{attention}.v_proj"),
+        "out": read.dense(f"{attention}.out_proj"),
+        "norm_mlp": read.norm(f"{name}.layer_norm2"),
+        "wi": read.dense(f"{name}.mlp.fc1"),
+        "wo": read.dense(f"{name}.mlp.fc2"),
+    }
+
+
+def _read_hf_vision(read: _Reader) -> Params:
+    name, block = "vision_model", functools.partial(_read_hf_block, read)
+    return {
+        "patch": read(f"{name}.embeddings.patch_embedding.weight").transpose(2, 3, 1, 0),
+        "class": read(f"{name}.embeddings.class_embedding"),
+        "position": read(f"{name}.embeddings.position_embedding.weight"),
+        "norm_in": read.norm(f"{name}.pre_layrnorm"),
+        "blocks": _blocks(read, f"{name}.encoder.layers", block, "layer_norm1.weight"),
+        "norm_out": read.norm(f"{name}.post_layernorm"),
+        "projection": read("visual_projection.weight").T,
+    }
+
+
+def _read_hf(read: _Reader, config: Mapping[str, Any]) -> tuple[Params, Sizes]:
+    text, block = "text_model", functools.partial(_read_hf_block, read)
     params = {
-        "vision": {
-            "patch": read(f"{vision}.embeddings.patch_embedding.weight").transpose(2, 3, 1, 0),
-            "class": read(f"{vision}.embeddings.class_embedding"),
-            "position": read(f"{vision}.embeddings.position_embedding.weight"),
-            "norm_in": read.norm(f"{vision}.pre_layrnorm"),
-            "blocks": _blocks(read, f"{vision}.encoder.layers", block, "layer_norm1.weight"),
-            "norm_out": read.norm(f"{vision}.post_layernorm"),
-            "projection": read("visual_projection.weight").T,
-        },
+        "vision": _read_hf_vision(read),
         "text": {
             "token": read(f"{text}.embeddings.token_embedding.weight"),
             "position": read(f"{text}.embeddings.position_embedding.weight"),
