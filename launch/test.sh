@@ -11,7 +11,7 @@ is no Chromium, installs it if run as root with apt-get at hand; else tests in a
 
 examples:
   bash launch/test.sh                          everything, as continuous integration does
-  bash launch/test.sh -m 'not slow'            without the tests that take half a minute or more
+  bash launch/test.sh -m 'not slow'            about five minutes: without the tests that take seconds
   bash launch/test.sh tests/test_cli.py -k help   some tests; the linters still run over all
 
 environment:

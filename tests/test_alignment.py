@@ -26,6 +26,7 @@ def share_correct(scenes, images, level):
     return np.mean([result["all_correct"] for result in score_all(scenes, images, level)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_real_images_are_right(level, split):

@@ -93,6 +93,7 @@ assert not {"jax", "numpy", "flax", "tensorflow", "imagen_jax.config"} & set(sys
     assert min(float(python(code)) for _ in range(5)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import imagen_jax.train.loop, imagen_jax.embed.job"])
 def test_train_and_embed_are_functions_whatever_was_imported_before(first: str) -> None:
     code = f"""
@@ -187,6 +188,7 @@ def test_the_snippets_of_the_readme_run(folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / made / "grid.png").is_file()
 
 
+@pytest.mark.slow
 def test_python_users_keep_compiled_programs_as_the_commands_do(tmp_path: Path) -> None:
     script = """
 import jax

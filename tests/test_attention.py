@@ -36,6 +36,7 @@ def value_and_gradients(attention: Any, q: Any, k: Any, v: Any, grad: Any) -> di
     return dict(zip(("value", "of q", "of k", "of v"), found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("shape", "size"),

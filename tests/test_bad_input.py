@@ -60,6 +60,7 @@ def test_no_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     message = error_of(["sample", "a cat", "--workdir", str(tmp_path / "empty")], capsys)
@@ -191,6 +192,7 @@ def test_directories_that_are_no_work_directory(
         assert message in error_of(train(tiny.embeddings(), given), capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """No file can grow beyond what the smallest ones of a checkpoint need."""
 

@@ -54,6 +54,7 @@ def rename(record: dict[str, Any], name: str) -> None:
     config["cascade"] = [name, "sr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["/elsewhere/owned", "a/b", "a\\b", "", " ", "a b", "\x1b[2J", "é"]
 )
@@ -68,6 +69,7 @@ def test_names_of_stages_are_no_paths(directory: Path, name: str, tmp_path: Path
     assert victim.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [
     b"[]", b"{}", b"null", b"{" * 100_000, b"[" * 1_000_000, b'{"config": 1}', b"\xff\xfe", b"",
     b'{"config": {"cascade": ["base"], "stages": {}}, "encoder": {}, "source": {}}',
@@ -163,6 +165,7 @@ def test_modules_that_a_cascade_names_are_not_imported(
     assert open_cascade(directory).stages[0].network.width == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["antigravity:x", "os:system", ":Foreign", "sys:", "imagen_jax:Cascade", "a b:c",
              "imagen_jax.models.unet:jax", "../theirs:Foreign", ".theirs:Foreign"],
@@ -218,6 +221,7 @@ def test_records_of_stages_that_are_something_else(
     assert "\\x1b]0;pwn" in said
 
 
+@pytest.mark.slow
 def test_damaged_weights(directory: Path) -> None:
     path = directory / "base.safetensors"
     content = path.read_bytes()
@@ -368,6 +372,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 in /proc/net."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_coordinators_on_this_machine_listen_to_it_alone(host: str) -> None:

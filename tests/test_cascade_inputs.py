@@ -67,6 +67,7 @@ def fuzzed_prompts(count: int) -> list[str]:
     return [text() for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_any_prompt_is_encoded_or_refused(cascade: Cascade) -> None:
     accepted, refused = [], {}
     for prompt in fuzzed_prompts(1000):
@@ -102,6 +103,7 @@ def test_a_prompt_without_a_known_word_is_warned_of(cascade: Cascade) -> None:
         cascade.request(["a cat", "🦄 cat", "שלום"], negative_prompts="")
 
 
+@pytest.mark.slow
 def test_odd_prompts_become_images_and_files(cascade: Cascade, tmp_path: Path) -> None:
     samples = cascade.sample(PROMPTS, show_progress=False)
     assert len(samples.save(tmp_path)) == 1 + len(PROMPTS)

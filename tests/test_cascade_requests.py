@@ -68,6 +68,7 @@ def plain(cascade: Cascade) -> Samples:
 # what is said
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_takes_the_place_of_no_text(cascade: Cascade, plain: Samples) -> None:
     np.testing.assert_array_equal(sample(cascade, negative_prompts=" ").images, plain.images)
     negative = sample(cascade, negative_prompts=OTHER)
@@ -132,6 +133,7 @@ def test_precomputed_text_is_as_good_as_prompts(cascade: Cascade, plain: Samples
 # sizes
 
 
+@pytest.mark.slow
 def test_images_of_another_shape(cascade: Cascade) -> None:
     wide = sample(cascade, size=(tiny.SR, 2 * tiny.SR))
     assert wide.images.shape == (1, tiny.SR, 2 * tiny.SR, 3)
@@ -171,6 +173,7 @@ def test_img2img_keeps_less_with_more_strength(cascade: Cascade) -> None:
     assert_close(started.images[0], COLOURFUL, levels=8)
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_the_rest_bit_for_bit(cascade: Cascade) -> None:
     steps: list[Step] = []
     made = sample(
@@ -189,6 +192,7 @@ def test_inpainting_keeps_the_rest_bit_for_bit(cascade: Cascade) -> None:
 # repeating
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -354,6 +358,7 @@ def on_all_devices(directory: str, file: str) -> None:
     np.savez(file, few=few.images, **made.stages)
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_number_of_devices(
     cascade: Cascade, directory: Path, plain: Samples, tmp_path: Path
 ) -> None:

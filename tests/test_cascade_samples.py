@@ -245,6 +245,7 @@ def test_the_default_folder_is_a_new_one(
     assert "2 images in samples, 2 of them from before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_finished_images(directory: Path, tmp_path: Path) -> None:
     """Two stages of two images, one at a time; told to stop in the second one of the last stage,
     and once more by Ctrl-C while what is there is written."""

@@ -184,6 +184,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_named_and_falling_back_is_asked_for(
     saved: Path, tmp_path: Path, damage: Callable[[Path], None]

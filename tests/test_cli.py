@@ -249,6 +249,7 @@ def test_memory_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
 def test_a_device_that_is_not_there(platform: str) -> None:
     done = subprocess.run(
@@ -497,6 +498,7 @@ def test_export_calls_export_cascade() -> None:
     assert called("imagen_jax.checkpoints.cascades.export_cascade", argv) == expected
 
 
+@pytest.mark.slow
 def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     from imagen_jax.cascade import read_record
 
@@ -533,6 +535,7 @@ def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
     assert Image.open(files[3]).size == (tiny.SR, tiny.SR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
@@ -585,6 +588,7 @@ def test_files_have_the_suffix_of_their_kind(
     assert "is to be a .png file; give it that name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["sample dog --output", "export --output", "evaluate scenes --count 1 --output",

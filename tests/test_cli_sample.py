@@ -52,6 +52,7 @@ def test_a_photo_is_cropped_and_inpainted(directory: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(read_image(again / "0000.png"), made)
 
 
+@pytest.mark.slow
 def test_settings_reach_the_record_and_are_repeated(directory: Path, tmp_path: Path) -> None:
     asked = [
         "--sampler", "base=ddim(eta=0.5),sr=heun(churn=2)", "--time-grid", "sr=karras",

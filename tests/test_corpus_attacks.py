@@ -57,6 +57,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 2**31) -> bytes
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMPRESS)
 @pytest.mark.parametrize(
     "start",
@@ -74,6 +75,7 @@ def test_tars_that_unfold(start: bytes, kind: str, tmp_path: Path) -> None:
     refused(bomb(tmp_path / f"t.tar.{kind}", start, kind), TOO_MUCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMPRESS)
 @pytest.mark.parametrize(
     ("name", "start"),
@@ -87,6 +89,7 @@ def test_tables_that_unfold(name: str, start: bytes, kind: str, tmp_path: Path) 
     refused(bomb(tmp_path / f"{name}.{kind}", start, kind), TOO_MUCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [gzip.compress, zlib.compress], ids=["gzip", "zlib"])
 def test_tfrecords_that_unfold(wrap: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / "t.tfrecord"
@@ -159,6 +162,7 @@ def test_tables_reach_no_other_storage(address: str, tmp_path: Path) -> None:
     assert "image is a URL, and nothing is downloaded" in str(found)
 
 
+@pytest.mark.slow
 def test_features_that_unfold(tmp_path: Path) -> None:
     path = tmp_path / "features.npz"
     shape = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**19}, 1024), }}"

@@ -34,6 +34,7 @@ def test_a_damaged_record_is_named(tmp_path):
         list(batches(tmp_path, repeat=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_damaged_records_are_read_past_and_counted(tmp_path, hosts, capsys):
     write_shards(tmp_path, change={"image": b"not an image"})  # record 3
@@ -61,6 +62,7 @@ def test_more_damage_than_is_tolerated(tmp_path):
         batches(tmp_path, max_damaged=1.0)
 
 
+@pytest.mark.slow
 def test_a_host_tolerates_damage_in_what_it_reads(tmp_path):
     """Not in what all hosts read: each would go on until there is as much on it alone."""
     write_shards(tmp_path)

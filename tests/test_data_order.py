@@ -56,6 +56,7 @@ def test_permutation_and_its_inverse(count: int) -> None:
     np.testing.assert_array_equal(permutation.inverse(places), np.arange(count))
 
 
+@pytest.mark.slow
 def test_permutations_are_as_uniform_as_drawn_ones() -> None:
     """Chi-square of where each of 10 numbers, and each pair of neighbours, lands in 4,000."""
     drawn = np.stack([Permutation(10, (seed, 0))(np.arange(10)) for seed in range(4000)])
@@ -130,6 +131,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards [1]*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_batches_are_the_same_on_any_number_of_hosts(shards: Path, hosts: int) -> None:
     alone = batches(shards, batch_size=8)
@@ -141,6 +143,7 @@ def test_batches_are_the_same_on_any_number_of_hosts(shards: Path, hosts: int) -
         assert_equal(joined, next(alone))
 
 
+@pytest.mark.slow
 def test_seek_gives_the_batch_of_any_step(shards: Path) -> None:
     expected = [next(iterator) for iterator in [batches(shards)] for _ in range(30)]
     for step in (0, 1, 7, 29):
@@ -151,6 +154,7 @@ def test_seek_gives_the_batch_of_any_step(shards: Path) -> None:
         assert iterator.step == step + 1
 
 
+@pytest.mark.slow
 def test_mixtures_are_read_in_the_global_order(shards: Path, tmp_path: Path) -> None:
     other = write_shards(tmp_path, files=2, salt="!")
     register_embeddings_task("order_test_a", str(shards))

@@ -47,6 +47,7 @@ def box(pixels, factor):
     return blocks.mean((1, 3)) / 127.5 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "low_res_size"), [(16, 4), (8, 2), (4, None), (16, 16)])
 def test_values_are_those_recorded(shards, image_size, low_res_size):
     iterator = batches(shards, image_size=image_size, low_res_size=low_res_size)
@@ -81,6 +82,7 @@ def test_uint8_levels_survive_the_way_to_unit_range_and_back(shards):
         np.testing.assert_array_equal(back[row], make_example(int(index))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle_records", [8, 1000])
 def test_every_epoch_is_another_permutation(shards, shuffle_records):
     iterator = batches(shards, shuffle_records=shuffle_records)
@@ -90,6 +92,7 @@ def test_every_epoch_is_another_permutation(shards, shuffle_records):
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
+@pytest.mark.slow
 def test_the_seed_fixes_the_order(shards):
     first = order(batches(shards), 20)
     assert order(batches(shards), 20) == first
@@ -105,6 +108,7 @@ def test_batches_without_repeat_end(shards):
 PIXELS, STATES = make_example(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,6 +141,7 @@ def test_jpeg_is_read(tmp_path):
                 np.testing.assert_allclose(image, flat / 127.5 - 1, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "crop"), [(16, 8), (8, 4), (16, 4)])
 def test_crops_are_squares_of_the_image(shards, image_size, crop):
     """Of the image and of its small version, the same one, at places of all kinds."""
@@ -163,6 +168,7 @@ def test_crops_are_squares_of_the_image(shards, image_size, crop):
     assert len(places) == ((image_size - crop) // 4 + 1) ** 2
 
 
+@pytest.mark.slow
 def test_crops_are_those_of_the_position(shards):
     """A resumed or divided run crops as the uninterrupted one does."""
     alone = batches(shards, crop=8)
@@ -194,6 +200,7 @@ def test_int8_states_are_within_half_a_scale(tmp_path):
         np.testing.assert_array_equal(record.states[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["bfloat16", "int8"])
 def test_a_caption_of_several_is_drawn_in_every_epoch(tmp_path, stored):
     of_captions = [np.full((length, WIDTH), length, ml_dtypes.bfloat16) for length in (2, 5, 3)]
@@ -300,6 +307,7 @@ def test_records_stay_compressed_until_after_the_shuffle(shards):
     assert ds.element_spec["image"] == tf.TensorSpec([], tf.string)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [1, 5])
 def test_seqio_reads_every_record_once_on_any_number_of_hosts(shards, hosts):
     source = EmbeddingShards(shards)

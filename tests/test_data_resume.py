@@ -14,6 +14,7 @@ def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("shards [1]*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consumed", [0, 3, 9, 25])
 def test_resumed_equals_uninterrupted(shards, consumed):
     iterator = batches(shards)
@@ -30,6 +31,7 @@ def test_resumed_equals_uninterrupted(shards, consumed):
         assert_equal(next(iterator), expected)
 
 
+@pytest.mark.slow
 def test_resumed_in_another_process(shards):
     iterator = batches(shards)
     order(iterator, 13)
@@ -49,6 +51,7 @@ def test_resumed_in_another_process(shards):
     assert json.loads(result.stdout.splitlines()[-1]) == order(iterator, 20)
 
 
+@pytest.mark.slow
 def test_a_position_resumes_on_any_number_of_hosts(shards):
     position = None
     for hosts, steps in ((2, 3), (4, 5), (1, 2)):
@@ -65,6 +68,7 @@ def test_a_position_resumes_on_any_number_of_hosts(shards):
     assert fresh.step == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [

@@ -46,6 +46,7 @@ def copies(pipelines: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return one, two
 
 
+@pytest.mark.slow
 def test_imported_weights_are_those_of_the_files(imported: Path) -> None:
     cascade = open_cascade(imported)
     base, sr = cascade.stages
@@ -67,6 +68,7 @@ def test_imported_weights_are_those_of_the_files(imported: Path) -> None:
     assert {str(leaf.dtype) for leaf in flat_weights(narrow).values()} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_the_licence_is_shown_recorded_and_handed_on(
     imported: Path, pipelines: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_the_licence_is_shown_recorded_and_handed_on(
     assert again["license"] == record["license"]
 
 
+@pytest.mark.slow
 def test_sampling_editing_and_enlarging(imported: Path, pipelines: tuple[Path, Path]) -> None:
     cascade = Cascade.load(imported, str(pipelines[0]))
     few = {"steps": 2, "show_progress": False}
@@ -107,6 +110,7 @@ def test_sampling_editing_and_enlarging(imported: Path, pipelines: tuple[Path, P
     assert larger.images.shape == (1, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_one_variant_is_read(copies: tuple[Path, Path], tmp_path: Path) -> None:
     one, two = copies
     files.write_stage(two, "II", "float32", "ema")
@@ -219,6 +223,7 @@ def lost_shard(one: Path, two: Path) -> None:
     next((two / "unet").glob("*-00002-of-00003.safetensors")).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

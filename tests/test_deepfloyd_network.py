@@ -91,6 +91,7 @@ def test_steps_are_those_of_the_discrete_process() -> None:
     assert timestep(jnp.asarray([-20.0, 20.0])).tolist() == [999, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "bound"), [("plain", 1e-5), ("cpu", 2e-5)])
 @pytest.mark.parametrize("stage", ["I", "II"])
 def test_outputs_and_gradients_equal_diffusers(stage: str, where: str, bound: float) -> None:
@@ -134,6 +135,7 @@ def test_outputs_and_gradients_equal_diffusers(stage: str, where: str, bound: fl
     assert not flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["I", "II"])
 def test_bfloat16_agrees_with_float32(stage: str) -> None:
     given = files.inputs(stage)
@@ -144,6 +146,7 @@ def test_bfloat16_agrees_with_float32(stage: str) -> None:
     assert error.max() < 0.04 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_dropped_text_is_the_null_text() -> None:
     given, null = files.inputs("I"), files.normal("null", files.LENGTH, files.WIDTH)
     logsnr, conditioning = conditioning_of("I", given["text"])
@@ -159,6 +162,7 @@ def test_dropped_text_is_the_null_text() -> None:
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["I", "II"])
 def test_cached_text_changes_nothing(stage: str) -> None:
     given, variables = files.inputs(stage), {"params": params_of(stage)}
@@ -181,6 +185,7 @@ KEYS: dict[str, Any] = json.loads(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", KEYS)
 def test_names_and_shapes_at_full_size(size: str) -> None:
     config = KEYS[size]["config"]
@@ -243,6 +248,7 @@ def divided_over_devices_it_is_the_same() -> None:
         np.testing.assert_allclose(divided, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
+@pytest.mark.slow
 def test_divided_over_devices() -> None:
     done = subprocess.run(
         [sys.executable, __file__],
@@ -255,6 +261,7 @@ def test_divided_over_devices() -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient() -> None:
     given, params = files.inputs("I"), params_of("I")
 

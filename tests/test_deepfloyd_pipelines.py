@@ -77,6 +77,7 @@ def sample(stage: Stage, params: Any, noise: np.ndarray, steps: int, low_res: An
     return state.x0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["I", "II"])
 def test_images_are_those_of_the_pipeline(cascade: Pretrained, stage: str) -> None:
     of_cascade = cascade.stages[0 if stage == "I" else 1]

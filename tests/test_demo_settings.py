@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.scenes.grammar import caption
@@ -40,6 +41,7 @@ def off_ground(images: np.ndarray, where: np.ndarray) -> float:
     return float(np.sqrt((((images - GROUND) ** 2)[IS_GROUND & where]).mean()))
 
 
+@pytest.mark.slow
 def test_pad_mends_the_border() -> None:
     plain, padded = sample(), sample(pad=4)
     ring, inside = FROM_EDGE < 2, FROM_EDGE >= 6
@@ -49,6 +51,7 @@ def test_pad_mends_the_border() -> None:
     assert error < 1.05 * before
 
 
+@pytest.mark.slow
 def test_more_steps_to_the_same_end_leave_no_more_grain() -> None:
     everywhere = np.full((SIDE, SIDE), True)
     few, many = (
@@ -58,6 +61,7 @@ def test_more_steps_to_the_same_end_leave_no_more_grain() -> None:
     assert many < 1.1 * few
 
 
+@pytest.mark.slow
 def test_guidance_above_an_interval_leaves_scenes_right() -> None:
     """The unguided last calls decide what is left of a strong guidance with dynamic thresholds."""
 

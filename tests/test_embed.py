@@ -330,6 +330,7 @@ def test_check_encoder_shows_what_differs(tmp_path):
         check_encoder(manifest, name="minilm", width=WIDTH)
 
 
+@pytest.mark.slow
 def test_scenes_with_minilm(tmp_path):
     directory = tmp_path / "scenes"
     manifest = tiny.embed_scenes("quickstart", 10, 16, 3, "minilm", directory, num_shards=3)

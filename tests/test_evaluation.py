@@ -95,6 +95,7 @@ def images_of(directory: Path) -> dict[str, bytes]:
 # sampling
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_to_the_same_images_and_scores(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_killed_job_resumes_to_the_same_images_and_scores(
         )
 
 
+@pytest.mark.slow
 def test_processes_divide_a_job(cascade: Cascade, tmp_path: Path) -> None:
     instruments = Instruments(small_network())
     with pytest.raises(Unfinished, match=r"64 of 80 images"):
@@ -146,6 +148,7 @@ def test_processes_divide_a_job(cascade: Cascade, tmp_path: Path) -> None:
     assert both == alone
 
 
+@pytest.mark.slow
 def test_report_and_scores_of_our_suite(cascade: Cascade, tmp_path: Path) -> None:
     work = protocols.scene_suite_work(QUICKSTART, 2, 1, 0, tiny.SR)
     record = protocols.run(cascade, work, Instruments(small_network()), tmp_path)
@@ -286,12 +289,14 @@ def real_sets(mobilenet: FeatureNetwork) -> list[FeatureSet]:
     return [compute_features(mobilenet, Fixed(f"real {i}", real(i))) for i in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_frechet_distance_of_real_images_is_the_floor(real_sets: list[FeatureSet]) -> None:
     one, other, third = real_sets
     frechet = compare(third, one, other, resamples=20)["frechet"]
     assert frechet["low"] < frechet["floor"] < frechet["high"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["blur", "noise", "colour"])
 def test_distances_rise_with_damage(
     how: str, mobilenet: FeatureNetwork, real_sets: list[FeatureSet]
@@ -370,6 +375,7 @@ def test_inception_scores_stand_beside_distances(tmp_path: Path) -> None:
     assert "inception_score" not in compare(sampled.first(9), reference.first(9), None, resamples=2)
 
 
+@pytest.mark.slow
 def test_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("sampled", "real", "more")):
         (tmp_path / name).mkdir()
@@ -517,6 +523,7 @@ def test_charts_need_matplotlib(
 # sweeps
 
 
+@pytest.mark.slow
 def test_sweep(cascade: Cascade, tmp_path: Path) -> None:
     guidance = Axis("guidance", [2.0, 3.0], "base")
     axes = [guidance, Axis("threshold", ["none", "dynamic"])]

@@ -37,6 +37,7 @@ def exported(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_files_and_arguments_of_a_compiled_export(exported: Path, directory: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == [
         "base.jax", "base.json", "base.safetensors", "run_exported.py",
@@ -55,12 +56,14 @@ def test_files_and_arguments_of_a_compiled_export(exported: Path, directory: Pat
     assert len((exported / "run_exported.py").read_text().splitlines()) < 50
 
 
+@pytest.mark.slow
 def test_for_platforms_that_are_not_here(directory: Path, tmp_path: Path) -> None:
     cascade = open_cascade(directory)
     export_stages(cascade, tmp_path, platforms=["cpu", "tpu"], stages=cascade.stages[:1])
     assert json.loads((tmp_path / "base.json").read_text())["platforms"] == ["cpu", "tpu"]
 
 
+@pytest.mark.slow
 def test_a_compiled_export_runs_without_this_package(
     exported: Path, directory: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +103,7 @@ def test_a_compiled_export_runs_without_this_package(
             assert np.abs(made.astype(int) - samples.stages[name][:count]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_compiled_weights_round_trip(directory: Path, tmp_path: Path, dtype: str) -> None:
     """Of an exported cascade, and of a trained one."""

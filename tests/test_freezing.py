@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from imagen_jax.train.optimizer import frozen_parameters, make_optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_frozen_parameters_stay(optimizer: str) -> None:
     kind = f"stages.base.train.optimizer={optimizer}"

@@ -69,6 +69,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Tampered:
     return found
 
 
+@pytest.mark.slow
 def test_metrics_of_a_sound_run(undisturbed: tuple[TrainState, Path]) -> None:
     state, directory = undisturbed
     assert int(state.skipped) == 0
@@ -85,6 +86,7 @@ def test_metrics_of_a_sound_run(undisturbed: tuple[TrainState, Path]) -> None:
     assert not (directory / "bad_steps").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_with_nan_is_skipped(tmp_path: Path, tampered: Tampered) -> None:
     tampered.poisoned = range(5, 7)  # two steps, and three would end training
     state = train(tmp_path)
@@ -105,6 +107,7 @@ def test_a_batch_with_nan_is_skipped(tmp_path: Path, tampered: Tampered) -> None
     assert content["not_finite"] == [tampered.ids[5][2]]
 
 
+@pytest.mark.slow
 def test_nan_in_too_many_steps_ends_training_and_names_the_examples(
     tmp_path: Path, tampered: Tampered, undisturbed: tuple[TrainState, Path]
 ) -> None:
@@ -125,6 +128,7 @@ def with_a_terminal() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_a_terminal")
 def test_sigterm_saves_a_checkpoint_and_training_resumes(
     tmp_path: Path,
@@ -167,6 +171,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_what_ctrl_c_promises(
     tmp_path: Path,
     tampered: Tampered,
@@ -189,6 +194,7 @@ def test_what_ctrl_c_promises(
     tiny.assert_identical(train(tmp_path), undisturbed[0])
 
 
+@pytest.mark.slow
 def test_a_profiler_trace_on_demand(
     tmp_path: Path,
     tampered: Tampered,

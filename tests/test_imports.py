@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import imagen_jax
 
 ROOT = Path(imagen_jax.__file__).parent
@@ -165,6 +167,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 def test_sampling_and_rendering_load_no_tensorflow() -> None:
     modules = ("cascade", "page.server", "text.encoder", "data.scenes.source", "eval.scenes")
     loaded = loaded_by("".join(f"import imagen_jax.{module}\n" for module in modules))

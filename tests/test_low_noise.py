@@ -117,6 +117,7 @@ def test_the_level_of_the_last_call() -> None:
         assert last_level(of, of.sample) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trained_stage_with_a_bad_end_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def random_encoder() -> TextEncoder:
     return load_encoder("minilm-random")
 
 
+@pytest.mark.slow
 def test_states_match_stored_reference(encoder):
     reference = np.load(REFERENCE)
     for i, ids in enumerate(encoder.tokenize(CAPTIONS)):
@@ -53,6 +54,7 @@ def test_states_match_transformers_if_installed(encoder):
         np.testing.assert_allclose(states[i][mask[i]], expected, atol=ATOL)
 
 
+@pytest.mark.slow
 def test_states_do_not_depend_on_company_or_padding(encoder):
     short, long = "a red circle", "two red apples left of a dog on a blue background " * 2
     alone = encoder.encode([short])
@@ -70,6 +72,7 @@ def test_states_do_not_depend_on_company_or_padding(encoder):
     np.testing.assert_allclose(padded[: len(tokens)], alone.states[0][alone.mask[0]], atol=ATOL)
 
 
+@pytest.mark.slow
 def test_order_of_captions_is_kept_across_buckets_and_batches(encoder):
     captions = [f"{'big ' * (i % 9)}number {i}" for i in range(150)]
     tokens = encoder.tokenize(captions)
@@ -87,6 +90,7 @@ def test_empty_caption_is_two_special_tokens(encoder):
     assert np.all(states[~mask] == 0)
 
 
+@pytest.mark.slow
 def test_longest_caption_passes_and_one_more_token_is_refused(encoder):
     longest = " ".join(["dog"] * (MAX_LENGTH - 2))
     assert encoder.encode([longest]).mask.all()
@@ -101,6 +105,7 @@ def test_bad_captions(encoder):
         encoder.encode("a red circle")
 
 
+@pytest.mark.slow
 def test_random_weights_are_a_fixed_other_encoder(encoder, random_encoder):
     again = load_encoder("minilm-random")
     assert again.fingerprint == random_encoder.fingerprint != encoder.fingerprint

@@ -78,6 +78,7 @@ def assert_close(a: Any, b: Any, tolerance: float = 1e-4) -> None:
 # layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 4, 8, 24, 64, 256])
 @pytest.mark.parametrize("film", [False, True], ids=["plain", "film"])
 def test_group_norm_is_group_norm(channels: int, film: bool) -> None:
@@ -126,6 +127,7 @@ def sums_in_one_fusion(blocks: int) -> int:
     return max(found[1].count("%") for found in re.finditer(r" fusion\((.*?)\), kind", program))
 
 
+@pytest.mark.slow
 def test_gradients_along_residual_blocks_are_summed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sums_in_one_fusion(3) == sums_in_one_fusion(2)
     monkeypatch.setattr(chips, "one_device", lambda: False)
@@ -170,12 +172,14 @@ def test_sinusoidal_embedding_tells_values_apart(scale: float, low: float, high:
 # all networks
 
 
+@pytest.mark.slow
 def test_output_is_zero_at_initialisation(network: Network) -> None:
     y = network.jitted(network.start, network.x, network.logsnr, network.conditioning)
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, np.zeros_like(network.x))
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(network: Network) -> None:
     """The convolutions that start at zero hold gradients back, but for four steps at most: the
     output's, those of the blocks, what FiLM reads, and the conditioning behind it."""
@@ -216,12 +220,14 @@ def test_dropped_text_is_never_read(network: Network) -> None:
     assert np.abs(dropped - network.output).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_of_text_does_not_matter(network: Network) -> None:
     states, mask = network.conditioning.text
     longer = jnp.pad(states, ((0, 0), (0, 6), (0, 0))), jnp.pad(mask, ((0, 0), (0, 6)))
     assert_close(network.with_text(*longer), network.output)
 
 
+@pytest.mark.slow
 def test_order_of_tokens_matters_to_text_layers() -> None:
     block = TextBlock(4, jnp.float32)
     states = jax.random.normal(jax.random.key(2), (1, 5, 8))
@@ -232,6 +238,7 @@ def test_order_of_tokens_matters_to_text_layers() -> None:
     assert float(jnp.abs(y[:, order] - reordered).max()) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [False, True])
 def test_attention_positions(positions: bool) -> None:
     layer = ImageAttention(4, True, True, jnp.float32, positions)
@@ -246,6 +253,7 @@ def test_attention_positions(positions: bool) -> None:
         assert float(distance.max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_rotated_products_depend_on_distance_alone() -> None:
     """RoFormer, equation 16; and a rotation keeps lengths."""
     q, k = jax.random.normal(jax.random.key(1), (2, 6))
@@ -269,6 +277,7 @@ def test_odd_heads_cannot_be_rotated() -> None:
         rotate_by_position(jnp.zeros((1, 2, 1, 3)), jnp.arange(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
     """As in the paper: token states carry their positions already, and nothing adds others."""
@@ -278,6 +287,7 @@ def test_order_of_tokens_does_not_matter_without_text_layers(name: str) -> None:
     assert_close(network.with_text(states[:, order], mask[:, order]), network.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pool"), [("base", "mean"), ("sr", "attention"), ("sr", "mean")])
 def test_pooled_text_alone(name: str, pool: str) -> None:
     """Without cross-attention text reaches the image through the pooled vector alone."""
@@ -330,6 +340,7 @@ def test_everything_conditions_the_output(network: Network) -> None:
         assert (per_example > 1e-4).all(), name
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_float32(network: Network) -> None:
     half = network.stage.with_network(network.stage.network.with_dtype("bfloat16"))
     y = jax.jit(half.apply)(network.params, network.x, network.logsnr, network.conditioning)
@@ -353,6 +364,7 @@ def test_same_weights_at_another_size(network: Network) -> None:
     assert larger.shape == (BATCH, size, size + 4, 3)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_in_training_alone() -> None:
     stage = tiny.stage("base", "stages.base.network.dropout=0.5")
     network = Network(stage)

@@ -73,6 +73,7 @@ for function, args in ((lambda q: attend(q, q, q, seen), (q,)), (winograd.convol
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "changes"),
     [(EIGHT_DEVICES, {"JAX_NUM_CPU_DEVICES": "8"}), (X64, {"JAX_ENABLE_X64": "1"})],

@@ -50,6 +50,7 @@ def foreign(name: str, kind: str = FOREIGN) -> Stage:
     return make_stage(config_of(kind, width=8), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_a_foreign_network_is_a_stages(name: str) -> None:
     stage = foreign(name)

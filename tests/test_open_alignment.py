@@ -37,6 +37,7 @@ def drawn(level, count, groups, **changes):
     return scenes, [describe(scene) for scene in scenes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("side", [64, 256])
 def test_real_images_show_what_their_captions_say(level, groups, side):

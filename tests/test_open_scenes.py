@@ -61,6 +61,7 @@ def test_no_keyword_belongs_to_two_concepts():
     assert not {part for word in further for part in word.split()} & vocabulary.UNSEEN_WORDS
 
 
+@pytest.mark.slow
 def test_training_scenes_hold_nothing_that_is_held_out(level, scenes):
     for scene in scenes:
         assert not held_out_kinds(level, scene)
@@ -78,6 +79,7 @@ def test_training_captions_hold_no_held_out_word(level):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "groups"), [("style", 1), ("colour", 1), ("pair", 2)])
 def test_held_out_scenes_hold_one_kind_alone(level, kind, groups):
     for index in range(40):
@@ -132,6 +134,7 @@ def test_drawings_of_one_prompt_differ(level):
     assert min(distances) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 256, 1024])
 def test_sizes_show_the_same(scenes, size):
     for scene in scenes[:6]:

@@ -49,6 +49,7 @@ IMAGE = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
 # form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -211,6 +212,7 @@ def ended(job: Job) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_a_job_makes_what_the_cascade_makes(worker: Worker, cascade: Cascade) -> None:
     job = ended(submit(worker, form()))
     assert (job.state, job.error) == ("done", "")

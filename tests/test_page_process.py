@@ -58,6 +58,7 @@ def child(sampler: Sampler) -> int:
     return sampler._process.pid
 
 
+@pytest.mark.slow
 def test_images_are_those_of_the_cascade(sampler: Sampler, workdir: Path) -> None:
     asked = request(sampler, steps=2)
     *told, last = sampler.run(Make(1, asked))
@@ -88,6 +89,7 @@ def test_a_job_is_stopped_between_its_steps(sampler: Sampler) -> None:
     assert len(rest) < 250
 
 
+@pytest.mark.slow
 def test_weights_that_have_changed_since_a_job_was_asked_for(
     sampler: Sampler, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_weights_that_have_changed_since_a_job_was_asked_for(
     assert "the cascade has changed since this was asked for" in last.error
 
 
+@pytest.mark.slow
 def test_visitors_are_told_of_its_death_and_the_next_job_works(
     sampler: Sampler, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +118,7 @@ def test_visitors_are_told_of_its_death_and_the_next_job_works(
     assert f"imagen: {died}; it is started again\n" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_does_not_hear_of_a_death_before_it(sampler: Sampler) -> None:
     os.kill(child(sampler), signal.SIGKILL)
     sampler._process.join(10)
@@ -123,6 +127,7 @@ def test_a_job_does_not_hear_of_a_death_before_it(sampler: Sampler) -> None:
     assert (job.state, job.error) == ("done", "")
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_be_started_again(
     sampler: Sampler, workdir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +150,7 @@ def test_a_process_that_cannot_be_started_again(
     assert (again.state, again.error) == ("done", "")
 
 
+@pytest.mark.slow
 def test_what_it_cannot_load_is_raised_where_it_was_started(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no work directory {tmp_path / 'none'}"):
         Sampler(str(tmp_path / "none")).wait()
@@ -176,6 +182,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_page_that_is_killed(workdir: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.py"
     file.write_text(CODE)

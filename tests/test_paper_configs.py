@@ -47,6 +47,7 @@ def parameters(of: Stage) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
+@pytest.mark.slow
 def test_base64_is_the_listing() -> None:
     network = stage("base64").network
     assert isinstance(network, UNet)
@@ -68,6 +69,7 @@ def test_base64_is_the_listing() -> None:
         assert f"{block}/film/dense/kernel" in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "listing"), [("sr256", SR256), ("sr1024", SR1024)])
 def test_super_resolution_is_the_listing(name: str, listing: tuple[dict[str, Any], ...]) -> None:
     network = stage(name).network
@@ -112,6 +114,7 @@ def test_training_is_the_papers(name: str) -> None:
     assert of.sample.guidance > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions"), [("base64", 2063), ("sr256", 576), ("sr1024", 484)])
 def test_parameters_are_those_of_the_header(name: str, millions: int) -> None:
     count = count_parameters(jax.eval_shape(stage(name).init, jax.random.key(0)))

@@ -84,6 +84,7 @@ def test_flops_of_gradients_are_three_times_those_of_the_forward_pass() -> None:
     assert cost.program_cost(hlo.parse(compiled.as_text())).flops == 3 * EXACT
 
 
+@pytest.mark.slow
 def test_flops_of_a_whole_stage_agree_with_xla() -> None:
     stage = tiny.stage("base")
     params = abstract_params(stage)
@@ -234,6 +235,7 @@ def test_t5_xxl_has_its_published_size() -> None:
     assert 4.5e9 < parameters < 4.8e9  # Imagen, section 2.1: 4.6B
 
 
+@pytest.mark.slow
 def test_plan_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["plan", "--config", TINY, "--stage", "base", "--set", *tiny.ONE_LEVEL]
     assert main([*args, "--json", str(tmp_path / "plan.json"), "--chart", f"{tmp_path}/p.png"]) == 0

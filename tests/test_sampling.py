@@ -59,6 +59,7 @@ def left_half(setting: Setting, rows: int = 1) -> jax.Array:
     return mask.at[:, :, ::2].set(False)
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_the_rest_and_follows_the_stage(setting: Setting) -> None:
     mask = left_half(setting)
     path = resampling_path(len(setting.grid) - 1, 2, 2)
@@ -77,6 +78,7 @@ def test_inpainting_keeps_the_rest_and_follows_the_stage(setting: Setting) -> No
     assert np.abs(np.asarray(edited - other)[~kept]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_img2img_samples_from_the_noised_image(setting: Setting) -> None:
     stage, settings = setting.stage, setting.settings
     inputs = StageInputs(setting.text, setting.keys, setting.low_res)
@@ -92,6 +94,7 @@ def test_img2img_samples_from_the_noised_image(setting: Setting) -> None:
     assert np.abs(edited(setting.image, 0.5) - edited(-setting.image, 0.5)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
 def test_step_by_step_is_the_same_as_in_one_program(setting: Setting, sampler: str) -> None:
     settings = dataclasses.replace(setting.settings, sampler=sampler)
@@ -103,6 +106,7 @@ def test_step_by_step_is_the_same_as_in_one_program(setting: Setting, sampler: s
     np.testing.assert_allclose(jnp.clip(made[-1], -1, 1), in_one, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_edits_are_those_of_the_diffusion_core(setting: Setting) -> None:
     """Whose functions know no stages."""
     stage, settings = setting.stage, dataclasses.replace(setting.settings, sampler="ddpm")
@@ -134,6 +138,7 @@ def test_edits_are_those_of_the_diffusion_core(setting: Setting) -> None:
     np.testing.assert_allclose(made, filled, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_guidance_interval(setting: Setting) -> None:
     """All levels inside is guidance, none is no guidance, the bounds are data."""
     inputs = StageInputs(setting.text, setting.keys, setting.low_res)
@@ -155,6 +160,7 @@ def test_guidance_interval(setting: Setting) -> None:
     np.testing.assert_array_equal(scale, [3.0, 3.0, 1.0])
 
 
+@pytest.mark.slow
 def test_threshold_cap(setting: Setting) -> None:
     """A cap of 1 is the static threshold; one that is never reached changes nothing."""
     inputs = StageInputs(setting.text, setting.keys, setting.low_res)
@@ -185,6 +191,7 @@ def test_end_logsnr_is_the_level_of_the_last_estimate(setting: Setting) -> None:
     assert np.abs(last - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_pad_is_sampling_the_continued_image_and_cutting_it() -> None:
     setting = Setting("sr")
     stage, by = setting.stage, 2

@@ -41,6 +41,7 @@ def scenes(level: str, split: str, count: int, groups: int | None = None) -> lis
     return [sample_scene(get_level(level), split, 0, i, groups) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_every_sprite_fills_its_box():
     found = []
     for noun, style in itertools.product(get_level("full").nouns, vocabulary.STYLES):
@@ -85,6 +86,7 @@ def test_scenes_are_a_function_of_level_split_seed_index(level):
     assert scenes(level, "train", 20) != scenes(level, "heldout", 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", VENDORED)
 def test_no_training_scene_holds_a_held_out_composition(level):
     for scene in scenes(level, "train", 3000):
@@ -210,6 +212,7 @@ def test_wordings_vary_and_plurals_are_english():
     assert len(texts) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", VENDORED)
 def test_unseen_words_are_in_no_training_caption(level):
     heard = {word for s in scenes(level, "train", 4000) for word in re.findall(r"\w+", caption(s))}

@@ -57,6 +57,7 @@ def test_the_attempt_is_a_record_but_for_its_length(tmp_path: Path) -> None:
     assert (tmp_path / SHARD).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2**33, 2**64 - 17, 0])
 def test_records_that_say_they_are_longer_than_they_are(tmp_path: Path, length: int) -> None:
     path = claim(write_shards(tmp_path), 4, length)
@@ -83,6 +84,7 @@ def test_readers_without_offsets_stop_before_such_a_record(tmp_path: Path, lengt
     _drop_after(tmp_path, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("offset", "value"),
     [(5, 2**64 - 8), (5, 2**64 - 1), (5, 2**40), (5, 0), (4, 2**63), (9, 2**32)],
@@ -111,6 +113,7 @@ def test_offsets_of_other_records(tmp_path: Path) -> None:
         list(batches(tmp_path, repeat=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8 * PER_FILE + 7, 8 * PER_FILE + 1])
 def test_offsets_that_are_no_whole_numbers(tmp_path: Path, size: int) -> None:
     write_shards(tmp_path)
@@ -122,6 +125,7 @@ def test_offsets_that_are_no_whole_numbers(tmp_path: Path, size: int) -> None:
         list(batches(tmp_path, host=(1, 2), repeat=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif"])
 def test_images_that_say_they_are_large(tmp_path: Path, kind: str) -> None:
     side = 2**14 if kind == "png" else 65_500

@@ -92,6 +92,7 @@ def test_mesh_that_cannot_be_made(axes: dict[str, int], message: str) -> None:
         sharding.make_mesh(axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_state_lies_where_its_shardings_say(optimizer: str) -> None:
     stage = tiny.stage("base", *tiny.ONE_LEVEL, f"stages.base.train.optimizer={optimizer}")

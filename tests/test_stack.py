@@ -77,6 +77,7 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree_util.tree_map_with_path(check, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_a_loop_of_blocks_is_the_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = deep(name)
@@ -89,6 +90,7 @@ def test_a_loop_of_blocks_is_the_blocks(name: str, monkeypatch: pytest.MonkeyPat
     assert_same(unstacked(grads), plain_grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [name for name in stack.REMAT if name != "none"])
 @pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_rematerialisation_changes_no_gradient(name: str, remat: str) -> None:
@@ -97,6 +99,7 @@ def test_rematerialisation_changes_no_gradient(name: str, remat: str) -> None:
     assert_same(gradients(again, tiny.random_params(stage)), expected(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr", "jit"])
 def test_rematerialisation_saves_less(name: str) -> None:
     """Residuals of the forward pass for the backward pass, by policy."""
@@ -115,6 +118,7 @@ def test_rematerialisation_saves_less(name: str) -> None:
     assert sizes["blocks"] < sizes["products"] < sizes["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_cached_text_is_the_text(name: str) -> None:
     """With the cache, only the mask of the text is read, and the output is the same."""
@@ -133,6 +137,7 @@ def test_cached_text_is_the_text(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sr"])
 def test_accumulated_gradients_are_the_mean_over_parts(name: str) -> None:
     stage = tiny.stage(name, *tiny.ONE_LEVEL)

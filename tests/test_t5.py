@@ -50,6 +50,7 @@ def assert_states(states: jax.Array, expected: np.ndarray, mask: np.ndarray, ato
     assert np.abs(expected[mask]).max() > 1  # so that the tolerance says something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_t5x(layout: str) -> None:
     config, params = load_t5_encoder(checkpoint(layout))
@@ -61,6 +62,7 @@ def test_equals_t5x(layout: str) -> None:
         assert_states(states, golden()[f"encoded_{length}"], mask, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_equals_t5x_from_bfloat16_weights() -> None:
     config, params = load_t5_encoder(checkpoint("t5x_bf16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
@@ -79,6 +81,7 @@ def test_equals_t5x_with_bfloat16_activations() -> None:
     assert_states(states, golden()["encoded_short_bf16_activations"], mask, 0.1)
 
 
+@pytest.mark.slow
 def test_padding_does_not_reach_the_states() -> None:
     config, params = load_t5_encoder(checkpoint("t5x"))
     tokens, mask = golden()["tokens_short"], golden()["mask_short"]

@@ -87,6 +87,7 @@ def test_files_that_are_no_vocabulary(vocabulary: Path, tmp_path: Path) -> None:
 # the encoder
 
 
+@pytest.mark.slow
 def test_states_are_those_of_the_network(vocabulary: Path) -> None:
     encoder = load_encoder("t5", WEIGHTS, str(vocabulary))
     config, params = load_t5_encoder(WEIGHTS)
@@ -157,6 +158,7 @@ def test_large_parameters_are_divided_over_devices() -> None:
 # from embeddings to an image
 
 
+@pytest.mark.slow
 def test_embeddings_and_a_cascade_on_t5(vocabulary: Path, tmp_path: Path) -> None:
     files = {"weights": str(WEIGHTS), "vocabulary": str(vocabulary)}
     data, directory = tmp_path / "data", tmp_path / "cascade"

@@ -52,6 +52,7 @@ def error_of(kind: str, states: np.ndarray) -> float:
     return np.abs(states - REFERENCE[f"{kind} states"])[mask].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_transformers(kind: str, tmp_path: Path) -> None:
     assert error_of(kind, states_of(write(tmp_path / "t5", kind))) < TOLERANCE

@@ -20,6 +20,7 @@ def train_argv(stage: str, data: str, workdir: Path, *more: str) -> list[str]:
             "--set", *tiny.WITHOUT_SAMPLES, *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_embeds_a_corpus_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

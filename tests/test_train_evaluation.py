@@ -49,6 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_real_images_reach_the_floor_and_the_ceiling(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_upsampling_of_low_res() -> None:
             upsample_low_res(jnp.zeros(shape), size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_steps_and_their_ema(optimizer: str) -> None:
     stage = tiny.stage(
@@ -149,6 +150,7 @@ def test_steps_and_their_ema(optimizer: str) -> None:
     assert (int(following.step), int(following.skipped)) == (7, 1)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_hidden_kernels_alone() -> None:
     """The first update of a matrix has equal singular values, up to Newton and Schulz's steps."""
     stage = tiny.stage("base", *tiny.ONE_LEVEL, "stages.base.train.optimizer=muon")
@@ -218,6 +220,7 @@ def test_metrics_of_several_steps() -> None:
     assert "loss_logsnr_6_20" not in found
 
 
+@pytest.mark.slow
 def test_utilisation_of_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = tiny.stage("base", *tiny.ONE_LEVEL)
     assert "mfu" not in Clock(stage, 2).rates(3)  # a CPU's peak is not known

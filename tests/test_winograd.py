@@ -40,6 +40,7 @@ def value_and_gradients(convolve: Any, x: Any, kernel: Any, grad: Any) -> dict[s
     return dict(zip(("value", "of x", "of kernel"), found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "features"),
     [  # on few cores, each thread takes groups of tiles of its own of the second and third

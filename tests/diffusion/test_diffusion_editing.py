@@ -47,6 +47,7 @@ def inpaint(sampler, denoise, image, mask, noise, grid, key, resamples=1, jump=1
     return sample(sampler, known, diffuse(image, noise, grid[0]), grid, key, path=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=format_sampler)
 def test_img2img_of_data_is_data(sampler):
     """Noised and denoised by the exact denoiser, data stays distributed as data."""
@@ -75,6 +76,7 @@ def test_img2img_keeps_more_the_later_it_starts():
     assert distances[-1] == pytest.approx(0.5 * np.sqrt(2), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=format_sampler)
 def test_kept_pixels_are_kept_bit_for_bit(sampler):
     image = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3), minval=-1.0)
@@ -98,6 +100,7 @@ def test_kept_pixels_are_kept_bit_for_bit(sampler):
     assert np.abs(np.asarray(result - image)[~kept]).min() > 0
 
 
+@pytest.mark.slow
 def test_kept_pixels_are_noised_as_the_process_demands():
     """At every level the known part of what the network sees is alpha y + sigma eps: (21)."""
     seen = []
@@ -134,6 +137,7 @@ def test_kept_pixels_are_noised_as_the_process_demands():
         assert known.std() == pytest.approx(sigma, rel=5 / np.sqrt(2 * count))
 
 
+@pytest.mark.slow
 def test_resampling_brings_the_new_part_to_agree_with_the_known_one():
     """One pixel is 0.5; the other should have mean 0.45 and deviation 0.218."""
     count, errors = 4000, []

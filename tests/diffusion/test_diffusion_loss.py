@@ -69,6 +69,7 @@ def error_of_x0(logsnr):
     return np.mean(VARIANCES / (1 + VARIANCES * snr), axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), itertools.product(PARAMETRIZATIONS, WEIGHTINGS))
 def test_expected_loss_of_the_exact_denoiser_is_the_analytic_one(kind, name):
     """E_t[w(logsnr) E || x0 - D ||^2] by quadrature, within 4 standard errors of the draw.
@@ -103,6 +104,7 @@ def test_expected_loss_of_the_exact_denoiser_is_the_analytic_one(kind, name):
     np.testing.assert_allclose(mean, want, rtol=6 / np.sqrt(np.min(number)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_weighted_loss_is_the_same_in_every_space(kind):
     """For the same estimate of x0, weight * error agrees with that of an x0-network: (10), (11)."""
@@ -144,6 +146,7 @@ def test_published_forms():
     np.testing.assert_allclose(loss_weight("edm", logsnr, "x0", sigma_data=0.3), edm, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_over_logsnr_does_not_depend_on_the_schedule():
     """Equation (13): three schedules, one integral over logsnr."""
     count, results = 2**16, []
@@ -169,6 +172,7 @@ def test_loss_over_logsnr_does_not_depend_on_the_schedule():
         assert result.mean() == pytest.approx(integral, abs=5 * result.std() / np.sqrt(count))
 
 
+@pytest.mark.slow
 def test_gradient_of_the_loss_matches_finite_differences():
     with jax.enable_x64(True):
         x0 = images(4).astype(jnp.float64)
@@ -220,6 +224,7 @@ def test_times_are_times(method, batch_size, seed):
     assert np.all((t >= 0) & (t <= 1))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     hnp.arrays(
@@ -239,6 +244,7 @@ def test_bins_are_those_of_numpy(levels, bins):
     )
 
 
+@pytest.mark.slow
 def test_nan_stays_within_its_example():
     x0 = images(4).at[1, 0, 0, 0].set(jnp.nan)
     loss = diffusion_loss(

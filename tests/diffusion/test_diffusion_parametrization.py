@@ -44,6 +44,7 @@ def test_round_trip_over_the_whole_range(kind, wanted):
     assert np.all(np.abs(result - exact) <= bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
 @settings(deadline=None, max_examples=30)

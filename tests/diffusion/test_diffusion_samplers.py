@@ -54,6 +54,7 @@ def draw(sampler, kind, steps, data, count, shape):
     return np.asarray(run(x_t, jax.random.key(1)), np.float64).reshape(count, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_gaussian_data(run):
     """Mean and all 78 covariances of a correlated 12-dimensional Gaussian, to 5 standard errors."""
@@ -71,6 +72,7 @@ def test_gaussian_data(run):
     assert covariance_error.max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_mixture_data(run):
     """Weights, means and covariances of three components to 5 standard errors, and projections."""
@@ -103,6 +105,7 @@ def test_mixture_data(run):
         assert scipy.stats.ks_2samp(samples @ direction, data @ direction).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_orders_of_convergence():
     """Halving the steps against a fine reference in float64, from logsnr -7 to 7.
 
@@ -156,6 +159,7 @@ def test_gamma_is_the_geometric_mean_of_both_variances():
     assert fresh(0.3) == pytest.approx(small**0.7 * large**0.3, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["small", "large"])
 def test_ancestral_sampling_converges_to_the_reverse_sde(noise):
     """The variance of its samples, computed exactly, converges to the data's with order 1."""
@@ -206,6 +210,7 @@ def test_a_step_from_the_true_x0_has_the_marginals_of_the_process(t, s, eta):
     np.testing.assert_allclose(jnp.hypot(kept, added), sigma_t, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_samplers_reduce_to_each_other():
     """ddpm is ddim with eta 1; dpmpp_2m begins like ddim."""
     x_t = jax.random.normal(jax.random.key(0), (4, 1, 2, 1))
@@ -231,6 +236,7 @@ def test_a_constant_denoiser_is_returned_exactly():
         np.testing.assert_array_equal(result, x0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_gradients_through_a_whole_run_match_finite_differences(sampler):
     with jax.enable_x64(True):

@@ -40,6 +40,7 @@ ANY_STEPS = sorted(set(TIME_GRIDS) - set(RESPACINGS))
 STOCHASTIC = (DDPM(), DDIM(eta=0.5), DPMpp2M(), DPMpp2M(sde=True), Heun(churn=3.0))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(SCHEDULES),
@@ -102,6 +103,7 @@ def test_grid_errors(steps, kind, options, words):
         time_grid(SCHEDULES[0], steps, kind, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
 def test_results_do_not_depend_on_the_batch(sampler):
     """Each example from its own key: in another order and among others, the noise bit for bit.
@@ -158,6 +160,7 @@ def test_initial_noise_is_not_the_noise_of_any_step():
         assert np.abs(drawn[later]).max() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
 def test_finite_on_every_schedule_and_grid(sampler):
     """Float32 from logsnr -20 to 20, also where 1 / alpha is 2e4, in one to nine steps."""
@@ -176,6 +179,7 @@ def test_finite_on_every_schedule_and_grid(sampler):
     np.testing.assert_allclose(one, np.tile(DATA.mean(), 2).reshape(2, *SHAPE), atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=format_sampler)
 def test_one_scan_one_compilation_per_shape_and_intermediates(sampler):
     traces = []

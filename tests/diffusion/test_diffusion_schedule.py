@@ -153,6 +153,7 @@ def test_rate_is_the_slope(schedule):
     assert np.all(np.isfinite(schedule.rate(jnp.array([0.0, 0.5, 1.0]))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_gradients(schedule):
     with jax.enable_x64(True):

@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     program = pathlib.Path(__file__).with_name("eight_devices.py")
     root = program.parents[2]
