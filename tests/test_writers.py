@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +21,11 @@ import tiny
 from PIL import Image
 
 from imagen_jax import files
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, compiled
 from imagen_jax.cascade.compiled import export_stages
+from imagen_jax.checkpoints import exported
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.checkpoints.exported import EXPORTED
 from imagen_jax.data.manifest import load_manifest
 from imagen_jax.embed import embed
 from imagen_jax.embed import job as job_lib
@@ -54,6 +59,66 @@ def test_two_exports_into_one_place(directory: Path, tmp_path: Path) -> None:
     assert names(output) == ["base.safetensors", "cascade.json", "sr.safetensors"]
     with pytest.raises(UserError, match=r"out has base\.safetensors, sr\.safetensors already"):
         export_stages(cascade, output)
+
+
+def leave(write: Callable[[], object], at: str, left: Path) -> None:
+    """Copies what is there when the file `at` is half written: what a kill leaves then."""
+    begin = files.atomic_path
+
+    @contextlib.contextmanager
+    def path(of: Path, new: bool = False) -> Iterator[Path]:
+        with begin(of, new) as temporary:
+            if of.name == at:
+                temporary.write_bytes(b"half")
+                shutil.copytree(of.parent, left)
+                raise KeyboardInterrupt
+            yield temporary
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (files, exported, compiled):
+            patch.setattr(module, "atomic_path", path)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+
+
+@pytest.mark.parametrize("at", [".unfinished", "base.safetensors", "sr.safetensors", EXPORTED])
+def test_an_export_that_was_killed_is_written_anew(
+    directory: Path, tmp_path: Path, at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    leave(lambda: export_cascade(directory, tmp_path / "first"), at, output)
+    (output / "base.safetensors.txt").write_text("mine")
+    assert not (output / EXPORTED).exists()
+    half = len(list(output.glob("*.safetensors")))
+    assert half == {".unfinished": 0, "base.safetensors": 0, "sr.safetensors": 1}.get(at, 2)
+    capsys.readouterr()
+    export_cascade(directory, output)
+    said = capsys.readouterr().err
+    if at != ".unfinished":
+        assert f"{output} has what an export left that was killed; removed: " in said
+        assert said.count("base.safetensors") == (1 if half or at == "base.safetensors" else 0)
+    (output / "base.safetensors.txt").unlink()
+    export_cascade(directory, whole)
+    found = {path.name: path.read_bytes() for path in output.iterdir() if ".tmp" not in path.name}
+    assert found == {path.name: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(UserError, match=r"out has cascade\.json, base\.safetensors, sr\.safetens"):
+        export_cascade(directory, output)
+
+
+def test_a_kill_of_a_compiled_export_and_after_the_last_file(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cascade = open_cascade(directory)
+    output = tmp_path / "out"
+    base = cascade.stages[:1]
+    leave(lambda: export_stages(cascade, tmp_path / "first", stages=base), "base.json", output)
+    export_stages(cascade, output, stages=base)
+    assert "removed: base.jax, base.json." in capsys.readouterr().err
+    assert names(output) == ["base.jax", "base.json", "base.safetensors", "run_exported.py"]
+    # All is there: it is a finished export.
+    files.write_json(output / exported.UNFINISHED, {"files": names(output)})
+    with pytest.raises(UserError, match=r"out has base\.jax, base\.safetensors, base\.json"):
+        export_stages(cascade, output, stages=base)
 
 
 def test_an_export_that_fails_leaves_nothing(

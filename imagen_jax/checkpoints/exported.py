@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from imagen_jax.stage import Stage, check_stage_names, make_stage
 from imagen_jax.tensor_files import open_safetensors
 
 EXPORTED = "cascade.json"
+UNFINISHED = ".unfinished"
+"""File beside those of an export while it is written, with their names; a kill leaves it there."""
 EXPORT_DTYPES = ("float16", "float32")
 
 
@@ -165,7 +168,8 @@ def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[
 def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
     """Yield paths of files to be written into a directory by the block, and by nobody else.
 
-    Of a block that fails none of them stays, nor does a directory that was not there.
+    Of a block that fails none of them stays, nor does a directory that was not there. What one left
+    that was killed is removed by the next.
 
     Raises:
       UserError: one of them is there already, another process writes there, or the directory is a
@@ -179,16 +183,19 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
         )
     paths = [output / name for name in names]
     there = output.is_dir()
+    mark = output / UNFINISHED
     with only_writer(output, "imagen export"):
+        _remove_unfinished(output)
         if found := [path.name for path in paths if path.exists()]:
             raise UserError(
                 f"{output} has {', '.join(found)} already; choose another --output, or remove what "
                 "is there"
             )
         try:
+            write_json(mark, {"files": list(names)})
             yield paths
         except BaseException:
-            for path in paths:
+            for path in (*paths, mark):
                 path.unlink(missing_ok=True)
             if not there:
                 (output / LOCK).unlink()
@@ -196,7 +203,31 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
                     output.rmdir()
             raise
         # Nothing but the files is passed on. Who waits for this lock finds them.
+        mark.unlink()
         (output / LOCK).unlink(missing_ok=True)
+
+
+def _remove_unfinished(output: Path) -> None:
+    """Remove the files of a call of `new_files` that was killed; the lock of `output` is held."""
+    mark = output / UNFINISHED
+    if not mark.is_file():
+        return
+    names = read_json(mark, "list of files that were being written")["files"]
+    if not all((output / name).is_file() for name in names):
+        left = sorted(
+            path.name
+            for path in output.iterdir()
+            if path.name in names
+            or (path.suffix == ".tmp" and any(path.name.startswith(f"{name}.") for name in names))
+        )
+        for name in left:
+            (output / name).unlink()
+        if left:
+            print(
+                f"{output} has what an export left that was killed; removed: {', '.join(left)}",
+                file=sys.stderr,
+            )
+    mark.unlink()
 
 
 def check_dtype(dtype: str) -> None:

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     if args.from_hub:
         from imagen_jax.checkpoints.hub import download_pipeline
 
-        new_files(args.output, [EXPORTED])  # told before gigabytes are downloaded
+        with new_files(args.output, [EXPORTED]):
+            pass  # told before gigabytes are downloaded
         paths = [
             download_pipeline(
                 name, args.variant, text=not number and args.text_encoder is None, safety=not number
