@@ -5,9 +5,11 @@ import os
 import re
 import traceback
 
+import ml_dtypes
+import numpy as np
 import pytest
 import tensorflow as tf
-from embedding_shards import EXAMPLES, batches, order, write_shards
+from embedding_shards import EXAMPLES, WIDTH, batches, order, write_shards
 
 from imagen_jax.data import records
 from imagen_jax.data.manifest import load_manifest
@@ -149,3 +151,16 @@ def test_a_file_without_a_sound_record(tmp_path):
     path = damage(tmp_path, 1, range(9))
     with pytest.raises(UserError, match=rf"{re.escape(str(path))} has no sound record"):
         list(batches(tmp_path, repeat=False, max_damaged=0.9))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+def test_token_states_that_are_not_finite_are_named(tmp_path, stored, capsys):
+    states = np.ones((2, WIDTH), ml_dtypes.bfloat16)
+    states[0, 0], states[1, 2] = 3, np.nan
+    with np.errstate(invalid="ignore"):  # as whole numbers
+        write_shards(tmp_path, change={"states": (states,)}, stored=stored)
+    said = r"00000-of-00004\.tfrecord: record 3 is .*train/3\b.*has token states that are not fini"
+    with pytest.raises(UserError, match=said):
+        list(batches(tmp_path, repeat=False))
+    assert len(list(batches(tmp_path, repeat=False, max_damaged=0.1))) == EXAMPLES // 4
+    assert "record 3 is damaged or unsuitable" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -364,3 +364,21 @@ def test_reading_a_manifest_needs_no_tensorflow(tmp_path):
         f"load_manifest({str(tmp_path)!r}); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_captions_whose_states_are_not_finite_are_named(tmp_path: Path) -> None:
+    """In whatever batch and shard; nothing that training would read is written of them."""
+    whole = tiny.encoder()
+
+    def network(table: Any, ids: Any, mask: Any) -> Any:
+        states = np.array(whole.network(table, ids, mask))
+        states[np.asarray(ids)[:, 1] == spoiled] = np.inf
+        return states
+
+    spoiled = int(whole.tokenize(["green"])[0][0])
+    encoder = dataclasses.replace(whole, network=network)
+    said = r"'tiny' returns NaN or infinity, first for 'a green image' of example 2: its weights"
+    with pytest.raises(UserError, match=said):
+        embed(tiny.Colours(), tmp_path, encoder=encoder, image_size=tiny.SR, num_shards=2)
+    assert not list(tmp_path.glob("*.tfrecord*"))
+    assert not (tmp_path / MANIFEST).exists()

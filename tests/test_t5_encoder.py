@@ -134,7 +134,7 @@ def test_files_that_are_missing_or_do_not_fit(vocabulary: Path) -> None:
 def test_states_that_are_not_finite(vocabulary: Path) -> None:
     encoder = load_encoder("t5", WEIGHTS, str(vocabulary))
     damaged = jax.tree.map(lambda leaf: leaf * np.nan, encoder.params)
-    with pytest.raises(UserError, match="text encoder 't5' returns NaN or infinity: its weights"):
+    with pytest.raises(UserError, match="'t5' returns NaN or infinity, first for 'a dog': its"):
         dataclasses.replace(encoder, params=damaged).encode(["a dog"])
 
 

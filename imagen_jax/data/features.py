@@ -147,7 +147,7 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
     Raises:
       UserError: the view's image size does not divide the recorded one. While iterating, an
         `InvalidArgumentError` that names the record: wrong image size or channels, an embedding
-        that is empty, longer than the view's text_length or of another width.
+        that is empty, not finite, longer than the view's text_length or of another width.
     """
 
     TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {
@@ -287,8 +287,14 @@ class ImagenFeatureConverter(seqio.FeatureConverter):
             if self._states == tf.int8:
                 scales = padded(of_drawn["emb_scale"], tf.float32, 1)
                 states = tf.cast(states, tf.float32) * scales
+        finite = tf.debugging.Assert(
+            tf.reduce_all(tf.math.is_finite(states)),
+            ["record", record["id"], "has token states that are not finite; embed it again"],
+        )
+        with tf.control_dependencies([finite]):
+            states = tf.cast(states, tf.bfloat16)
         return {
-            "text_emb": tf.cast(states, tf.bfloat16),
+            "text_emb": states,
             "text_mask": tf.range(self._view.text_length, dtype=tf.int64) < length,
         }
 

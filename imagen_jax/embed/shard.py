@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import IO
 
 import ml_dtypes
@@ -123,7 +124,12 @@ class _Shard:
         """States of all captions of a chunk."""
         new = [caption for caption in chunk.tokens if caption not in self._cache]
         states_of = {c: self._cache[c] for c in chunk.tokens if c in self._cache}
-        encoded = self._encoder.encode_tokens([chunk.tokens[c] for c in new], bar.update)
+
+        def name_of(number: int) -> str:
+            name = next(of[0] for of in chunk.examples if new[number] in of[1])
+            return f"{shorten(new[number], 200)!r} of example {name}"
+
+        encoded = self._encoder.encode_tokens([chunk.tokens[c] for c in new], bar.update, name_of)
         for caption, of_caption in zip(new, encoded, strict=True):
             states_of[caption] = of_caption.astype(ml_dtypes.bfloat16)
         self.counts.captions += len(new)

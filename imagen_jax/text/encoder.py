@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import jax
@@ -85,7 +86,9 @@ class TextEncoder:
         Raises:
           UserError: no captions, or one is too long (named with its token count).
         """
-        rows = self.encode_tokens(self.tokenize(captions))
+        rows = self.encode_tokens(
+            self.tokenize(captions), name_of=lambda i: repr(shorten(captions[i], 200))
+        )
         if not rows:
             raise UserError("no captions to encode: the list is empty")
         length = _bucket(max(len(row) for row in rows), RESULT_LENGTHS)
@@ -100,6 +103,7 @@ class TextEncoder:
         self,
         tokens: Sequence[np.ndarray],
         on_progress: Callable[[int], None] = lambda captions: None,
+        name_of: Callable[[int], str] = lambda number: f"caption {number}",
     ) -> list[np.ndarray]:
         """Encodes many tokenised captions, without padding in the result.
 
@@ -108,6 +112,7 @@ class TextEncoder:
         Args:
           tokens: n int32 arrays [l_i], from `tokenize`.
           on_progress: called with the number of captions that each batch finished.
+          name_of: says which caption `tokens[i]` is, for an error.
 
         Returns:
           n float32 arrays [l_i, d], in the order of `tokens`.
@@ -122,9 +127,11 @@ class TextEncoder:
             members, states = running.popleft()
             rows = np.asarray(states)[: len(members)].astype(np.float32, copy=False)
             if not np.isfinite(rows).all():
+                first = members[int(np.isfinite(rows).all((1, 2)).argmin())]
                 raise UserError(
-                    f"the text encoder {self.name!r} returns NaN or infinity: its weights are "
-                    "damaged, or its dtype is too narrow for them (--encoder-dtype float32)"
+                    f"the text encoder {self.name!r} returns NaN or infinity, first for "
+                    f"{name_of(first)}: its weights are damaged, or its dtype is too narrow for "
+                    "them (--encoder-dtype float32)"
                 )
             for i, row in zip(members, rows, strict=True):
                 result[i] = row[: len(tokens[i])].copy()
