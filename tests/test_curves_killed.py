@@ -110,6 +110,7 @@ def curves(workdir: Path) -> Mapping[str, list[tuple[int, Any]]]:
     }
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path) -> None:
     train(tmp_path / "undisturbed")
     workdir = tmp_path / "0"

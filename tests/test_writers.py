@@ -105,6 +105,7 @@ def test_an_export_that_was_killed_is_written_anew(
         export_cascade(directory, output)
 
 
+@pytest.mark.slow
 def test_a_kill_of_a_compiled_export_and_after_the_last_file(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
