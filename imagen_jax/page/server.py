@@ -27,7 +27,7 @@ from imagen_jax.page.limits import MAX_CONNECTIONS, MAX_TABS
 from imagen_jax.page.process import Sampler
 from imagen_jax.page.uploads import PATH, Uploads
 
-KEPT_SECONDS = 3600.0
+KEPT_SECONDS = 120.0
 """Seconds that the images of a closed tab are kept."""
 SILENT_SECONDS = 20.0
 """Of these, NiceGUI takes four tenths for an answer to a ping of it, and asks twice as seldom: a
