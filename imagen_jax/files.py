@@ -128,7 +128,7 @@ def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:
         raise UserError(f"{path} is to be a {suffix} file; give it that name")
     if local.is_dir():
         raise UserError(f"{path} is a directory; give the path of a file")
-    if local.is_file():
+    if os.path.lexists(local):  # a device, too, such as /dev/stdout
         raise UserError(f"{path} is there already, and nothing is overwritten; choose another name")
     if not local.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {local.parent}")

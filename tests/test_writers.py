@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,6 +274,31 @@ def test_a_full_disk_is_one_line_whoever_finds_it(
         f"imagen: error: {sheet} cannot be written: No space left on device\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_standard_output_is_not_taken_for_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    argv = ["data", "show", "--scenes", "quickstart", "--count", "1", "--output", str(sheet)]
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert said == "imagen: error: standard output cannot be written: No space left on device\n"
+    assert sheet.is_file()
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "link"])
+def test_a_new_file_is_none_that_is_there_of_whatever_kind(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"{name} is there already, and nothing is overwritten"):
+        files.new_file(name)
 
 
 def test_a_folder_that_may_not_be_written_to(

@@ -71,10 +71,21 @@ def one_line(error: Exception, args: argparse.Namespace | None = None) -> str:
         text = f"{error.filename}: {error.strerror}"
     elif not isinstance(error, UserError | MachineError):
         reason = next((reason for reason in _FULL if reason in text), None)
-        place = getattr(args, "output", None) or getattr(args, "workdir", None)
+        place = "standard output" if _printed_in_vain() else None
+        place = place or getattr(args, "output", None) or getattr(args, "workdir", None)
         if reason and place:
             text = f"{place} cannot be written: {reason}"
     return printable(" ".join(text.split()))
+
+
+def _printed_in_vain() -> bool:
+    """True if standard output refuses what is still to be written to it, which is then given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return True
+    return False
 
 
 def show(text: str) -> None:
