@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,12 +20,15 @@ from PIL import Image
 
 from imagen_jax import sharding
 from imagen_jax.checkpoints.cascades import export_cascade
+from imagen_jax.checkpoints.claim import claim_stage, open_origin
+from imagen_jax.data.manifest import load_manifest
 from imagen_jax.errors import UserError
+from imagen_jax.stage import make_stage
 from imagen_jax.train import loop
 from imagen_jax.train.log import History
 from imagen_jax.train.optimizer import learning_rate_schedule
 from imagen_jax.train.samples import SampleGrid
-from imagen_jax.train.start import open_batches
+from imagen_jax.train.start import open_batches, stage_record
 from imagen_jax.train.state import TrainState, count_parameters, create_state
 
 RUN = (
@@ -279,6 +283,29 @@ def test_weights_that_do_not_fit_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no work directory .*absent"):
         run.train(tmp_path / "workdir", init_from=tmp_path / "absent")
     assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize("change", ["", "stages.base.train.lora_rank=2"])
+def test_the_licence_of_the_weights_to_start_from_stays_with_the_stage(
+    change: str, tmp_path: Path
+) -> None:
+    licensed = tiny.write_cascade(tmp_path / "licensed", tiny.encoder())
+    path = licensed / "cascade.json"
+    licence = {"attribution": "of somebody", "terms_shown": "2026-01-01"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"license": licence}))
+    changes = (change, "stages.base.train.ema_decay=0") if change else ()
+    config = tiny.config(*tiny.ONE_LEVEL, "text.max_length=32", *changes)
+    origin = open_origin(licensed, "base")
+    manifest = load_manifest(tiny.embeddings())
+    record = stage_record(config, make_stage(config, "base"), manifest, tmp_path / "w", origin)
+    assert record["license"] == licence
+    # Resumed without its origin, as a later call does.
+    claim_stage(tmp_path / "w", "base", record)
+    (tmp_path / "w" / "base" / "checkpoints" / "1").mkdir(parents=True)
+    resumed = stage_record(config, make_stage(config, "base"), manifest, tmp_path / "w", None)
+    assert resumed == record
+    with pytest.raises(UserError, match=r"no stage 'other' to start from in .*; it has base, sr"):
+        open_origin(licensed, "other")
 
 
 @pytest.mark.slow
