@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.checkpoints.claim import open_origin
+from imagen_jax.checkpoints.lora import export_lora
 from imagen_jax.errors import UserError
+from imagen_jax.tensor_files import open_safetensors
+from imagen_jax.train.loop import train
 
 
 @pytest.fixture
@@ -115,3 +119,28 @@ def test_directories_that_are_no_cascade(workdir: Path, tmp_path: Path) -> None:
 def test_a_home_directory_is_expanded(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(workdir.parent))
     assert len(open_cascade("~/workdir").stages) == 2
+
+
+@pytest.mark.slow
+def test_what_is_applied_to_images_stays_with_weights_that_are_trained_on(tmp_path: Path) -> None:
+    origin = tiny.write_cascade(tmp_path / "origin", tiny.encoder())
+    record = json.loads((origin / "cascade.json").read_text())
+    licence = {"attribution": "of somebody", "terms_shown": "2026-01-01"}
+    record |= {"watermark": "watermark.png", "license": licence}
+    (origin / "cascade.json").write_text(json.dumps(record))
+    Image.new("RGBA", (62, 62), (255, 0, 0, 255)).save(origin / "watermark.png")
+    lora = ("stages.base.train.lora_rank=2", "stages.base.train.ema_decay=0")
+    config = tiny.config(*tiny.WITHOUT_SAMPLES, "text.max_length=32", *lora)
+    for name, given in (("base", origin), ("base", None)):  # trained, and asked for once more
+        train(config, name, tiny.embeddings(), tmp_path / "run", init_from=given)
+    export_cascade(tmp_path / "run", tmp_path / "exported")
+    for place in (tmp_path / "run", tmp_path / "exported"):
+        cascade = open_cascade(place)
+        assert cascade.safety is not None
+        assert cascade.safety.watermark is not None
+        assert cascade.safety.watermark.parent != origin
+        assert cascade.safety.watermark.read_bytes() == (origin / "watermark.png").read_bytes()
+        assert cascade.license == licence
+    export_lora(tmp_path / "run", tmp_path / "change.safetensors")
+    with open_safetensors(tmp_path / "change.safetensors") as file:
+        assert json.loads(file.metadata()["license"]) == licence

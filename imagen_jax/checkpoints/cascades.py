@@ -28,6 +28,7 @@ from imagen_jax.checkpoints.reading import (
     restore_ema,
     stage_directory,
 )
+from imagen_jax.checkpoints.safety import safety_of
 from imagen_jax.errors import MachineError, UserError
 from imagen_jax.files import local_path, read_json
 from imagen_jax.low_noise import from_records
@@ -169,6 +170,7 @@ def _open_workdir(
     checkpoints = {name: choose(stage_directory(workdir, name)) for name in trained}
     digests = {name: ema_digest(path, ema_decay) for name, path in checkpoints.items()}
     sections = {name: records[name]["config"]["stages"][name] for name in trained}
+    safety = (safety_of(stage_directory(workdir, name), records[name]) for name in trained)
     return Pretrained(
         stages=stages,
         encoder=first["encoder"],
@@ -187,5 +189,6 @@ def _open_workdir(
             restore_ema(checkpoints[stage.name], _cast(shapes, "float32"), ema_decay), shapes
         ),
         digest=lambda stage: digests[stage.name],
+        safety=next(filter(None, safety), None),
         untrained=tuple(name for name in cascade if name not in trained),
     )

@@ -68,6 +68,7 @@ def export_lora(workdir: str | Path, output: str | Path, dtype: str = "float16")
     path = new_file(output, ".safetensors")
     arrays: dict[str, np.ndarray] = {}
     trained_on: dict[str, str] = {}
+    licence: dict[str, str] = {}
     for record_path in sorted(local_path(workdir).glob(f"*/{RECORD}")):
         record = read_json(record_path, "record of a stage")
         stage = record["stage"]
@@ -79,11 +80,13 @@ def export_lora(workdir: str | Path, output: str | Path, dtype: str = "float16")
             cast = cast_weights(factors, dtype, stage)
             arrays |= {f"{stage}/{name}/{side}": value for name, value in cast.items()}
         trained_on[stage] = record["init_from"]["fingerprint"]
+        if "license" in record:  # of the weights that are changed
+            licence = {"license": json.dumps(record["license"])}
     if not arrays:
         raise UserError(
             f"{workdir} has no stage with a checkpoint that was trained with train.lora_rank"
         )
-    metadata = {"format": FORMAT, "trained_on": json.dumps(trained_on)}
+    metadata = {"format": FORMAT, "trained_on": json.dumps(trained_on)} | licence
     with atomic_path(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata)
     return path

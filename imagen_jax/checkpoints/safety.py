@@ -4,6 +4,7 @@ safety_checker.safetensors  CLIP's image transformer and two heads, as diffusers
 watermark.png               pasted into the lower right corner
 
 cascade.json has `safety_checker`, with what the shapes of its weights do not say, and `watermark`.
+A stage that is trained from such a cascade has both files, and the same entries in its stage.json.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Safety:
 
 
 def safety_of(directory: Path, record: Mapping[str, Any]) -> Safety | None:
-    """Return what the cascade.json of a directory says of both; None if it says nothing.
+    """Return what the cascade.json or stage.json of a directory says of both; None for nothing.
 
     Raises:
       UserError: one of the files is not there.

@@ -158,7 +158,7 @@ def _train(
         # From here on, the work directory is this run's alone.
         if first_host:
             exits.enter_context(only_writer(directory, "imagen train"))
-        claim(workdir, stage, record)
+        claim(workdir, stage, record, origin)
         checkpointer = exits.enter_context(
             Checkpointer(
                 directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from imagen_jax import sharding
 from imagen_jax.checkpoints.claim import check_origin, claim_stage, make_record
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import RECORD, checkpoint_steps, stage_directory
+from imagen_jax.checkpoints.safety import CHECKER_KEY, WATERMARK_KEY
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import BatchIterator, train_batches
 from imagen_jax.data.manifest import check_encoder
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json
+from imagen_jax.files import atomic_path, read_json
 from imagen_jax.stage import Stage
 from imagen_jax.train.state import TrainState, create_state
+
+OF_ORIGIN = ("init_from", "license", CHECKER_KEY, WATERMARK_KEY)
+"""Entries of a stage's record that come from where its weights do."""
 
 
 def open_batches(stage: Stage, data: str, mesh: Mesh, split: str = "train") -> BatchIterator:
@@ -87,11 +92,13 @@ def stage_record(
     directory = stage_directory(workdir, stage.name)
     if checkpoint_steps(directory):
         begun = read_json(directory / RECORD, "record of a stage")
-        return record | {key: begun[key] for key in ("init_from", "license") if key in begun}
+        return record | {key: begun[key] for key in OF_ORIGIN if key in begun}
     if origin is not None:
         record["init_from"] = check_origin(origin, stage.name, record)
         if origin.license is not None:
             record["license"] = dict(origin.license)
+        if origin.safety is not None:
+            record |= origin.safety.record()
     elif stage.train.lora_rank:
         raise UserError(
             f"stages.{stage.name}.train.lora_rank is {stage.train.lora_rank}: it trains a change "
@@ -100,8 +107,12 @@ def stage_record(
     return record
 
 
-def claim(workdir: Path, stage: Stage, record: dict[str, Any]) -> None:
+def claim(
+    workdir: Path, stage: Stage, record: dict[str, Any], origin: Pretrained | None = None
+) -> None:
     """Make a work directory that of a stage, or check that it is that already; on all hosts.
+
+    Files that the origin of its weights applies to images are copied beside its record.
 
     Raises:
       UserError: the stage was started with another config or on other data, or hosts do not share
@@ -109,6 +120,9 @@ def claim(workdir: Path, stage: Stage, record: dict[str, Any]) -> None:
     """
     if jax.process_index() == 0:
         claim_stage(workdir, stage.name, record)
+        for file in origin.safety.files if origin is not None and origin.safety is not None else ():
+            with atomic_path(stage_directory(workdir, stage.name) / file.name) as part:
+                shutil.copyfile(file, part)
     multihost_utils.sync_global_devices("stage claimed")
     path = stage_directory(workdir, stage.name) / RECORD
     if not path.is_file():
