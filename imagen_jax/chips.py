@@ -7,8 +7,8 @@ import dataclasses
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from imagen_jax.caches import cache_directory
 from imagen_jax.extras import libtpu_without_tpu
-from imagen_jax.files import cache_directory
 from imagen_jax.sharding import MESH_AXES
 
 GIB = 2**30

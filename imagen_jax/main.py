@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import imagen_jax
+from imagen_jax.caches import cache_directory
 from imagen_jax.cli import data, demo, doctor, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
 from imagen_jax.cli.signals import signals
@@ -33,7 +34,6 @@ from imagen_jax.cli.status import (
 )
 from imagen_jax.errors import printable
 from imagen_jax.extras import libtpu_without_tpu
-from imagen_jax.files import cache_directory
 
 UNREAD = 141
 """Exit status of a program that writes to a pipe that nobody reads: 128 + SIGPIPE."""

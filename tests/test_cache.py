@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from imagen_jax.caches import cache_directory, check_private
 from imagen_jax.errors import UserError
-from imagen_jax.files import cache_directory, check_private, given_file
+from imagen_jax.files import given_file
 from imagen_jax.native import compiling
 
 

@@ -21,6 +21,7 @@ FLOORS = {
         "sharding",
         "config",
         "files",
+        "caches",
         "tensor_files",
         "weight_packages",
         "progress",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 
-from imagen_jax.files import cache_directory, check_private
+from imagen_jax.caches import cache_directory, check_private
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

@@ -20,11 +20,11 @@ import numpy as np
 
 import imagen_jax
 from imagen_jax import sharding
+from imagen_jax.caches import cache_directory
 from imagen_jax.chips import GIB, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
 from imagen_jax.extras import install_command
-from imagen_jax.files import cache_directory
 from imagen_jax.native import attention, winograd
 from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.report import make_plan

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from imagen_jax.caches import cache_directory
 from imagen_jax.data.scenes.concepts import CONCEPTS_FILE, concepts
 from imagen_jax.data.scenes.vocabulary import RGB
 from imagen_jax.errors import UserError
-from imagen_jax.files import cache_directory
 
 VENDORED = Path(__file__).parent / "assets"
 
