@@ -229,7 +229,8 @@ def test_saved_images_have_records(
     samples = dataclasses.replace(four, request=dataclasses.replace(four.request, prompts=prompts))
     grid, *images = samples.save(tmp_path / "new" / "folder", file_format)
     assert [path.name for path in images] == [f"000{i}.{file_format}" for i in range(4)]
-    assert sorted(grid.parent.glob("[!.]*")) == [*images, grid]
+    files = [*images, grid, grid.with_name("metadata.csv")]
+    assert sorted(grid.parent.glob("[!.]*")) == files
     for i, path in enumerate(images):
         with Image.open(path) as image:
             np.testing.assert_array_equal(np.asarray(image), four.images[i])
