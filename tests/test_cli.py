@@ -474,7 +474,9 @@ def test_sample_passes_on_only_what_is_said() -> None:
         folder.unused.return_value.__enter__.return_value = folder.unused.return_value
         folder.unused.return_value.paths = folder.unused.return_value.written = []
         assert main_lib.main(argv) == 0
-    load.assert_called_once_with("w", None, None, dtype=None, low_memory=False, lazy=True)
+    load.assert_called_once_with(
+        "w", None, None, lora={}, dtype=None, low_memory=False, safety_checker=True, lazy=True
+    )
     (call,) = load.return_value.request.call_args_list
     assert call.args == (["a cat"],)
     assert call.kwargs == {"per_prompt": 1, "guidance": 2.0, "steps": {"base": 4, "sr": 2}}
@@ -494,6 +496,7 @@ def test_export_calls_export_cascade() -> None:
     argv = ["export", "--workdir", "w", "--output", "o", "--best"]
     expected = {
         "workdir": "w", "output": "o", "ema_decay": None, "dtype": "float16", "best": True,
+        "lora": {},
     }  # fmt: skip
     assert called("imagen_jax.checkpoints.cascades.export_cascade", argv) == expected
 
