@@ -72,7 +72,7 @@ def browser() -> Iterator[playwright.Browser]:
 def page(browser: playwright.Browser, server: tuple[str, int]) -> Iterator[playwright.Page]:
     """A new tab, that saw no error and asked nobody but the server for anything."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)  # the process that samples steps back on a busy machine
     tab = context.new_page()
     asked: list[str] = []
     errors: list[str] = []
