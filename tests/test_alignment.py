@@ -34,6 +34,7 @@ def test_real_images_are_right(level, split):
     assert share_correct(scenes, [render(s, 64) for s in scenes], level) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 def test_somewhat_spoilt_images_are_right(level):
     scenes = drawn(level, 100)

@@ -137,6 +137,7 @@ def test_numbers_that_cannot_be(
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_work_directory_of_another_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

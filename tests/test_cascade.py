@@ -1,5 +1,7 @@
 """The cascade from end to end: a trained work directory, its export, images, files and scores.
 
+pytestmark = pytest.mark.slow  # all need a cascade that was trained or made first
+
 Weights are random where images are compared: two steps of training leave them all but grey.
 """
 
@@ -94,7 +96,6 @@ def test_export_is_the_ema_in_float16(exported: Path) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_work_directory_and_export_make_the_same_images(exported: Path) -> None:
     made = []
     for directory in (tiny.workdir(), exported):
@@ -135,7 +136,6 @@ def test_same_seed_same_images(cascade: Cascade, four: Samples) -> None:
     np.testing.assert_array_equal(again.images, four.images)
 
 
-@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(
     cascade: Cascade, four: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +254,6 @@ def test_saved_images_have_records(
 # scores
 
 
-@pytest.mark.slow
 def test_evaluation(
     lively: Path,
     tmp_path: Path,

@@ -13,6 +13,8 @@ import pytest
 from imagen_jax.checkpoints.deepfloyd import import_deepfloyd
 from imagen_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "launch" / "compare_deepfloyd.py"))
 REFERENCE = Path(__file__).parent / "testdata" / "deepfloyd_network.npz"
 

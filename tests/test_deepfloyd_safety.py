@@ -28,6 +28,8 @@ from imagen_jax.main import main
 from imagen_jax.page.jobs import Job
 from imagen_jax.page.messages import Made, Stepped
 
+pytestmark = pytest.mark.slow  # all need a cascade that was trained or made first
+
 WIDTH, INNER, FEATURES, SIDE, PATCH, LAYERS, HEADS = 24, 32, 12, 32, 8, 2, 3
 CONFIG = {
     "vision_config": {

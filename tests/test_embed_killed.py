@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from imagen_jax.data.corpora import CorpusExample
 from imagen_jax.data.fitting import record_image
@@ -60,6 +61,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_at_random(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # Processes are forked from one that has loaded everything.

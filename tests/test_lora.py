@@ -26,6 +26,8 @@ from imagen_jax.train.loop import train
 from imagen_jax.train.lora import adapted_layers, low_rank
 from imagen_jax.train.optimizer import make_optimizer
 
+pytestmark = pytest.mark.slow  # all need a cascade that was trained or made first
+
 LORA = ("stages.base.train.lora_rank=2", "stages.base.train.ema_decay=0",
         "stages.base.train.learning_rate=0.01")  # fmt: skip
 

@@ -74,6 +74,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_layouts_are_read_from_a_bucket(bucket: str) -> None:
     # One server for all: the library keeps the address it was first given.
     for layout in ("t5x", "t5x_bf16", "t5x_scan", "t5x_orbax"):

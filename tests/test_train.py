@@ -31,6 +31,8 @@ from imagen_jax.train.samples import SampleGrid
 from imagen_jax.train.start import open_batches, stage_record
 from imagen_jax.train.state import TrainState, count_parameters, create_state
 
+pytestmark = pytest.mark.slow  # all need a cascade that was trained or made first
+
 RUN = (
     *tiny.ONE_LEVEL, "cascade=('base',)", "stages.base.train.steps=60",
     "stages.base.train.learning_rate=0.01", "stages.base.train.log_every=10",
@@ -67,7 +69,6 @@ def checkpoints(stage_directory: Path) -> list[int]:
     return sorted(int(path.name) for path in (stage_directory / "checkpoints").iterdir())
 
 
-@pytest.mark.slow
 def test_training_writes_checkpoints_samples_and_metrics(run: Run) -> None:
     assert sorted(path.name for path in run.directory.iterdir()) == [
         ".lock", "checkpoints", "logs", "samples", "stage.json"
@@ -108,7 +109,6 @@ def test_history_is_what_was_logged(run: Run) -> None:
         run.history["lose"]
 
 
-@pytest.mark.slow
 def test_a_hook_sees_what_is_measured_and_ends_training(run: Run, tmp_path: Path) -> None:
     seen: list[Measured] = []
 
@@ -137,7 +137,6 @@ def test_ema_follows_the_parameters(run: Run) -> None:
     assert 0 < float(distance) < 0.2 * float(optax.global_norm(run.state.params))
 
 
-@pytest.mark.slow
 def test_resumed_equals_uninterrupted(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +169,6 @@ def test_resuming_a_finished_run_does_nothing(run: Run) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.slow
 def test_settings_that_decide_no_weight_may_change_on_resume(run: Run, tmp_path: Path) -> None:
     workdir = tmp_path / "workdir"
     shutil.copytree(run.directory.parent, workdir)
@@ -191,7 +189,6 @@ def test_settings_that_decide_no_weight_may_change_on_resume(run: Run, tmp_path:
             run.train(workdir, f"stages.base.{change}")
 
 
-@pytest.mark.slow
 def test_the_work_directory_is_not_claimed_before_the_first_checkpoint(
     run: Run, tmp_path: Path
 ) -> None:
@@ -204,7 +201,6 @@ def test_the_work_directory_is_not_claimed_before_the_first_checkpoint(
     tiny.assert_identical(run.train(tmp_path), run.state)
 
 
-@pytest.mark.slow
 def test_two_trainings_in_one_work_directory_are_refused(run: Run, tmp_path: Path) -> None:
     message = rf"{tmp_path}/base is being written by imagen train \(process {os.getpid()} on "
 
@@ -215,7 +211,6 @@ def test_two_trainings_in_one_work_directory_are_refused(run: Run, tmp_path: Pat
     tiny.assert_identical(run.train(tmp_path, hooks=[start_another]), run.state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
 )
@@ -232,7 +227,6 @@ def test_out_of_memory_says_what_to_change(
     tiny.assert_identical(run.train(tmp_path), run.state)
 
 
-@pytest.mark.slow
 def test_another_seed_is_another_run() -> None:
     mesh = sharding.make_mesh()
     stages = [tiny.stage("base", *RUN, f"stages.base.train.seed={seed}") for seed in (0, 0, 1)]
@@ -246,7 +240,6 @@ def test_another_seed_is_another_run() -> None:
     assert not all(jax.tree.leaves(same))
 
 
-@pytest.mark.slow
 def test_fine_tuning_starts_from_the_ema(run: Run, tmp_path: Path) -> None:
     still = ("stages.base.train.steps=1", "stages.base.train.learning_rate=0",
              "stages.base.train.sample_every=0")  # fmt: skip
@@ -308,7 +301,6 @@ def test_the_licence_of_the_weights_to_start_from_stays_with_the_stage(
         open_origin(licensed, "other")
 
 
-@pytest.mark.slow
 def test_nan_losses_end_training_without_a_checkpoint(run: Run, tmp_path: Path) -> None:
     message = (
         r"base: 10 steps in a row were not finite.*At step \d+ the loss is .* lower train.lear"
@@ -319,7 +311,6 @@ def test_nan_losses_end_training_without_a_checkpoint(run: Run, tmp_path: Path) 
     assert checkpoints(tmp_path / "base") == []
 
 
-@pytest.mark.slow
 def test_a_stage_trains_on_crops_of_sound_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,7 +327,6 @@ def test_a_stage_trains_on_crops_of_sound_records(
     assert f"{shard}: record 0 is damaged or unsuitable" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
     from imagen_jax.embed import embed
 
@@ -355,7 +345,6 @@ def test_a_split_may_be_added_to_the_embeddings(tmp_path: Path) -> None:
     tiny.assert_identical(again, state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["validation_loss", "frechet_mobilenet_v2"])
 def test_validation_changes_no_weight_and_keeps_the_best_checkpoint(
     metric: str, run: Run, tmp_path: Path
