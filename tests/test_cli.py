@@ -682,6 +682,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     """Once a command is over, and not where Python goes on after it."""
     script = (
         "import signal, sys; from imagen_jax import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # nohup's jobs ignore it
         "def ended(argv, handler):\n"
         "    try: main.main(argv)\n"
         "    except SystemExit: return signal.getsignal(signal.SIGINT) is handler\n"

@@ -149,9 +149,9 @@ def test_weights_that_it_was_not_trained_on_are_told(
 ) -> None:
     change = {adapted / "change.safetensors": 1.0}
     open_cascade(tiny.workdir(), lora=change)
-    assert "trained on other weights" not in capsys.readouterr().out
+    assert "trained on other weights" not in capsys.readouterr().err
     open_cascade(adapted / "run", lora=change)
-    assert "was trained on other weights of stage 'base'" in capsys.readouterr().out
+    assert "was trained on other weights of stage 'base'" in capsys.readouterr().err
 
 
 def test_training_goes_on_where_it_was(adapted: Path, tmp_path: Path) -> None:
@@ -199,14 +199,23 @@ def test_files_that_are_no_change(adapted: Path, tmp_path: Path) -> None:
     told = {"format": "imagen-jax lora", "trained_on": '{"base": "0"}'}
     name = next(of for of in whole if of.endswith("/a"))
     pair = {name: whole[name], name[:-1] + "b": whole[name[:-1] + "b"]}
-    wide = {name: np.zeros((100_000, 1)), name[:-1] + "b": np.zeros((1, 100_000))}
+    wide = {
+        name: np.zeros((100_000, 1), np.float32),
+        name[:-1] + "b": np.zeros((1, 100_000), np.float32),
+    }
     other = {f"base/nowhere/kernel/{of}": np.zeros((3, 3), np.float32) for of in "ab"}
     cases: list[tuple[dict[str, np.ndarray], dict[str, str], str]] = [
         (pair, {}, "holds no change of weights"),
         ({name: whole[name]}, told, "is no factor of a pair"),
         (pair | {name: np.zeros((2, 7), np.float32)}, told, "have shapes"),
         (pair, {"format": "imagen-jax lora"}, "does not say what it was trained on"),
-        (pair, told | {"trained_on": '{"sr2": "0"}'}, "changes a stage 'sr2'; the cascade has"),
+        (
+            {f"sr2/{of[5:]}": pair[of] for of in pair},
+            told,
+            "changes a stage 'sr2'; the cascade has",
+        ),
+        ({of: pair[of].astype(np.int32) for of in pair}, told, "must be finite numbers in float16"),
+        ({of: np.full_like(pair[of], np.nan) for of in pair}, told, "must be finite numbers"),
         (wide, told, "by a matrix"),
         (other, told, "changes nowhere/kernel, and stage 'base' has none"),
     ]
@@ -215,6 +224,8 @@ def test_files_that_are_no_change(adapted: Path, tmp_path: Path) -> None:
         safetensors.numpy.save_file(arrays, path, metadata)
         with pytest.raises(UserError, match=message):
             weights(open_cascade(tiny.workdir(), lora={path: 1.0}))
+    with pytest.raises(UserError, match=r"strength of .* is nan; it must be a finite number"):
+        open_cascade(tiny.workdir(), lora={adapted / "change.safetensors": float("nan")})
     with pytest.raises(UserError, match="no file of weights"):
         open_cascade(tiny.workdir(), lora={tmp_path / "absent.safetensors": 1.0})
 
@@ -237,4 +248,7 @@ def test_on_the_command_line(
         assert main([*line]) == 64
         assert re.search(message, capsys.readouterr().err)
     parsed = make_parser().parse_args(["sample", "x", "--lora", "a=b.safetensors", "c=0.5"])
-    assert parsed.lora == [("a=b.safetensors", 1.0), ("c", 0.5)]
+    assert parsed.lora == {"a=b.safetensors": 1.0, "c": 0.5}
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["sample", "x", "--lora", "a", "a=0.5"])
+    assert "a is given twice" in capsys.readouterr().err

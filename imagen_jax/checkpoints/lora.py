@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from imagen_jax.checkpoints.exported import cast_weights, check_dtype
+from imagen_jax.checkpoints.exported import EXPORT_DTYPES, cast_weights, check_dtype
 from imagen_jax.checkpoints.pretrained import Pretrained
 from imagen_jax.checkpoints.reading import (
     RECORD,
@@ -111,7 +112,15 @@ def read_lora(path: str | Path) -> Change:
             kernel, _, side = rest.rpartition("/")
             if side not in ("a", "b") or {f"{stage}/{kernel}/{of}" for of in "ab"} - names:
                 raise UserError(f"{path}: {name} is no factor of a pair")
-            pair = (file.get_tensor(f"{stage}/{kernel}/{of}") for of in "ab")
+            if side == "b":
+                continue
+            pair = [file.get_tensor(f"{stage}/{kernel}/{of}") for of in "ab"]
+            for factor in pair:
+                if factor.dtype not in EXPORT_DTYPES or not np.isfinite(factor).all():
+                    raise UserError(
+                        f"{path}: the factors of {kernel} must be finite numbers in "
+                        f"{' or '.join(EXPORT_DTYPES)}"
+                    )
             a, b = (factor.astype(np.float32) for factor in pair)
             if a.ndim != b.ndim or a.ndim < 2 or a.shape[-1] != b.shape[-2]:
                 raise UserError(f"{path}: the factors of {kernel} have shapes {a.shape}, {b.shape}")
@@ -134,20 +143,24 @@ def with_lora(cascade: Pretrained, changes: Mapping[str | Path, float]) -> Pretr
       changes: path of a file -> its strength; 1 is as it was trained, 0 leaves all as it is.
 
     Raises:
-      UserError: a file that is not there, or is another or damaged; or, as weights are read, one
-        that has other stages or kernels than the cascade.
+      UserError: a strength that is not finite; a file that is not there, is another or damaged, or
+        changes a stage that the cascade lacks; or, as weights are read, a kernel that it lacks.
     """
+    for path, strength in changes.items():
+        if not math.isfinite(strength):
+            raise UserError(f"the strength of {path} is {strength}; it must be a finite number")
     read = {path: read_lora(path) for path in changes}
-    names = [stage.name for stage in cascade.stages]
+    stages = {stage.name: stage for stage in cascade.stages}
     for path, change in read.items():
-        for stage, fingerprint in change.trained_on.items():
-            if stage not in names:
+        for name in change.factors:
+            if name not in stages:
                 raise UserError(
-                    f"{path} changes a stage {stage!r}; the cascade has {', '.join(names)}"
+                    f"{path} changes a stage {name!r}; the cascade has {', '.join(stages)}"
                 )
-            (of,) = (of for of in cascade.stages if of.name == stage)
-            if cascade.fingerprint(of) != fingerprint:
-                tqdm.write(f"{path} was trained on other weights of stage {stage!r}")
+            if cascade.fingerprint(stages[name]) != change.trained_on.get(name):
+                tqdm.write(
+                    f"{path} was trained on other weights of stage {name!r}", file=sys.stderr
+                )
 
     def changed(stage: Stage, shapes: Any) -> Any:
         weights = flax.traverse_util.flatten_dict(cascade.read(stage, shapes), sep="/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+from typing import Any
 
 LEVELS = ("quickstart", "demo", "full", "emoji")
 
@@ -203,9 +204,25 @@ def add_lora(parser: Arguments) -> None:
         metavar="FILE[=STRENGTH]",
         nargs="+",
         type=_lora,
-        help="changes of the weights that `imagen export --format lora` wrote (strength: 1 as "
-        "trained, which is the default, 0 none)",
+        action=_Lora,
+        default={},
+        help="changes of the weights that `imagen export --format lora` wrote; at strength 0 they "
+        "change nothing, at 1 as trained (default: none; without =STRENGTH, 1)",
     )
+
+
+class _Lora(argparse.Action):
+    """Files and their strengths, of which none may come twice."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        given = dict(getattr(namespace, self.dest))
+        for path, strength in values:
+            if path in given:
+                raise argparse.ArgumentError(self, f"{path} is given twice")
+            given[path] = strength
+        setattr(namespace, self.dest, given)
 
 
 def _lora(text: str) -> tuple[str, float]:

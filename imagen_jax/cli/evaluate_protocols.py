@@ -264,7 +264,6 @@ def _coco(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-
     from imagen_jax.eval import protocols
     from imagen_jax.eval.sweep import CHART, TABLE, sweep
     from imagen_jax.eval.sweep_chart import draw

@@ -89,8 +89,9 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.checkpoints.cascades import export_cascade
 
         dtype = args.dtype or "float16"
-        lora = dict(args.lora or ())
-        paths = export_cascade(args.workdir, args.output, args.ema_decay, dtype, args.best, lora)
+        paths = export_cascade(
+            args.workdir, args.output, args.ema_decay, dtype, args.best, args.lora
+        )
     elif args.format == "lora":
         given = (args.ema_decay, args.best, args.platforms, args.lora, settings(args))
         if any(given):
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         from imagen_jax.cascade.stages import stage_settings
         from imagen_jax.checkpoints.cascades import open_cascade
 
-        cascade = open_cascade(args.workdir, args.ema_decay, args.best, dict(args.lora or ()))
+        cascade = open_cascade(args.workdir, args.ema_decay, args.best, args.lora)
         of_stages = stage_settings(cascade.stages, settings(args))
         paths = export_stages(cascade, args.output, of_stages, args.platforms)
     for path in paths:

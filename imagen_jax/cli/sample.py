@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
         args.workdir,
         args.encoder_weights,
         args.vocabulary,
-        lora=dict(args.lora or ()),
+        lora=args.lora,
         dtype=record.get("dtype") if args.repeated else args.dtype,
         low_memory=args.low_memory,
         lazy=True,
