@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import sys
 from typing import Any
@@ -100,7 +101,12 @@ def progress(
 
 
 def leave_terminal() -> None:
-    """Send what is written to a terminal nowhere: it was closed, and writing to it is an error."""
+    """Send what is written to a terminal nowhere: it was closed, and writing to it is an error.
+
+    Further SIGHUPs are ignored: the kernel and the shell may both send one. Call it from a handler
+    of signals, or elsewhere in the main thread.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with open(os.devnull, "w") as nowhere:
         for descriptor in (1, 2):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):

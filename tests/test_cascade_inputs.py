@@ -68,6 +68,7 @@ def fuzzed_prompts(count: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:prompt:UserWarning")
 def test_any_prompt_is_encoded_or_refused(cascade: Cascade) -> None:
     accepted, refused = [], {}
     for prompt in fuzzed_prompts(1000):

@@ -47,4 +47,5 @@ def signals() -> Iterator[threading.Event]:
         yield ending
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)

@@ -62,7 +62,8 @@ class Preemption:
         self._over.set()
         self._thread.join()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._notice:
+                signal.signal(number, handler)
 
     def reached(self, step: int) -> bool:
         """True, on every host, if training must stop after this step. Call it after every step."""
