@@ -1,14 +1,17 @@
 # shellcheck shell=bash
-# What the scripts share that start a job elsewhere: tpu.sh, gke.sh, xpk.sh and slurm.sh source it.
+# What the scripts share that start a job elsewhere: gke.sh, xpk.sh, tpu.sh and slurm.sh source it.
 #
 # What a script creates it names in `thing`, and how a person would delete it in `by_hand`; its
-# function `delete_created` does that. From `created=true` on, whatever ends the script, an error or
-# Ctrl-C, deletes it, unless `keep` is true.
+# function `delete_created` does that. From `created=true` on, whatever ends the script deletes it,
+# unless `keep` is true. From `detached=true` on, the job runs without the script: Ctrl-C or a closed
+# terminal leaves it, and `attach` is the command that follows it again.
+#
+# Everything here runs in bash 3.2, which macOS has.
 # shellcheck disable=SC2034,SC2154  # variables of the scripts
 
 self=launch/$(basename "$0")
 scratch=$(mktemp -d)
-created=false keep=false dry=false
+created=false detached=false keep=false dry=false attach='' recalled=()
 
 fail() { echo "$self: $*" >&2; exit 2; }
 say() { echo "$self: $*"; }
@@ -17,17 +20,22 @@ say() { echo "$self: $*"; }
 # of other machines, in manifests and in names of files.
 check() {
   local LC_ALL=C  # a range of letters is ASCII
-  [[ "$2" =~ ^($3)$ ]] || fail "$1 is ${2@Q}; it must be $4"
+  [[ "$2" =~ ^($3)$ ]] || fail "$1 is '${2//[[:cntrl:]]/?}'; it must be $4"
 }
 NAME='[a-z]([-a-z0-9]{0,38}[a-z0-9])?'
 NAME_WORDS='of at most 40 small letters, digits and hyphens, and begin with a letter'
 check_name() { check --name "$1" "$NAME" "$NAME_WORDS"; }
 check_number() { check "$1" "$2" '[1-9][0-9]{0,8}' 'a whole number from 1'; }
 check_word() { check "$1" "$2" '[a-z0-9]([-a-z0-9]*[a-z0-9])?' 'of small letters, digits and hyphens'; }
+check_project() {
+  check --project "$1" '[a-z]([-a-z0-9.:]*[a-z0-9])?' 'of small letters, digits, hyphens, dots and colons'
+}
 check_image() { check --image "$1" '[A-Za-z0-9][A-Za-z0-9._/:@-]*' 'the name of a container image'; }
 check_poll() { check --poll "$1" '[0-9]+(\.[0-9]+)?' 'a number of seconds'; }
-check_plan() {
-  [[ -z "$1" ]] || check --plan "$1" '[a-z0-9]+:[0-9]+(x[0-9]+)*' 'a topology like v4:2x2x4'
+check_plan() {  # check_plan TOPOLOGY COMMAND
+  [[ -n "$1" ]] || return 0
+  check --plan "$1" '[a-z0-9]+:[0-9]+(x[0-9]+)*' 'a topology like v4:2x2x4'
+  [[ "$2" == train ]] || fail "--plan is about imagen train, and the command is '$2'"
 }
 
 # run COMMAND...  runs a command that changes something; with --dry-run only prints it.
@@ -43,7 +51,7 @@ run() {
 
 check_committed() {
   [[ -z "$(git status --porcelain --untracked-files=no)" ]] ||
-    fail "there are changes that are not committed; what is trained is the last commit"
+    fail "there are changes that are not committed; what runs there is the last commit"
 }
 
 check_bucket_name() {
@@ -55,10 +63,92 @@ check_bucket() {  # check_bucket NAME
     fail "cannot list gs://$1; does it exist, and may you read it?"
 }
 
+# check_job COMMAND ARGUMENT...  refuses what several hosts cannot run together
+check_job() {
+  local argument
+  (($#)) || fail "nothing to run: give a command of imagen behind --, such as -- train --config ..."
+  case "$1 ${2:-}" in
+    "train "* | "embed "* | "sample "* | "evaluate coco") ;;
+    *) fail "behind -- is '$1'; it must be train, embed, sample or evaluate coco, with arguments" ;;
+  esac
+  for argument in "$@"; do
+    case "$argument" in
+      --multi-host* | --process | --process=*)
+        fail "$argument is set by this script; leave it out" ;;
+    esac
+  done
+}
+
+# check_kept FOLDER COMMAND ARGUMENT...  refuses to write to a disk that goes with its host; FOLDER:
+# where the hosts have a bucket as a folder, or nothing
+check_kept() {
+  local folder=$1 wanted=--output last='' argument value=''
+  [[ "$2" != train ]] || wanted=--workdir
+  shift
+  for argument in "$@"; do
+    [[ "$last" != "$wanted" ]] || value=$argument
+    [[ "$argument" != "$wanted="* ]] || value=${argument#*=}
+    last=$argument
+  done
+  [[ -n "$value" ]] || fail "imagen $1 needs $wanted here, a folder at gs:// that all hosts share"
+  case "$value" in
+    gs://?*) return ;;
+    /*) [[ -z "$folder" || "$value" != "$folder"/* ]] || return 0 ;;
+  esac
+  fail "$wanted is '${value//[[:cntrl:]]/?}', on a disk that goes with its host; give a folder at gs://"
+}
+
+# check_fits TOPOLOGY COMMAND ARGUMENT...  asks imagen plan, if there is a topology
+check_fits() {
+  local topology=$1
+  shift 2
+  [[ -n "$topology" ]] || return 0
+  run bash launch/fits.sh "$topology" "$@" || exit 2
+}
+
+# on_every_host COMMAND ARGUMENT...  prints the line that every host runs in the repository
+on_every_host() {
+  printf '%s' '.venv/bin/imagen'
+  printf ' %q' "$@"
+  printf ' --multi-host'  # last, for it may take a value
+}
+
+# pack  writes the last commit to $scratch/imagen-jax.tar.gz, and its SHA-256 to `digest`: whoever may
+# write to the bucket could put other code there, and hosts run only what has this hash
+pack() {
+  local archive=$scratch/imagen-jax.tar.gz
+  git archive --format=tar.gz --prefix=imagen-jax/ --output="$archive" HEAD
+  if command -v sha256sum > /dev/null; then
+    digest=$(sha256sum < "$archive")
+  else
+    digest=$(shasum -a 256 < "$archive")
+  fi
+  digest=${digest%% *}
+}
+
+# remember ARGUMENT...  keeps the arguments of this script in NAME.job, for `attach`
+remember() { $dry || printf '%q\n' "$@" > "$name.job"; }
+
+# recall NAME  sets `recalled` to the arguments that were kept
+recall() {
+  check NAME "$1" "$NAME" "$NAME_WORDS"
+  [[ -f "$1.job" ]] || fail "there is no $PWD/$1.job: no job of that name was started from here"
+  eval "recalled=($(tr '\n' ' ' < "$1.job"))"
+}
+
 delete() {
   $created || return 0
   delete_created || return 1
   created=false
+}
+
+interrupted() {  # interrupted STATUS
+  if $detached && $created && ! $keep; then
+    keep=true
+    say "this script ends, and the job does not"
+    [[ -z "$attach" ]] || echo "  $attach    # follows it again"
+  fi
+  exit "$1"
 }
 
 finish() {
@@ -76,5 +166,6 @@ finish() {
   exit "$status"
 }
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'interrupted 129' HUP
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM

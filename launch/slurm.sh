@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains one stage on the GPUs of a Slurm cluster: one process for each GPU.
+# Runs a command of imagen on the GPUs of a Slurm cluster: one process for each GPU.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 usage: bash launch/slurm.sh --name NAME --nodes N --gpus-per-node N [OPTION ...]
-                            -- ARGUMENT OF imagen train ...
+                            -- COMMAND ARGUMENT ...
 
-Submits a job that runs imagen train --multi-host with the arguments behind --, and returns. Some
-minutes before its time is up, or when it is preempted, the job writes a checkpoint and puts itself
-back into the queue, until training has ended. A job that fails is not queued again; the same
-command submits another, which resumes from the last checkpoint.
+COMMAND is train, embed, sample or evaluate coco, with the arguments that imagen takes. Submits a job
+that runs it with --multi-host, and returns. Some minutes before its time is up, or when it is
+preempted, training writes a checkpoint and the job puts itself back into the queue, until all is
+done. A job that fails is not queued again; the same command submits another, which resumes.
 
 options:
   --name NAME          of the job; none of yours in the queue may have it
@@ -25,11 +25,11 @@ options:
 
 example:
   bash launch/slurm.sh --name base64 --nodes 2 --gpus-per-node 8 --sbatch=--partition=gpu \
-    -- --config configs/quickstart.py --stage base --data /shared/embeddings --workdir /shared/run
+    -- train --config quickstart --stage base --data /shared/embeddings --workdir /shared/run
 
 Runs in this folder, which all nodes must see, with its .venv, made by hand for GPUs (see bash
-launch/setup.sh --help). Never run on a Slurm cluster by its authors: tested against stand-ins that
-record the commands (tests/test_launch_slurm.py).
+launch/setup.sh --help). Never run on a Slurm cluster by its authors: docs/run-on-tpu.md says what
+was run, and against what.
 HELP
 }
 
@@ -59,21 +59,21 @@ check_number --gpus-per-node "$gpus"
 check_number --cpus-per-gpu "$cpus"
 check --time "$time" '[0-9]+([-:][0-9]+)*' 'a time like 24:00:00 or 2-00:00:00'
 check_number --grace "$grace"
-for option in "${options[@]}"; do
+for option in ${options[@]+"${options[@]}"}; do
   check --sbatch "$option" '--[a-z][-a-z]*(=[^[:cntrl:]]*)?' 'an option of sbatch like --partition=gpu'
 done
-(($#)) || fail "nothing to train: give the arguments of imagen train behind --"
+check_job "$@"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 job() {
-  local arguments
-  printf -v arguments ' %q' "$@"
   cat <<JOB
 #!/usr/bin/env bash
-# A step that is told to stop ends with status 75: then this job queues itself again.
+# A step that is told to stop ends with status 75: then this job queues itself again. srun does not
+# take over the cpus of the job's tasks by itself (since Slurm 22.05).
 status=0
-srun --kill-on-bad-exit=0 --wait=$grace .venv/bin/imagen train --multi-host$arguments || status=\$?
+srun --cpus-per-task=$cpus --kill-on-bad-exit=0 --wait=$grace \\
+  $(on_every_host "$@") || status=\$?
 if ((status == 75)); then
   echo "told to stop, and back in the queue"
   exec scontrol requeue "\$SLURM_JOB_ID"
@@ -84,7 +84,7 @@ JOB
 
 submit=(sbatch --parsable --job-name="$name" --nodes="$nodes" --gpus-per-node="$gpus"
   --ntasks-per-node="$gpus" --cpus-per-task="$cpus" --time="$time" --signal="TERM@$grace"
-  --requeue --open-mode=append --output="$name.log" "${options[@]}")
+  --requeue --open-mode=append --output="$name.log" ${options[@]+"${options[@]}"})
 if $dry; then
   job "$@"
   run "${submit[@]}"

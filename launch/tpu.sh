@@ -31,7 +31,7 @@ options:
 
 example:
   bash launch/tpu.sh --name base64 --type v4-128 --zone us-central2-b --bucket my-bucket --spot \
-    -- --config configs/quickstart.py --stage base --data /bucket/embeddings --workdir /bucket/run
+    -- train --config configs/quickstart.py --stage base --data /bucket/embeddings --workdir /bucket/run
 
 Needs the program gcloud, logged in, with a project set. Never run against Google Cloud by its
 authors: tested against a stand-in that records the commands (tests/test_launch_tpu.py).
@@ -71,8 +71,8 @@ check_bucket_name "$bucket"
 check --runtime "$runtime" '[a-z0-9]([a-z0-9._-]*[a-z0-9])?' 'a version like tpu-ubuntu2204-base'
 check_number --attempts "$attempts"
 check_poll "$poll"
-check_plan "$plan"
-(($#)) || fail "nothing to train: give the arguments of imagen train behind --"
+check_job "$@"
+check_plan "$plan" "$1"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tpus=(gcloud compute tpus)
@@ -101,7 +101,7 @@ if ! $dry; then
     *) fail "$name exists in $zone already; choose another --name, or delete it yourself" ;;
   esac
 fi
-[[ -z "$plan" ]] || run bash launch/fits.sh "$plan" "$@" || exit 2
+check_fits "$plan" "$@"
 
 thing="the TPU $name"
 by_hand="${tpus[*]} queued-resources delete $name --zone=$zone --force"
@@ -146,9 +146,7 @@ install() {
 }
 
 train() {
-  local arguments
-  printf -v arguments ' %q' "$@"
-  on_all_hosts "cd imagen-jax && .venv/bin/imagen train --multi-host$arguments"
+  on_all_hosts "cd imagen-jax && $(on_every_host "$@")"
 }
 
 preempted() {  # whether the TPU was taken away; that may show a little later than its hosts die

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
-TRAIN = ["--config", "quickstart", "--stage", "base", "--data", "/bucket/it's my data"]
+TRAIN = ["train", "--config", "quickstart", "--stage", "base", "--data", "gs://b/it's my data",
+         "--workdir", "gs://b/run"]  # fmt: skip
 
 
 class World:
@@ -31,6 +32,7 @@ class World:
         self.root = root
         self.repository = root / "repository"
         self.script = script
+        self.environment = {"PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
         self.write("log")
         for name, content in files.items():
             self.write(name, *content.splitlines())
@@ -44,7 +46,7 @@ class World:
             )
             path.chmod(0o755)
         shutil.copytree(LAUNCH, self.repository / "launch")
-        (self.repository / ".gitignore").write_text("*.log\n.venv\n")
+        (self.repository / ".gitignore").write_text("*.log\n*.job\n.venv\n")
         self.git("init", "--quiet")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "state")
@@ -66,10 +68,10 @@ class World:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             # Whatever started the tests may have told them to ignore Ctrl-C.
-            ["env", "--default-signal=INT", "bash", self.repository / "launch" / self.script,
+            ["env", "--default-signal=INT,HUP", "bash", self.repository / "launch" / self.script,
              *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=os.environ | {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
+            env=os.environ | self.environment,
         )  # fmt: skip
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -90,15 +92,17 @@ class World:
         assert self.log() == []
         return [line.split()[1:] for line in printed.splitlines() if line.startswith("+ ")]
 
-    def interrupt_when(self, name: str, *arguments: str) -> int:
-        """Presses Ctrl-C when a file appears; returns the status."""
+    def interrupt_when(
+        self, name: str, *arguments: str, by: signal.Signals = signal.SIGINT
+    ) -> tuple[int, str]:
+        """Presses Ctrl-C when a file appears; returns the status and what was printed."""
         process = self.start(*arguments)
         while not (self.root / name).exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=120)
-        return process.returncode
+        os.killpg(process.pid, by)
+        printed = process.communicate(timeout=120)[0]
+        return process.returncode, printed
 
     def log(self) -> list[str]:
         return (self.root / "log").read_text().splitlines()

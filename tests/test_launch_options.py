@@ -16,12 +16,14 @@ SCRIPTS = {
     },
     "gke.sh": {
         "--name": "base", "--accelerator": "tpu-v4-podslice", "--topology": "2x2x4",
-        "--chips-per-host": "4", "--bucket": "b", "--service-account": "trainer",
-        "--restarts": "0", "--grace": "120", "--image": "registry.example/python:3.11",
+        "--chips-per-host": "4", "--slices": "2", "--memory": "300", "--queue": "tpus",
+        "--bucket": "b", "--service-account": "trainer", "--restarts": "0",
+        "--grace": "120", "--image": "registry.example/python:3.11",
         "--poll": "30", "--plan": "v4:2x2x4",
     },
     "xpk.sh": {
         "--name": "base", "--cluster": "tpus", "--type": "v4-32", "--restarts": "5",
+        "--slices": "2", "--bucket": "b", "--project": "p-1", "--zone": "us-east5-a",
         "--grace": "120", "--image": "python:3.11", "--plan": "v4:2x2x4",
     },
     "slurm.sh": {

@@ -54,7 +54,9 @@ def test_the_job_queues_itself_again_when_told_to_stop(
     )  # fmt: skip
     assert done.returncode == (0 if requeued else status)
     (step,) = asked(world, "srun")
-    assert "--multi-host --config quickstart --stage base --data /bucket/it's my data" in step
+    assert step.startswith("srun --cpus-per-task=8 ")
+    assert "--config quickstart --stage base --data gs://b/it's my data" in step
+    assert step.endswith("--multi-host")
     assert asked(world, "scontrol") == (["scontrol requeue 7"] if requeued else [])
 
 
@@ -87,7 +89,7 @@ def test_a_job_that_slurm_refuses(world: World) -> None:
         (ARGUMENTS[2:], "--name is missing"),
         (ARGUMENTS[:4], "--gpus-per-node is ''; it must be a whole number"),
         ([*ARGUMENTS, "--nodes", "two", "--", *TRAIN], "--nodes is 'two'"),
-        (ARGUMENTS, "nothing to train"),
+        (ARGUMENTS, "nothing to run"),
         (["--nonsense"], "unknown argument --nonsense"),
     ],
 )

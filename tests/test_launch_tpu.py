@@ -60,7 +60,7 @@ def test_trains_and_cleans_up(world: World) -> None:
     log = "\n".join(world.log())
     assert "create base --node-id=base --zone=us-central2-b --accelerator-type=v4-8" in log
     assert "--spot" not in log
-    assert r"imagen train --multi-host --config quickstart --stage base --data /bucket/it" in log
+    assert r"imagen train --config quickstart --stage base --data gs://b/it" in log
     assert log.count("--worker=all") == 3
     assert "done" in (world.root / "repository" / "base.log").read_text()
 
@@ -124,7 +124,7 @@ def test_an_outage_of_gcloud_is_not_the_end_of_a_tpu(world: World) -> None:
 
 def test_ctrl_c_deletes_the_tpu(world: World) -> None:
     world.write("runs", "endless")
-    assert world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN) == 130
+    assert world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN)[0] == 130
     assert world.asked(VERBS) == ONCE
 
 
@@ -155,7 +155,7 @@ def test_refused_states_create_nothing(world: World, change: tuple[str, ...], me
     ("arguments", "message"),
     [
         (ARGUMENTS[2:], "--name is missing"),
-        (ARGUMENTS, "nothing to train"),
+        (ARGUMENTS, "nothing to run"),
         ([*ARGUMENTS, "--bucket", "gs://b", "--", *TRAIN], "without gs://"),
         (["--nonsense"], "unknown argument --nonsense"),
     ],

@@ -1,7 +1,11 @@
-"""launch/xpk.sh against a stand-in for xpk that records what it is asked."""
+"""launch/xpk.sh against a stand-in for xpk that records what it is asked, and its command lines
+against the parser of the real one."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,12 @@ XPK = """
       case "$argument" in --script-dir=*) ls "${argument#*=}/launch" > script_dir ;; esac
     done ;;
   "workload list"*"--wait-for-job-completion=base"*)
-    case "$(cat run)" in endless) touch following; exec sleep 60 ;; failed) exit 125 ;; esac ;;
+    case "$(cat run)" in
+      endless) (sleep 0.3; touch following) & exec sleep 60 ;;
+      failed) exit 125 ;;
+    esac ;;
 """
-ARGUMENTS = ["--name", "base", "--cluster", "tpus", "--type", "v4-32"]
+ARGUMENTS = ["--name", "base", "--cluster", "tpus", "--type", "v5p-32", "--bucket", "b"]
 VERBS = {"create": "workload create --cluster=tpus --workload=base",
          "wait": "--wait-for-job-completion=base",
          "delete": "workload delete --cluster=tpus --workload=base --force"}  # fmt: skip
@@ -36,10 +43,12 @@ def test_trains_and_cleans_up(world: World) -> None:
     assert status == 0, printed
     assert world.asked(VERBS) == ["create", "wait", "delete"]
     (line,) = [line for line in world.log() if VERBS["create"] in line]
-    for option in ("--tpu-type=v4-32", "--spot", "--max-restarts=50",
-                   "--restart-on-user-code-failure", "--termination-grace-period-seconds=120",
-                   r"imagen train --multi-host --config quickstart --stage base "
-                   r"--data /bucket/it\'s\ my\ data"):  # fmt: skip
+    for option in ("--tpu-type=v5p-32", "--spot", "--max-restarts=50",
+                   "--restart-on-exit-codes=1-63,65-126", "--num-slices=1",
+                   "--termination-grace-period-seconds=330",
+                   "--env=JAX_COMPILATION_CACHE_DIR=gs://b/jobs/compiled",
+                   r"exec .venv/bin/imagen train --config quickstart --stage base "
+                   r"--data gs://b/it\'s\ my\ data --workdir gs://b/run --multi-host"):  # fmt: skip
         assert option in line
     assert "setup.sh" in (world.root / "script_dir").read_text()
 
@@ -54,10 +63,13 @@ def test_a_workload_that_fails(world: World, keep: list[str], asked: list[str]) 
     assert world.asked(VERBS) == asked
 
 
-def test_ctrl_c_deletes_the_workload(world: World) -> None:
+def test_ctrl_c_leaves_the_workload(world: World) -> None:
     world.write("run", "endless")
-    assert world.interrupt_when("following", *ARGUMENTS, "--", *TRAIN) == 130
-    assert world.asked(VERBS) == ["create", "wait", "delete"]
+    status, printed = world.interrupt_when("following", *ARGUMENTS, "--", *TRAIN)
+    assert status == 130
+    assert world.asked(VERBS) == ["create", "wait"]
+    assert "the job does not" in printed
+    assert "xpk workload delete --cluster=tpus --workload=base" in printed
 
 
 def test_a_refused_workload_is_not_deleted(world: World) -> None:
@@ -85,7 +97,7 @@ def test_refused_states_create_nothing(world: World, change: tuple[str, ...], me
     [
         (ARGUMENTS[2:], "--name is missing"),
         ([*ARGUMENTS, "--name", "b" * 41, "--", *TRAIN], "at most 40"),
-        (ARGUMENTS, "nothing to train"),
+        (ARGUMENTS, "nothing to run"),
         (["--nonsense"], "unknown argument --nonsense"),
     ],
 )
@@ -98,3 +110,32 @@ def test_dry_run_calls_no_cloud(world: World) -> None:
     assert [command[:3] for command in world.dry_run(*ARGUMENTS)] == [
         ["xpk", "workload", "create"], ["xpk", "workload", "list"], ["xpk", "workload", "delete"],
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xpk") is None, reason="xpk is not installed")
+def test_xpk_itself_takes_the_command_lines(world: World) -> None:
+    from xpk.commands.workload import get_restart_exit_codes
+    from xpk.parser.core import set_parser
+
+    def parse(words: list[str]) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(prog="xpk")
+        set_parser(parser)
+        return parser.parse_args(words)
+
+    options = ["--spot", "--slices", "2", "--project", "p", "--zone", "us-east5-a", "--dry-run"]
+    status, printed = world.run(*ARGUMENTS, *options, "--", *TRAIN)
+    assert status == 0, printed
+    lines = [line[2:] for line in printed.splitlines() if line.startswith("+ xpk ")]
+    assert len(lines) == 3
+    (world.root / "code").mkdir()  # the scratch folder of the script is gone
+    for line in lines:
+        words = shlex.split(line)[1:]
+        parsed = parse([f"--script-dir={world.root}/code" if word.startswith("--script-dir=")
+                        else word for word in words])  # fmt: skip
+        if "create" in words:
+            assert (parsed.tpu_type, parsed.num_slices, parsed.spot) == ("v5p-32", 2, True)
+            assert parsed.env == ["JAX_COMPILATION_CACHE_DIR=gs://b/jobs/compiled"]
+            assert parsed.command.endswith("--workdir gs://b/run --multi-host")
+            restarted = get_restart_exit_codes(parsed)
+            assert {1, 2, 75, 137} <= set(restarted)
+            assert not {0, 64} & set(restarted)
