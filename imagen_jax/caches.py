@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import glob
+import importlib
 import os
 import platform
 import stat
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 
@@ -82,3 +86,45 @@ def check_private(path: Path) -> None:
         raise PermissionError(
             f"{path} can be written by others (chmod go-w {path}, if nobody has put anything there)"
         )
+
+
+_OF_PROGRAMS = "persistent compilation cache entry for "
+_ZSTANDARD = bytes.fromhex("28b52ffd")
+
+
+def drop_broken_programs(warning: str) -> str | None:
+    """Return a better warning for JAX's that a compiled program cannot be read, or not be kept.
+
+    JAX writes them in place, and never over one that is there: what a full disk or a kill has cut
+    short would be compiled again in every process to come. It is removed, and so written again.
+
+    Args:
+      warning: JAX's.
+
+    Returns:
+      The warning to show; None if this one is of something else.
+    """
+    if not warning.startswith(("Error reading", "Error writing")) or _OF_PROGRAMS not in warning:
+        return None
+    name, _, why = warning.partition(_OF_PROGRAMS)[2].removeprefix("'").partition("': ")
+    directory = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
+    for path in directory.glob(f"{glob.escape(name)}-*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            if not _is_whole(path.read_bytes()):
+                path.unlink()
+    what = f"the compiled program {name!r}"
+    if warning.startswith("Error writing"):
+        return f"{what} cannot be kept in {directory}: {why}"
+    return f"{what} in {directory} cannot be read, and is compiled again: {why}"
+
+
+def _is_whole(program: bytes) -> bool:
+    """JAX packs programs with zstandard where that is installed, else with zlib."""
+    try:
+        if program.startswith(_ZSTANDARD):
+            importlib.import_module("zstandard").ZstdDecompressor().decompress(program)
+        else:
+            zlib.decompress(program)
+    except Exception:
+        return False
+    return True

@@ -1,5 +1,12 @@
 """Errors that are no defects: mistakes of users, and what the machine refuses; and their text."""
 
+from __future__ import annotations
+
+import errno
+import os
+
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: an argument, a config, a file.
@@ -33,3 +40,9 @@ class MachineError(OSError):
 def printable(line: str) -> str:
     """Return a line with what would command a terminal, or is no text, escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def no_space(error: BaseException) -> str | None:
+    """Return "No space left on device", or what else keeps a disk from being written, if that is
+    what an error says, of whatever library it is; None for others."""
+    return next((reason for reason in _FULL if reason in str(error)), None)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import imagen_jax
-from imagen_jax.caches import cache_directory
+from imagen_jax.caches import cache_directory, drop_broken_programs
 from imagen_jax.cli import data, demo, doctor, embed, evaluate, export, imports, plan, sample, train
 from imagen_jax.cli.command import unindent
 from imagen_jax.cli.signals import signals
@@ -66,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has closed it, as head does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
+    except OSError as error:  # of help, or of the last that was printed
+        nothing = argparse.Namespace()
+        if (status := status_of(error, nothing)) is None:
+            raise
+        print(f"imagen: error: {one_line(error, nothing)}", file=sys.stderr)
+        return status
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -200,7 +206,8 @@ def _warn_in_one_line(
 ) -> str:
     """Return a warning for the user without a file and a line of code, others as ever."""
     if category is UserWarning:
-        return f"imagen: warning: {printable(str(message))}\n"
+        text = drop_broken_programs(str(message)) or str(message)
+        return f"imagen: warning: {printable(text)}\n"
     return _FORMATTED(message, category, *where, **line)
 
 

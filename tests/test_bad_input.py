@@ -194,19 +194,22 @@ def test_directories_that_are_no_work_directory(
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    """No file can grow beyond what the smallest ones of a checkpoint need."""
+@pytest.mark.parametrize("blocks", [2, 30])
+def test_a_full_disk_is_one_line(blocks: int, tmp_path: Path) -> None:
+    """No file can grow beyond what the smallest ones of a checkpoint need, or of TensorBoard."""
 
     argv = train(tiny.embeddings(), tmp_path, "stages.base.network.channels=32",
                  "stages.base.train.sample_every=0")  # fmt: skip
+    limited = f'ulimit -f {blocks}; exec "$0" -m imagen_jax.main "$@"'
     done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 30; exec "$0" -m imagen_jax.main "$@"', sys.executable, *argv],
+        ["bash", "-c", limited, sys.executable, *argv],
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(
-        f"imagen: error: cannot write a checkpoint to {tmp_path / 'base' / 'checkpoints'}: "
+    assert done.stderr.splitlines()[-1] == (
+        f"imagen: error: cannot write a checkpoint to {tmp_path / 'base' / 'checkpoints'}: File "
+        "too large; those before it are as they were"
     )
     assert done.stderr.count("imagen: error") == 1

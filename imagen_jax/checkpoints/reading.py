@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, no_space
 from imagen_jax.files import read_json
 from imagen_jax.stage_config import BETTER
 
@@ -184,6 +184,8 @@ def reason(error: BaseException) -> str:
     """Return why reading or writing a checkpoint failed, in one line: the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if full := no_space(error):
+        return full
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
 

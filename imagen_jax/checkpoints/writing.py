@@ -35,8 +35,10 @@ DAMAGED = "damaged_checkpoints"
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Leave out failures, which Orbax logs with hundreds of lines of tracebacks and also raises."""
-    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+    """Leave out failures that Orbax, and CLU's writer of metrics, log with hundreds of lines of
+    tracebacks and also raise."""
+    libraries = {"orbax", "clu"}.intersection(Path(record.pathname).parts)
+    return record.levelno < logging.ERROR or not libraries
 
 
 logging.getLogger("absl").addFilter(_is_not_raised_too)

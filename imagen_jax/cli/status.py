@@ -9,9 +9,9 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from imagen_jax.errors import MachineError, UserError, printable
+from imagen_jax.errors import MachineError, UserError, no_space, printable
 
 MISTAKE = 64
 """Exit status after a mistake of the user (EX_USAGE of sysexits.h)."""
@@ -19,7 +19,8 @@ REFUSED = 1
 """Exit status after what the machine refuses."""
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
              errno.EIO, errno.EMFILE, errno.ENFILE}  # fmt: skip
-_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+_NO_TEMPORARY = "No usable temporary directory found in "
+"""Begin of Python's error where none can be written."""
 
 
 def status_of(error: Exception, args: argparse.Namespace) -> int | None:
@@ -36,7 +37,7 @@ def status_of(error: Exception, args: argparse.Namespace) -> int | None:
         return REFUSED
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return REFUSED
-    if any(reason in str(error) for reason in _FULL):  # of TensorFlow, or of code in Rust
+    if no_space(error) or _NO_TEMPORARY in str(error):  # of TensorFlow, or of code in Rust, too
         return REFUSED
     if isinstance(error, OSError) and isinstance(error.filename, str):
         values = [v for given in vars(args).values()
@@ -67,21 +68,31 @@ def one_line(error: Exception, args: argparse.Namespace | None = None) -> str:
     if out_of_memory(error):
         said = text.splitlines()[0] if text else "Python could get no more"
         text = f"out of memory; make fewer or smaller images at once (such as --batch-size): {said}"
+    if _NO_TEMPORARY in text:
+        tried = text.partition(_NO_TEMPORARY)[2]
+        text = f"no temporary file can be written in any of {tried}; make room, or set TMPDIR"
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     elif not isinstance(error, UserError | MachineError):
-        reason = next((reason for reason in _FULL if reason in text), None)
-        place = "standard output" if _printed_in_vain() else None
+        reason = no_space(error)
+        place = "standard output" if _printed_in_vain(error) else None
         place = place or getattr(args, "output", None) or getattr(args, "workdir", None)
         if reason and place:
             text = f"{place} cannot be written: {reason}"
     return printable(" ".join(text.split()))
 
 
-def _printed_in_vain() -> bool:
-    """True if standard output refuses what is still to be written to it, which is then given up."""
+def _printed_in_vain(error: Exception) -> bool:
+    """True if standard output refuses what is still to be written to it, which is then given up.
+
+    Args:
+      error: what was raised. Output without a buffer (PYTHONUNBUFFERED) has lost what it refused:
+        where the error names no file, one more line shows whether it was that.
+    """
     try:
         sys.stdout.flush()
+        if getattr(error, "errno", None) in _REFUSALS and sys.stdout is sys.__stdout__:
+            os.write(1, b"\n")
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return True
@@ -145,3 +156,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and where help is, and end the process."""
         self.exit(MISTAKE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help: argparse itself passes over what goes wrong in that."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
