@@ -22,6 +22,7 @@ from imagen_jax.cascade import (
     Blend,
     Cascade,
     crop_to,
+    cut_prompts,
     read_image,
     read_mask,
     sweep,
@@ -79,7 +80,7 @@ def test_any_prompt_is_encoded_or_refused(cascade: Cascade) -> None:
         else:
             accepted += checked
     assert len(accepted) > 300
-    kinds = ("is empty", "is too long", "tokens; this cascade", "not valid Unicode")
+    kinds = ("is empty", "tokens; this cascade", "not valid Unicode")
     for message in refused.values():
         assert len(message) < 2500
         assert any(kind in message for kind in kinds), message
@@ -99,9 +100,31 @@ def test_a_prompt_without_a_known_word_is_warned_of(cascade: Cascade) -> None:
     for prompt in ("🦄🐙", "ꙮ ꙮ", "ﷺ"):
         with pytest.warns(UserWarning, match="has no word that the text encoder knows"):
             cascade.request(["a cat", prompt])
+    with pytest.warns(UserWarning, match=r"'🦄'.* \(2 other prompts have none, either\)$") as said:
+        cascade.request(["🦄", "a cat", "🐙", "ꙮ"])
+    assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cascade.request(["a cat", "🦄 cat", "שלום"], negative_prompts="")
+
+
+def test_long_prompts_are_cut_after_words(cascade: Cascade) -> None:
+    long = "a red apple left of a dog " * 40
+    texts = [
+        "a red apple",
+        "word " * 30,
+        "word " * 31,
+        long,
+        "x" * 500,
+        "word " * 29 + "hypersaturation",
+    ]
+    cut = cut_prompts(cascade.encoder, texts, 32)
+    assert cut[:3] == ["a red apple", "word " * 30, ("word " * 30).strip()]
+    assert cut[5] == ("word " * 29).strip()  # not "hyper"
+    assert cut[3] == " ".join(long.split()[:30])
+    assert set(cut[4]) == {"x"}
+    for text in cut:
+        assert len(cascade.encoder.tokenize([text])[0]) <= 32
 
 
 @pytest.mark.slow
@@ -122,7 +145,7 @@ ALL = np.ones((tiny.SR, tiny.SR), bool)
         ({"prompts": ["a", 3]}, "prompt 1 must be a text, got 3"),
         ({"prompts": "a\ud800"}, "prompt 0 is not valid Unicode"),
         ({"prompts": "word " * 60}, "has 62 tokens; this cascade was trained with at most 32"),
-        ({"prompts": "word " * 9999}, "a prompt is too long"),
+        ({"prompts": "word " * 9999}, "has 10001 tokens; this cascade was trained with at most 32"),
         ({"negative_prompts": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"negative_prompts": "a", "guidance": 1}, "changes nothing: guidance is 1"),
         ({"seed": -1}, "seeds must be whole numbers in"),

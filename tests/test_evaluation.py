@@ -168,6 +168,16 @@ def test_report_and_scores_of_our_suite(cascade: Cascade, tmp_path: Path) -> Non
     assert "FID" not in page
 
 
+def test_long_prompts_are_cut_and_counted(cascade: Cascade, tmp_path: Path) -> None:
+    """Those of a benchmark are not its user's to shorten."""
+    suite = Suite("two", [Prompt("a red cat", "Text"), Prompt("dog " * 200, "Text")])
+    work = protocols.suite_work(suite, per_prompt=1)
+    with pytest.warns(UserWarning, match=r"^1 of 2 prompts have more than the 40 tokens that this"):
+        record = protocols.run(cascade, work, Instruments(), tmp_path)
+    assert record["cut"] == "1 of 2 prompts, to 40 tokens"
+    assert record["cut"] in (tmp_path / "report.html").read_text()
+
+
 def test_prompts_without_real_images_are_scored_by_clip(cascade: Cascade, tmp_path: Path) -> None:
     clip = read_clip(write_clip(tmp_path / "clip", "hf"))
     prompts = [Prompt("a red cat", "Colors"), Prompt("dog", "Text"), Prompt("a dog", "Text")]

@@ -24,7 +24,7 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.files import BLACK, FORMATS, read_record, repeat, save_image
 from imagen_jax.cascade.folder import Folder
 from imagen_jax.cascade.images import crop_to, read_image, read_mask
-from imagen_jax.cascade.prompts import Blend, check_prompts
+from imagen_jax.cascade.prompts import Blend, check_prompts, cut_prompts
 from imagen_jax.cascade.request import Request, StageRequest
 from imagen_jax.cascade.run import BATCH_SIZES, Finished, Step
 from imagen_jax.cascade.samples import Samples, count_black
@@ -50,6 +50,7 @@ __all__ = [
     "combinations",
     "count_black",
     "crop_to",
+    "cut_prompts",
     "read_image",
     "read_mask",
     "read_record",

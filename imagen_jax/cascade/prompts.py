@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import warnings
 from collections.abc import Sequence
@@ -112,29 +113,58 @@ def tokenize(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> di
     try:
         tokens = dict(zip(texts, encoder.tokenize(list(texts)), strict=True))
     except CaptionTooLongError as error:
-        raise UserError(f"a prompt is too long: {error}") from error
+        raise _too_long(error.caption, error.tokens, min(length, encoder.max_length)) from error
     for text, row in tokens.items():
         if len(row) > length:
-            raise UserError(
-                f"prompt {_shown(text)} has {len(row)} tokens; this cascade was trained with at "
-                f"most {length}. Shorten the prompt."
-            )
+            raise _too_long(text, len(row), length)
     return tokens
+
+
+def _too_long(text: str, tokens: int, most: int) -> UserError:
+    return UserError(
+        f"prompt {_shown(text)} has {tokens} tokens; this cascade was trained with at most {most}. "
+        "Shorten the prompt."
+    )
+
+
+def cut_prompts(encoder: TextEncoder, prompts: Sequence[str], length: int) -> list[str]:
+    """Prompts with as many of their first words as have at most `length` tokens together.
+
+    Of a first word that has more alone, its first characters are kept.
+    """
+
+    def fits(text: str) -> bool:
+        try:
+            return len(encoder.tokenize([text])[0]) <= length
+        except CaptionTooLongError:
+            return False
+
+    def cut(prompt: str) -> str:
+        if fits(prompt):
+            return prompt
+        end = bisect.bisect_left(range(len(prompt)), True, key=lambda n: not fits(prompt[:n])) - 1
+        words = prompt[:end].rsplit(maxsplit=1)
+        within = not any(map(str.isspace, prompt[end - 1 : end + 1]))  # the last word
+        return words[0] if within and len(words) > 1 else prompt[:end].rstrip()
+
+    return [cut(prompt) for prompt in prompts]
 
 
 def check_words(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> None:
     """Raise UserError for prompts that are too long, see tokenize.
 
     Warns:
-      UserWarning: a prompt without any word that the encoder knows.
+      UserWarning: prompts without any word that the encoder knows.
     """
-    for text, tokens in tokenize(encoder, prompts, length).items():
-        if not encoder.knows_a_word(tokens):
-            warnings.warn(
-                f"prompt {_shown(text)} has no word that the text encoder knows: what it makes has "
-                "nothing to do with it",
-                stacklevel=3,
-            )
+    tokens = tokenize(encoder, prompts, length)
+    unknown = [text for text, row in tokens.items() if not encoder.knows_a_word(row)]
+    if unknown:
+        others = f" ({len(unknown) - 1} other prompts have none, either)" if unknown[1:] else ""
+        warnings.warn(
+            f"prompt {_shown(unknown[0])} has no word that the text encoder knows: what it makes "
+            f"has nothing to do with it{others}",
+            stacklevel=3,
+        )
 
 
 def encode(encoder: TextEncoder, prompts: Sequence[Prompt], length: int) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagen_jax.cascade import Cascade, Settings, count_black
+from imagen_jax.cascade import Cascade, Settings, count_black, cut_prompts
 from imagen_jax.data.scenes.grammar import caption
 from imagen_jax.data.scenes.levels import Level, get_level
 from imagen_jax.data.scenes.sampling import sample_scene
@@ -152,7 +153,17 @@ def run(
       Unfinished: other processes have not finished.
     """
     output, suite = output_folder(output), work.suite
-    texts = [prompt.text for prompt in suite.prompts] * work.per_prompt
+    said = [prompt.text for prompt in suite.prompts]
+    length = cascade.stages[0].text.max_length
+    cut = cut_prompts(cascade.encoder, said, length)
+    shortened = sum(new != old for new, old in zip(cut, said, strict=True))
+    if shortened:
+        warnings.warn(
+            f"{shortened} of {len(said)} prompts have more than the {length} tokens that this "
+            "cascade was trained with; their first words are sampled",
+            stacklevel=2,
+        )
+    texts = cut * work.per_prompt
     seeds = [seed + i for i in range(len(texts))]
     store = ImageStore(output, texts, seeds, cascade.size, process)
     store.sample(cascade, instruments.networks, settings)
@@ -168,6 +179,8 @@ def run(
         "job": json.loads((output / "job.json").read_bytes()),
         "scores": scores,
     }
+    if shortened:
+        record["cut"] = f"{shortened} of {len(said)} prompts, to {length} tokens"
     if any(black := store.black()):
         record["black"] = count_black(black)
     page = output / REPORT
@@ -232,4 +245,4 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
             said.append(f"aug_level {of['aug_level']:g}")
         side = record["job"]["pixels"][name]
         facts[f"{name} {side} px"] = ", ".join(said)
-    return facts | ({"black": record["black"]} if "black" in record else {})
+    return facts | {name: record[name] for name in ("cut", "black") if name in record}

@@ -154,6 +154,7 @@ class CaptionTooLongError(UserError):
     """A caption has more tokens than the encoder takes.
 
     Attributes:
+      caption: the caption.
       tokens: number of its tokens.
       cut: int32 [max_length], its first tokens and the special token that ends a caption.
     """
@@ -164,5 +165,6 @@ class CaptionTooLongError(UserError):
             f"caption has {tokens} tokens (special tokens included), the encoder takes at most "
             f"{max_length}; shorten it: {shown!r}"
         )
+        self.caption = caption
         self.tokens = tokens
         self.cut = cut

@@ -8,6 +8,7 @@ and in both tokenizer.json, the tokenizer.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,18 +226,23 @@ def _tokenizer(
         )
 
     def tokenize(texts: Sequence[str]) -> np.ndarray:
-        """Ids [n, length]; behind the end of a text stand zeros.
-
-        Raises:
-          UserError: a text is longer; CLIP has no positions for the rest.
+        """Ids [n, length]; behind the end of a text stand zeros. Of a longer text, for the rest of
+        which CLIP has no positions, the first tokens and the end are taken, and a warning is given.
         """
         ids = np.zeros((len(texts), length), np.int32)
+        longer = 0
         for i, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-            if len(encoding.ids) > length:
-                raise UserError(
-                    f"text {texts[i]!r} has {len(encoding.ids)} tokens; CLIP reads {length}"
-                )
-            ids[i, : len(encoding.ids)] = encoding.ids
+            row = encoding.ids
+            if len(row) > length:
+                longer += 1
+                row = [*row[: length - 1], row[-1]]
+            ids[i, : len(row)] = row
+        if longer:
+            warnings.warn(
+                f"CLIP reads the first {length} tokens of a text; {longer} of {len(texts)} are "
+                "longer",
+                stacklevel=3,
+            )
         return ids
 
     return tokenize

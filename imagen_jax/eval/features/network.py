@@ -172,11 +172,7 @@ def clip_network(read: Clip) -> FeatureNetwork:
 
 
 def text_features(read: Clip, texts: list[str]) -> np.ndarray:
-    """Features [n, d] float32 of texts, not normalised.
-
-    Raises:
-      UserError: a text is too long for CLIP.
-    """
+    """Features [n, d] float32 of texts, not normalised; see Clip.tokenize of long ones."""
     run = jax.jit(lambda params, ids: clip.encode_texts(params, ids, read.sizes))
     ids = read.tokenize(texts)
     size = BATCHES[1]
