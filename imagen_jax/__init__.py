@@ -15,7 +15,7 @@ The public API; everything is imported when it is first asked for:
     diffusion     schedules, losses, guidance and samplers as pure functions
 
 The rooms behind it, from the ground up:
-    errors, files, caches, config, extras, sharding, chips, lettering, typing
+    errors, paths, files, caches, config, extras, sharding, chips, lettering, typing
     diffusion/, models/, text/, data/, native/     the parts
     stage.py, stage_config.py, sampling.py,
     low_noise.py, checkpoints/                     where the parts meet

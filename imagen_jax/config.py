@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path
+from imagen_jax.paths import local_path
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(

@@ -1,7 +1,7 @@
 """Files: whole or not at all, one writer at a time, and JSON values compared and fingerprinted.
 
-Paths are those of one file system. `local_path` is where a path that a user gave comes in, and so
-where addresses such as gs://bucket would be let through.
+Paths are of this machine or in a bucket (paths.py). An object of a bucket appears whole when it is
+written, so that nothing is renamed or synced there, and a lock is an object, too.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import functools
 import hashlib
 import json
 import os
-import re
 import socket
 import sys
-import urllib.parse
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from imagen_jax.bucket_lock import locked
+from imagen_jax.buckets import BucketPath
 from imagen_jax.errors import MachineError, UserError
+from imagen_jax.paths import as_path, is_there, local_copy
 
 LOCK = ".lock"
-_MOUNTS = {"gs": "gcsfuse", "s3": "mount-s3", "hdfs": "fuse_dfs"}
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins as the next one does
@@ -36,43 +37,22 @@ _MARKS = (
 )
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave, with ~ expanded; of an address file://, its path.
-
-    Raises:
-      UserError: an address such as gs://bucket, which is no path of this file system; or ~name of
-        an unknown user.
-    """
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        text = urllib.parse.unquote(text.removeprefix("file://").removeprefix("localhost"))
-    if match := re.match(r"([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE):
-        by = f" (such as by {_MOUNTS[match[1].lower()]})" if match[1].lower() in _MOUNTS else ""
-        raise UserError(
-            f"{text} is an address, and files are read and written by their paths only; mount the "
-            f"{match[1]} storage{by} and give the path of the mounted folder"
-        )
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~name of nobody here
-        raise UserError(f"{text}: {error} Give the whole path, or ./~ for that name") from error
-
-
 @contextlib.contextmanager
 def given_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
-    """Yield the path of a file that a user gave, to be read in the block.
+    """Yield the path of a file that a user gave, or of a copy of it, to be read in the block.
 
     Args:
       path: as it was given.
       what: the file's content, "list of prompts", for the message.
 
     Raises:
-      UserError: an address; or the block finds no such file, one that may not be read, or something
-        else than UTF-8 where it wants that.
+      UserError: an address of an unknown kind; or the block finds no such file, one that may not be
+        read, or something else than UTF-8 where it wants that.
     """
-    local = local_path(path)
+    given = as_path(path)
     try:
-        yield local
+        with local_copy(given) as local:
+            yield local
     except FileNotFoundError as error:
         raise UserError(f"no {what} {path}: there is no such file") from error
     except IsADirectoryError as error:
@@ -116,16 +96,18 @@ def new_file(path: str | os.PathLike[str], suffix: str = "") -> Path:
       suffix: end of its name, ".png"; "" for any.
 
     Raises:
-      UserError: an address, another suffix, a directory, or a file that is there already; or its
-        folder is missing, or may not be written to.
+      UserError: an unknown address, another suffix, a directory, or a file that is there already;
+        or its folder is missing, or may not be written to.
     """
-    local = local_path(path)
+    local = as_path(path)
     if suffix and local.suffix.lower() != suffix:
         raise UserError(f"{path} is to be a {suffix} file; give it that name")
     if local.is_dir():
         raise UserError(f"{path} is a directory; give the path of a file")
-    if os.path.lexists(local):  # a device, too, such as /dev/stdout
+    if is_there(local):
         raise UserError(f"{path} is there already, and nothing is overwritten; choose another name")
+    if isinstance(local, BucketPath):
+        return local
     if not local.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {local.parent}")
     if not os.access(local.parent, os.W_OK):
@@ -137,10 +119,14 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     """Return the path of a folder that a command writes to, which need not be there yet.
 
     Raises:
-      UserError: an address, or a file is there or above it.
+      UserError: an unknown address, or a file is there or above it.
       MachineError: it may not be written to, or not be made.
     """
-    local = local_path(path)
+    local = as_path(path)
+    if isinstance(local, BucketPath):
+        if local.is_file():
+            raise UserError(f"{local} is a file; give the path of a folder")
+        return local
     there = next(place for place in (local, *local.absolute().parents) if os.path.lexists(place))
     if there.is_symlink() and not there.exists():
         raise UserError(f"{there} is a link to {os.readlink(there)}, which is not there")
@@ -189,7 +175,10 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, new: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, synced and renamed to `path` if the block succeeds.
+    """Yield a temporary name, whose file becomes `path` if the block succeeds.
+
+    It lies beside `path`, is synced, and then renamed. What goes to a bucket is written to this
+    machine's folder of temporary files first (TMPDIR), and then uploaded as one object.
 
     Args:
       path: the file.
@@ -199,7 +188,13 @@ def atomic_path(path: str | Path, new: bool = False) -> Iterator[Path]:
       UserError: another file is there now; what the block wrote is kept under the name of the
         message.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="imagen-jax-") as directory:
+            yield (temporary := Path(directory, path.name))
+            free = _upload(path, temporary.read_bytes(), new)
+        _tell_other(path, free)
+        return
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -211,6 +206,19 @@ def atomic_path(path: str | Path, new: bool = False) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    _tell_other(path, free)
+
+
+def _upload(path: BucketPath, content: bytes, new: bool) -> Path:
+    if not new:
+        path.write_bytes(content)
+        return path
+    while not (free := unused_name(path)).create(content):  # type: ignore[attr-defined]
+        pass
+    return free
+
+
+def _tell_other(path: Path, free: Path) -> None:
     if free != path:
         raise UserError(
             f"{path} was written by another process in the meantime, and nothing is overwritten; "
@@ -228,7 +236,7 @@ def unused_name(path: Path, first: int = 1) -> Path:
     number = first
     while True:
         name = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if not os.path.lexists(name):
+        if not is_there(name):
             return name
         number += 1
 
@@ -274,7 +282,8 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 def only_writer(directory: str | Path, work: str) -> Iterator[None]:
     """Be the only process that writes to a directory, which is made if missing.
 
-    The lock belongs to an open file: it ends with the process, however that ends.
+    The lock belongs to an open file: it ends with the process, however that ends. In a bucket it is
+    an object, see bucket_lock.locked.
 
     Args:
       directory: the directory to lock; a file .lock stays in it.
@@ -285,6 +294,10 @@ def only_writer(directory: str | Path, work: str) -> Iterator[None]:
         is that of a file.
     """
     directory = output_folder(directory)
+    if isinstance(directory, BucketPath):
+        with locked(directory / LOCK, work):
+            yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     with _open_lock(directory / LOCK) as file:
         try:
@@ -328,6 +341,10 @@ def in_turn(directory: Path) -> Iterator[None]:
     Args:
       directory: an existing directory; a file .turn stays in it.
     """
+    if isinstance(directory, BucketPath):
+        with locked(directory / ".turn", "another process", wait=True):
+            yield
+        return
     with _open_lock(directory / ".turn") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -25,6 +25,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
+import gcs_server  # noqa: E402
 import jaxtyping  # noqa: E402
 from shapes import annotated_modules  # noqa: E402
 
@@ -38,6 +39,27 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def gcs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[gcs_server.Bucket, dict[str, str]]]:
+    """One for all tests: clients keep the address that they were first given."""
+    with gcs_server.serve(tmp_path_factory.mktemp("gcs")) as served:
+        yield served
+
+
+@pytest.fixture
+def bucket(
+    gcs: tuple[gcs_server.Bucket, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> gcs_server.Bucket:
+    """The objects of gs://bucket, of which there are none at first; see gcs_server.py."""
+    found, environment = gcs
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found.clear()
+    return found
 
 
 LONG = (

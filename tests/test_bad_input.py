@@ -185,7 +185,8 @@ def test_directories_that_are_no_work_directory(
     for given, message in (
         (tmp_path / "file", f"{tmp_path / 'file'} is a file; give the path of a folder"),
         (workdir / "base", f"the folder of one stage; give the work directory, {workdir}"),
-        ("gs://bucket/run", "gs://bucket/run is an address"),
+        ("s3://bucket/run", "s3://bucket/run is an address of a kind that is not read or written"),
+        ("gs:/bucket/run", "gs:/bucket/run is no path; an address in a bucket begins with gs://"),
         ("~nobody-here/run", "~nobody-here/run: Could not determine home directory. Give the"),
         (tmp_path / "run[1]", "run[1] has [ in it, and checkpoints that are written there could"),
         (tmp_path / "what?", "has ? in it"),

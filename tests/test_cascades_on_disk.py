@@ -86,8 +86,8 @@ def test_an_export_overwrites_nothing(workdir: Path, tmp_path: Path) -> None:
 def test_directories_that_are_no_cascade(workdir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"the folder of one stage; give the work .* {workdir}"):
         open_cascade(workdir / "base")
-    with pytest.raises(UserError, match=r"gs://bucket/run is an address.* mount the gs storage"):
-        open_cascade("gs://bucket/run")
+    with pytest.raises(UserError, match=r"s3://bucket/run is an address.* choices: gs://bucket/fo"):
+        open_cascade("s3://bucket/run")
     with pytest.raises(UserError, match="no stage 'base64' to start from in demo; it has base"):
         open_origin("demo", "base64")
     exported = tmp_path / "exported"

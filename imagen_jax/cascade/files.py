@@ -18,6 +18,7 @@ from imagen_jax.config import build
 from imagen_jax.data.images import check_webp, read_file, readable_formats
 from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import atomic_path, given_file
+from imagen_jax.paths import as_path
 from imagen_jax.stage_config import SampleConfig
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def save_image(image: np.ndarray, record: dict[str, Any], path: str | Path) -> P
     Raises:
       UserError: another ending.
     """
-    path = Path(path)
+    path = as_path(path)
     said = json.dumps(record)  # ASCII, as EXIF needs it
     options: dict[str, Any]
     if path.suffix == ".png":

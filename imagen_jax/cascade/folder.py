@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.cascade.files import BLACK, FORMATS, read_record, save_image
 from imagen_jax.cascade.images import read_image
 from imagen_jax.cascade.request import Request
 from imagen_jax.cascade.run import Finished
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path, local_path, only_writer, unused_name
+from imagen_jax.files import atomic_path, only_writer, unused_name
 from imagen_jax.grid import labelled_grid
+from imagen_jax.paths import as_path, those_there
 from imagen_jax.progress import progress
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Folder:
         """
         if file_format not in FORMATS:
             raise UserError(f"format is {file_format!r}; choices: {', '.join(FORMATS)}")
-        self.directory = local_path(directory)
+        self.directory = as_path(directory)
         self.requests = list(requests)
         self.written: list[Path] = []
         count = sum(map(len, self.requests))
@@ -80,7 +82,7 @@ class Folder:
         images and that no other process writes into. It is entered."""
         number = 1
         while True:
-            path = Path(name) if number == 1 else Path(f"{name}-{number}")
+            path = as_path(name if number == 1 else f"{name}-{number}")
             folder = cls(path, requests, file_format)
             try:
                 return folder.__enter__()
@@ -98,8 +100,9 @@ class Folder:
             return self
         with contextlib.ExitStack() as opened:
             opened.enter_context(only_writer(self.directory, "imagen sample"))
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass  # or an OSError now, and not after the first batch
+            if not isinstance(self.directory, BucketPath):  # where the lock was written just now
+                with tempfile.TemporaryFile(dir=self.directory):
+                    pass  # or an OSError now, and not after the first batch
             self._check()
             for part in self.directory.glob("[0-9][0-9][0-9][0-9].*.tmp"):
                 part.unlink()  # a killed run's: nobody else writes here
@@ -136,10 +139,11 @@ class Folder:
         ]
         many = len(chunks) > 1
         hidden = not (many and show_progress)
+        there = those_there(self.paths)  # nobody else writes here
         with progress(len(self.paths), "images", "images", disable=hidden) as bar:
             for first, part in chunks:
                 paths = self.paths[first : first + len(part)]
-                if not all(path.is_file() for path in paths):
+                if not there.issuperset(paths):
                     self._earlier = []
                     cascade.run(
                         part, batch_size=batch_size, show_progress=show_progress and not many,
@@ -188,7 +192,7 @@ class Folder:
                 if not _says(name, record):
                     name = save_image(image, record, unused_name(name))
                 kept.append(name)
-        there = sum(path.is_file() for path in self.paths)
+        there = len(those_there(self.paths))
         said = f"; {there} of {len(self.paths)} images are done"
         if there:
             said += f", in {self.directory}, and the same command resumes"
@@ -223,7 +227,7 @@ class Folder:
         not: those of earlier runs, too."""
         if all(request.safety is None for request in self.requests):
             return []
-        return [read_record(path).get(BLACK, "") for path in self.paths if path.is_file()]
+        return [read_record(path).get(BLACK, "") for path in sorted(those_there(self.paths))]
 
     def _check(self) -> None:
         """Raise UserError unless all images that are there are those that are asked for."""

@@ -81,7 +81,8 @@ class SafetyFilter:
         if path is None:
             return None
         try:
-            mark = Image.open(path, formats=["PNG"]).convert("RGBA")
+            with path.open("rb") as file:
+                mark = Image.open(file, formats=["PNG"]).convert("RGBA")
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path} is damaged, or no PNG: {error}") from error
         if mark.size != (MARK_SIDE, MARK_SIDE):

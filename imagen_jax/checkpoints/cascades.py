@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.checkpoints.exported import EXPORTED, description, open_exported, write_exported
 from imagen_jax.checkpoints.lora import with_lora
 from imagen_jax.checkpoints.pretrained import Pretrained
@@ -30,8 +31,9 @@ from imagen_jax.checkpoints.reading import (
 )
 from imagen_jax.checkpoints.safety import safety_of
 from imagen_jax.errors import MachineError, UserError
-from imagen_jax.files import local_path, read_json
+from imagen_jax.files import read_json
 from imagen_jax.low_noise import from_records
+from imagen_jax.paths import as_path
 from imagen_jax.stage import check_stage_names, make_stage
 
 SHIPPED = Path(__file__).parent.parent / "demo"
@@ -64,7 +66,7 @@ def open_cascade(
 
 
 def _open(path: str | Path | None, ema_decay: float | None, best: bool) -> Pretrained:
-    directory = SHIPPED if path is None else local_path(path)
+    directory = SHIPPED if path is None else as_path(path)
     if not directory.is_dir():
         raise UserError(f"no work directory {directory}; imagen train makes one")
     exported, records = (directory / EXPORTED).is_file(), sorted(directory.glob(f"*/{RECORD}"))
@@ -140,7 +142,8 @@ def _open_workdir(
 ) -> Pretrained:
     records = {path.parent.name: read_json(path, "record of a stage") for path in paths}
     if not records:
-        closed = [at.name for at in workdir.iterdir() if at.is_dir() and not os.access(at, os.X_OK)]
+        folders = [] if isinstance(workdir, BucketPath) else [*workdir.iterdir()]
+        closed = [at.name for at in folders if at.is_dir() and not os.access(at, os.X_OK)]
         if closed:
             raise MachineError(f"{workdir} has {', '.join(closed)}, which may not be read")
         raise UserError(f"no trained stage under {workdir}; imagen train makes them")

@@ -27,7 +27,8 @@ from imagen_jax.checkpoints.safety import Safety
 from imagen_jax.diffusion.augment import SCHEDULE
 from imagen_jax.diffusion.schedule import DiscreteCosineSchedule
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path, local_path, read_json, write_json
+from imagen_jax.files import atomic_path, read_json, write_json
+from imagen_jax.paths import local_path
 from imagen_jax.stage import Stage, make_stage
 from imagen_jax.text import t5_if
 from imagen_jax.text.encoder import load_encoder

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from imagen_jax.files import (
     write_json,
 )
 from imagen_jax.low_noise import from_records
+from imagen_jax.paths import local_copy, version_of
 from imagen_jax.stage import Stage, check_stage_names, make_stage
 from imagen_jax.tensor_files import open_safetensors
 
@@ -74,17 +74,20 @@ def open_exported(directory: Path) -> Pretrained:
         if not stages or not isinstance(source, dict):
             raise TypeError("no stages, or no source")
         safety = safety_of(directory, record)
-    states: dict[str, tuple[int, int]] = {}
+    versions: dict[str, Any] = {}
+    copies, opened = contextlib.ExitStack(), dict[str, Path]()  # kept as long as the functions are
     digests: dict[str, str] = {}
 
     def file_of(stage: Stage) -> Path:
         path = directory / f"{stage.name}.safetensors"
         if not path.is_file():
             raise UserError(f"the cascade in {directory} lacks {path.name}")
-        state = (path.stat().st_size, path.stat().st_mtime_ns)
-        if states.setdefault(stage.name, state) != state:
+        version = version_of(path)
+        if versions.setdefault(stage.name, version) != version:
             raise UserError(f"{path} has changed since it was read first; run the command again")
-        return path
+        if stage.name not in opened:
+            opened[stage.name] = copies.enter_context(local_copy(path))
+        return opened[stage.name]
 
     def read(stage: Stage, shapes: Any) -> Any:
         path = file_of(stage)
@@ -150,7 +153,7 @@ def write_exported(cascade: Pretrained, output: str | Path, dtype: str) -> list[
                 safetensors.numpy.save_file(of_stage, temporary)
         for path, source in zip(paths[len(weights) :], copied, strict=True):
             with atomic_path(path) as temporary:
-                shutil.copyfile(source, temporary)
+                temporary.write_bytes(source.read_bytes())
         record = {"config": cascade.config, "encoder": cascade.encoder, "source": cascade.source}
         if cascade.license is not None:
             record["license"] = cascade.license
@@ -198,7 +201,7 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
             for path in (*paths, mark):
                 path.unlink(missing_ok=True)
             if not there:
-                (output / LOCK).unlink()
+                (output / LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # somebody has put something there
                     output.rmdir()
             raise

@@ -32,7 +32,8 @@ from imagen_jax.checkpoints.reading import (
     stage_directory,
 )
 from imagen_jax.errors import UserError
-from imagen_jax.files import atomic_path, local_path, new_file, read_json
+from imagen_jax.files import atomic_path, new_file, read_json
+from imagen_jax.paths import as_path
 from imagen_jax.stage import Stage
 from imagen_jax.tensor_files import open_safetensors
 
@@ -70,7 +71,7 @@ def export_lora(workdir: str | Path, output: str | Path, dtype: str = "float16")
     arrays: dict[str, np.ndarray] = {}
     trained_on: dict[str, str] = {}
     licence: dict[str, str] = {}
-    for record_path in sorted(local_path(workdir).glob(f"*/{RECORD}")):
+    for record_path in sorted(as_path(workdir).glob(f"*/{RECORD}")):
         record = read_json(record_path, "record of a stage")
         stage = record["stage"]
         directory = stage_directory(workdir, stage)
@@ -129,7 +130,7 @@ def read_lora(path: str | Path) -> Change:
             trained_on = dict(json.loads(metadata["trained_on"]))
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} does not say what it was trained on") from error
-    digest = hashlib.sha256(local_path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256(as_path(path).read_bytes()).hexdigest()
     return Change(factors, trained_on, digest)
 
 

@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.errors import UserError, no_space
 from imagen_jax.files import read_json
+from imagen_jax.paths import as_path
 from imagen_jax.stage_config import BETTER
 
 CHECKPOINTS = "checkpoints"
 RECORD = "stage.json"
+_MARK = "/commit_success.txt"
 X0_ERRORS = "x0_errors.json"
 """Errors by noise level that the last validation of a stage measured."""
 
@@ -25,7 +29,7 @@ class DamagedCheckpoint(UserError):
 
 def stage_directory(workdir: str | Path, stage: str) -> Path:
     """Return <workdir>/<stage>."""
-    return Path(workdir) / stage
+    return as_path(workdir) / stage
 
 
 def checkpoint_steps(directory: str | Path) -> list[int]:
@@ -37,8 +41,12 @@ def checkpoint_steps(directory: str | Path) -> list[int]:
     Raises:
       PermissionError: whether there are any may not be seen.
     """
+    checkpoints = as_path(directory) / CHECKPOINTS
+    if isinstance(checkpoints, BucketPath):  # where nothing is renamed: Orbax leaves a mark
+        marked = (name.removesuffix(_MARK) for name in checkpoints.names() if name.endswith(_MARK))
+        return sorted(int(name) for name in marked if name.isdecimal())
     try:
-        names = os.listdir(Path(directory) / CHECKPOINTS)
+        names = os.listdir(checkpoints)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(name) for name in names if name.isdecimal())
@@ -51,11 +59,11 @@ def newest_checkpoint(directory: str | Path) -> Path:
       UserError: there is none.
     """
     steps = checkpoint_steps(directory)
-    checkpoints = Path(directory) / CHECKPOINTS
+    checkpoints = as_path(directory) / CHECKPOINTS
     if not steps:
         raise UserError(
             f"no checkpoint in {checkpoints}; train this stage first: "
-            f"imagen train --stage {Path(directory).name} ..."
+            f"imagen train --stage {checkpoints.parent.name} ..."
         )
     return checkpoints / str(steps[-1])
 
@@ -79,12 +87,12 @@ def best_checkpoint(directory: str | Path) -> Path:
     """
     found = {}
     for step in checkpoint_steps(directory):
-        path = Path(directory) / CHECKPOINTS / str(step)
+        path = as_path(directory) / CHECKPOINTS / str(step)
         if (metrics := path / "metrics" / "metrics").is_file():
             found[path] = quality(read_json(metrics, "measurement of a checkpoint"))
     if not found:
         raise UserError(
-            f"no checkpoint in {Path(directory) / CHECKPOINTS} was measured; train with "
+            f"no checkpoint in {as_path(directory) / CHECKPOINTS} was measured; train with "
             "train.keep_best and what its best_metric needs, or take the newest"
         )
     return max(found, key=found.__getitem__)
@@ -135,6 +143,7 @@ def restore_ema(checkpoint: Path, abstract_params: Any, decay: float | None = No
     # Imported here: reading the record of a stage should not cost a second.
     import orbax.checkpoint as ocp
 
+    _check_reach(checkpoint)
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint} was removed since it was looked up, by a training that writes newer "
@@ -167,6 +176,7 @@ def restore_factors(checkpoint: Path) -> dict[str, dict[str, Any]]:
     import jax
     import orbax.checkpoint as ocp
 
+    _check_reach(checkpoint)
     path = checkpoint / "state"
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -178,6 +188,14 @@ def restore_factors(checkpoint: Path) -> dict[str, dict[str, Any]]:
     prefix = "['opt_state'].factors"  # as the train state has them
     check_restored(path, {name.removeprefix(prefix): sums[name] for name in sums}, factors)
     return jax.device_get(factors)
+
+
+def _check_reach(checkpoint: Path) -> None:
+    if isinstance(checkpoint, BucketPath) and not (find_spec("tensorflow") or find_spec("gcsfs")):
+        raise UserError(
+            f"{checkpoint} is read by gcsfs or TensorFlow, and neither is installed: pip install "
+            "gcsfs. What `imagen export` wrote to a bucket needs neither"
+        )
 
 
 def reason(error: BaseException) -> str:

@@ -84,5 +84,5 @@ def safety_of(directory: Path, record: Mapping[str, Any]) -> Safety | None:
 def _digest(path: Path | None) -> str | None:
     if path is None:
         return None
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

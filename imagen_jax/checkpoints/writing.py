@@ -20,16 +20,20 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.path import gcs_utils
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.checkpoints.checksums import checksums
 from imagen_jax.checkpoints.reading import (
     CHECKPOINTS,
     DamagedCheckpoint,
     check_restored,
+    checkpoint_steps,
     quality,
     reason,
 )
 from imagen_jax.errors import MachineError
+from imagen_jax.paths import as_path
 
 DAMAGED = "damaged_checkpoints"
 
@@ -39,6 +43,11 @@ def _is_not_raised_too(record: logging.LogRecord) -> bool:
     tracebacks and also raise."""
     libraries = {"orbax", "clu"}.intersection(Path(record.pathname).parts)
     return record.levelno < logging.ERROR or not libraries
+
+
+# Where a folder of a bucket is removed, Orbax asks by google-cloud-storage, and with the right to
+# read the bucket's settings, whether there are folders apart from objects. They would be empty.
+gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
 
 
 logging.getLogger("absl").addFilter(_is_not_raised_too)
@@ -77,7 +86,7 @@ class Checkpointer:
         best_metric: key of stage_config.BETTER.
         report: shows a line.
         """
-        self._directory = (Path(stage_directory) / CHECKPOINTS).absolute()
+        self._directory = (as_path(stage_directory) / CHECKPOINTS).absolute()
         self._report = report
         self._report_unfinished()
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
@@ -236,8 +245,13 @@ class Checkpointer:
         self._manager.reload()
 
     def _report_unfinished(self) -> None:
-        for path in sorted(self._directory.glob(f"*{ocp.path.atomicity_types.TMP_DIR_SUFFIX}*")):
+        pattern = f"*{ocp.path.atomicity_types.TMP_DIR_SUFFIX}*"
+        found = {path.name.split(".")[0] for path in self._directory.glob(pattern)}
+        if isinstance(self._directory, BucketPath):
+            there = {path.name for path in self._directory.glob("*") if path.name.isdecimal()}
+            found |= there - {str(step) for step in checkpoint_steps(self._directory.parent)}
+        for step in sorted(found):
             self._report(
-                f"{path.name.split('.')[0]} in {self._directory} was not written to its end when "
+                f"{step} in {self._directory} was not written to its end when "
                 "training was interrupted; it is removed"
             )

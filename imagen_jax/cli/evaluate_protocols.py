@@ -17,7 +17,7 @@ from imagen_jax.cli.evaluate_features import add_network, load_network
 from imagen_jax.cli.settings import add_settings, add_sweep, axes, settings
 from imagen_jax.cli.status import show
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path
+from imagen_jax.paths import as_path
 
 if TYPE_CHECKING:
     from imagen_jax.cascade import Cascade, Settings
@@ -287,5 +287,5 @@ def _sweep(args: argparse.Namespace) -> None:
     if not rows:
         print("no combination is done yet")
         return
-    draw(rows, along, names, local_path(args.output) / CHART)
+    draw(rows, along, names, as_path(args.output) / CHART)
     print(f"{len(rows)} combinations in {args.output}/{TABLE}, curves in {args.output}/{CHART}")

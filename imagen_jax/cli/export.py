@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.cli.command import Commands, add_lora, command, number
 from imagen_jax.cli.settings import add_settings, settings
 from imagen_jax.errors import UserError
@@ -112,4 +113,5 @@ def run(args: argparse.Namespace) -> None:
         of_stages = stage_settings(cascade.stages, settings(args))
         paths = export_stages(cascade, args.output, of_stages, args.platforms)
     for path in paths:
-        print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")
+        size = "" if isinstance(path, BucketPath) else f"{path.stat().st_size / 2**20:8.2f} MiB  "
+        print(f"{size}{path}")

@@ -22,7 +22,8 @@ from imagen_jax.cli.corpus import (
 )
 from imagen_jax.cli.status import one_line, status_of
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path, only_writer, output_folder
+from imagen_jax.files import only_writer, output_folder
+from imagen_jax.paths import as_path
 
 EMBEDDINGS = "embeddings"
 """Folder of a work directory in which training embeds a corpus."""
@@ -173,14 +174,14 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
                 "or it is a directory of embeddings"
             )
         plain = "=" not in args.data[0] and not args.modules
-        if plain and not local_path(args.data[0]).exists():
+        if plain and not as_path(args.data[0]).exists():
             raise UserError(
                 f"--data is {args.data[0]!r}, and there is no such file or directory; give a "
                 "corpus or what `imagen embed` wrote"
             )
         return args.data[0]
-    directory = os.path.join(args.workdir, args.stage)
-    if os.path.isdir(directory):  # another training there is told before hours of embedding
+    directory = as_path(args.workdir) / args.stage
+    if directory.is_dir():  # another training there is told before hours of embedding
         with only_writer(directory, "imagen train"):
             pass
     output = os.path.join(args.workdir, EMBEDDINGS)

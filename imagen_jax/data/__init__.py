@@ -16,7 +16,7 @@ Embeddings, as training reads them:
     records.py   an embedding directory and its records
     manifest.py  its manifest, read and checked; manifest_form.py: of which form that must be
     order.py     the global order: (sizes, seed, step) -> records, as arithmetic
-    reading.py   the one reader of shards, in such an order
+    reading.py   the one reader of shards, in such an order; fetching.py: of shards in a bucket
     tasks.py     embedding directories and mixtures, opened for training and for seqio
     features.py  a record -> {"image", "text_emb", "text_mask", "low_res"?}, in a stage's View
     damage.py    damaged records: found, counted and read past

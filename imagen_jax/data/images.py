@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from imagen_jax.buckets import BucketPath
 from imagen_jax.data.image_bytes import (
     PNG_START,
     check_structure,
@@ -76,6 +77,8 @@ def read_file(path: Path) -> bytes:
       UnusableError: it is no regular file, or larger than any image is: a link to a device has no
         end.
     """
+    if isinstance(path, BucketPath):
+        return path.read_bytes()
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UnusableError("image is no file")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax import files
+from imagen_jax.buckets import BucketPath
 from imagen_jax.data.manifest_form import fault_of
 from imagen_jax.data.records import offsets_path, offsets_size
 from imagen_jax.errors import MachineError, UserError
+from imagen_jax.paths import as_path
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -38,7 +40,7 @@ def load_manifest(directory: str | Path, check_files: bool = True) -> Manifest:
       UserError: no such directory, or embedding has not finished; not a manifest of this format, or
         altered after it was written; a shard is missing or has another size than it says.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     if not directory.is_dir():
         raise UserError(f"no embedding directory {directory}; `imagen embed` makes one")
     path = directory / MANIFEST
@@ -78,8 +80,8 @@ def check_shards(directory: str | Path, manifest: Manifest, split: str) -> None:
 
     def check(part: int) -> None:
         for name, size, examples in shards[part::_PARALLEL_CHECKS]:
-            _check_size(Path(directory) / name, size)
-            _check_size(offsets_path(Path(directory) / name), offsets_size(examples))
+            _check_size(as_path(directory) / name, size)
+            _check_size(offsets_path(as_path(directory) / name), offsets_size(examples))
 
     with ThreadPoolExecutor(_PARALLEL_CHECKS) as pool:
         list(pool.map(check, range(_PARALLEL_CHECKS)))
@@ -87,6 +89,10 @@ def check_shards(directory: str | Path, manifest: Manifest, split: str) -> None:
 
 def _check_size(path: Path, size: int) -> None:
     try:
+        if isinstance(path, BucketPath):
+            if not path.has_size(size):
+                raise UserError(f"{path} has another size than the {size} bytes of {MANIFEST}")
+            return
         found = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though {MANIFEST} beside it lists it") from None

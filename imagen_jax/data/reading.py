@@ -16,7 +16,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from imagen_jax.buckets import SCHEME, BucketPath
 from imagen_jax.data import records
+from imagen_jax.data.fetching import Fetched
 from imagen_jax.errors import UserError
 
 _PARALLEL_RUNS = 4
@@ -35,6 +37,7 @@ class ShardTable:
       first: [shards + 1] number of each shard's first record, and of all records.
       offset: (path, place of a record in it, number of records) -> where they begin, see
         records.locate_records; remembers some.
+      fetched: records of shards in a bucket.
     """
 
     paths: Sequence[str]
@@ -44,6 +47,7 @@ class ShardTable:
         init=False,
         repr=False,
     )
+    fetched: Fetched = field(default_factory=Fetched, init=False, repr=False)
 
     @classmethod
     def of(cls, shards: Sequence[tuple[str, int]]) -> ShardTable:
@@ -79,10 +83,27 @@ class ShardTable:
         counts = np.diff([*starts, len(wanted)])
         places = wanted[starts] - self.first[shard[starts]]
         paths = [self.paths[s] for s in shard[starts]]
+        paths, offsets = self._places(paths, places.tolist(), counts.tolist())
+        return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
+
+    def _places(
+        self, paths: list[str], places: list[int], counts: list[int]
+    ) -> tuple[list[str], list[int]]:
+        """(files, bytes in them) where runs of records begin; those in buckets are fetched."""
+        remote = [i for i, path in enumerate(paths) if path.startswith(SCHEME)]
+        local = [i for i, path in enumerate(paths) if not path.startswith(SCHEME)]
+        files, offsets = list(paths), [0] * len(paths)
         # A shard may lie on storage that takes milliseconds to answer: all are asked at once.
         with ThreadPoolExecutor(_PARALLEL_OFFSETS) as pool:
-            offsets = list(pool.map(self.offset, paths, places.tolist(), counts.tolist()))
-        return np.array(paths, object), np.array(offsets, np.int64), counts.astype(np.int64)
+            asked = ([of[i] for i in local] for of in (paths, places, counts))
+            for i, offset in zip(local, pool.map(self.offset, *asked), strict=True):
+                offsets[i] = offset
+        if remote:
+            runs = [(BucketPath(paths[i]), places[i], counts[i]) for i in remote]
+            file, begins = self.fetched.fetch(runs)
+            for i, begin in zip(remote, begins, strict=True):
+                files[i], offsets[i] = str(file), begin
+        return files, offsets
 
     def read(self, record: int) -> tf.Tensor:
         """One serialized record.
@@ -92,8 +113,12 @@ class ShardTable:
           tf.errors.DataLossError: it is damaged.
         """
         path, place = self.locate(record)
-        offset = tf.constant(self.offset(path, place, 1), tf.int64)
-        return _records_from(tf.constant(path), offset).take(1).get_single_element()
+        (file,), (offset,) = self._places([path], [place], [1])
+        read = _records_from(tf.constant(file), tf.constant(offset, tf.int64)).take(1)
+        try:
+            return read.get_single_element()
+        finally:
+            self.fetched.remove(file)
 
     def record(self, record: int) -> records.Record:
         """One record.
@@ -154,6 +179,7 @@ class OrderedReader:
         order, and seeds what is random about the example.
         """
         stop = _FOREVER if self.steps is None else self.steps
+        before: list[str] = []
 
         def plan(window: np.ndarray) -> tuple[np.ndarray, ...]:
             first = int(window) * self.window_steps
@@ -163,7 +189,11 @@ class OrderedReader:
                 wanted[wanted == record] = self.replaced[record]
             unique, place = np.unique(wanted, return_inverse=True)
             positions = np.array(steps)[:, None] * self.order.batch + np.array(self.rows)[None]
-            return *self.table.runs(unique), place.ravel().astype(np.int64), positions.ravel()
+            runs = self.table.runs(unique)
+            for file in before:  # which was read to its end: windows follow one another
+                self.table.fetched.remove(file)
+            before[:] = runs[0].tolist()
+            return *runs, place.ravel().astype(np.int64), positions.ravel()
 
         def read(window: tf.Tensor) -> dict[str, tf.Tensor]:
             types = (tf.string, tf.int64, tf.int64, tf.int64, tf.int64)

@@ -20,6 +20,7 @@ progress/                         how far an embedding job is; nothing reads it 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ import numpy as np
 from imagen_jax import files
 from imagen_jax.errors import UserError
 from imagen_jax.extras import import_tensorflow, require
+from imagen_jax.paths import as_path
 
 STATES_DTYPE = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
 OFFSETS_DTYPE = np.dtype("<u8")
@@ -160,11 +162,17 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 class RecordWriter:
-    """Writes serialized records to a TFRecord file, and remembers where each begins."""
+    """Writes serialized records to a TFRecord file, and remembers where each begins.
+
+    Attributes:
+      offsets: where each record begins, and last the file's size.
+      sha256: hash (hex) of the file, once it is complete.
+    """
 
     def __init__(self, writer: Any):
         self._writer = writer
         self.offsets = [0]
+        self.sha256 = ""
 
     def write(self, serialized: bytes) -> None:
         """Appends a record."""
@@ -179,6 +187,8 @@ def record_writer(path: str | Path) -> Iterator[RecordWriter]:
         with tensorflow().io.TFRecordWriter(str(temporary)) as file:
             writer = RecordWriter(file)
             yield writer
+        with temporary.open("rb") as written:
+            writer.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         # Offsets before the shard: where a shard is, they are.
         with files.atomic_path(offsets_path(path)) as temporary_offsets:
             temporary_offsets.write_bytes(np.array(writer.offsets, OFFSETS_DTYPE).tobytes())
@@ -186,7 +196,7 @@ def record_writer(path: str | Path) -> Iterator[RecordWriter]:
 
 def offsets_path(shard: str | Path) -> Path:
     """The file with the offsets of a shard's records."""
-    return Path(shard).with_suffix(".offsets")
+    return as_path(shard).with_suffix(".offsets")
 
 
 def offsets_size(examples: int) -> int:

@@ -15,6 +15,7 @@ from imagen_jax.data import records
 from imagen_jax.data.manifest import load_manifest
 from imagen_jax.data.pages import bars, counted, figure, histogram, sheet, spaced, table, write_page
 from imagen_jax.data.reading import ShardTable
+from imagen_jax.paths import as_path
 
 
 def write_report(
@@ -44,7 +45,7 @@ def write_report(
     parts = [table(facts)]
     read = 0
     for split, entry in manifest["splits"].items():
-        paths = [str(Path(directory) / name) for name in entry["shards"]]
+        paths = [str(as_path(directory) / name) for name in entry["shards"]]
         shards = ShardTable.of(list(zip(paths, entry["shard_examples"], strict=True)))
         places = spaced(entry["examples"], sampled)
         of_split = [shards.record(int(place)) for place in places]

@@ -27,7 +27,8 @@ from imagen_jax.data.order import FileOrder, GlobalOrder
 from imagen_jax.data.reading import Order, OrderedReader, ShardTable
 from imagen_jax.data.sources import check_rendering
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, fingerprint, local_path
+from imagen_jax.files import differences, fingerprint
+from imagen_jax.paths import as_path
 
 SHUFFLE_RECORDS = 4096
 """Compressed records that are shuffled at once, over all hosts."""
@@ -45,7 +46,7 @@ class EmbeddingShards(seqio.DataSource):
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = str(local_path(directory))
+        self.directory = str(as_path(directory))
         self.manifest = load_manifest(self.directory, check_files=False)
         # num_input_examples stays unset: below 10,000 examples seqio would cache the first epoch in
         # memory, and the cache would become part of every iterator checkpoint.
@@ -233,7 +234,7 @@ def open_data(data: str | os.PathLike[str]) -> EmbeddingData:
     elif name in seqio.MixtureRegistry.names():
         mixture = seqio.MixtureRegistry.get(name)
         found = [(task.source, float(mixture.get_rate(task))) for task in mixture.tasks]
-    elif "=" in name and not local_path(name).is_dir():
+    elif "=" in name and not as_path(name).is_dir():
         parts = [_directory_and_rate(part, name) for part in name.split(",")]
         found = [(EmbeddingShards(part), rate) for part, rate in parts]
     else:

@@ -9,7 +9,7 @@ The manifest is written last, by whichever process finds all shards there.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import json
 import operator
 import os
@@ -17,7 +17,8 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ from imagen_jax.files import (
     output_folder,
     write_json,
 )
+from imagen_jax.paths import append, has_size, names_in
 from imagen_jax.progress import progress
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 Job = dict[str, Any]
 DEFAULT_SIZE = 64
 SHARD_EXAMPLES = 10_000
+_PARALLEL_QUESTIONS = 32
 
 
 def embed(
@@ -175,7 +178,9 @@ def _write(
 ) -> None:
     """Writes those of the shards `mine` that are not finished; `known`: examples of the corpus."""
     split, num_shards = job["split"], job["num_shards"]
-    todo = [shard for shard in mine if _finished(directory, job, shard) is None]
+    mine = list(mine)
+    found = zip(mine, _all_finished(directory, job, mine), strict=True)
+    todo = [shard for shard, counts in found if counts is None]
     _sweep(directory, job, todo)
     # Of a corpus that does not know how many examples it has, the bar has no end.
     total = round(known * len(todo) / num_shards) or None
@@ -183,7 +188,7 @@ def _write(
     paths = {shard: directory / records.shard_name(split, shard, num_shards) for shard in todo}
     started = time.monotonic()
     with progress(total, f"embed {split}", "captions", disable=not todo) as bar:
-        for shard, counts in write_shards(
+        for shard, counts, written in write_shards(
             corpus, encoder, paths, num_shards, handling, job["states"], bar
         ):
             path = paths[shard]
@@ -194,8 +199,8 @@ def _write(
                 directory / "progress" / f"{path.name}.json",
                 {
                     **vars(counts),
-                    "bytes": path.stat().st_size,
-                    "sha256": _sha256(path),
+                    "bytes": written.offsets[-1],
+                    "sha256": written.sha256,
                     "job": fingerprint(job),
                 },
             )
@@ -251,13 +256,20 @@ def _sweep(directory: Path, job: Job, todo: Iterable[int]) -> None:
     """Removes what killed processes left of these shards, and lists of jobs without claim."""
     split, num_shards = job["split"], job["num_shards"]
     stems = {Path(records.shard_name(split, shard, num_shards)).stem for shard in todo}
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            other_job = re.fullmatch(rf"{split}-\d+-of-(\d+)\.dropped", entry.name)
-            if (entry.name.endswith(".tmp") and entry.name.partition(".")[0] in stems) or (
-                other_job and int(other_job.group(1)) != num_shards
-            ):
-                os.unlink(entry.path)
+    for name in names_in(directory):
+        other_job = re.fullmatch(rf"{split}-\d+-of-(\d+)\.dropped", name)
+        if (name.endswith(".tmp") and name.partition(".")[0] in stems) or (
+            other_job and int(other_job.group(1)) != num_shards
+        ):
+            (directory / name).unlink()
+
+
+def _all_finished(
+    directory: Path, job: Job, shards: Iterable[int]
+) -> Iterator[dict[str, Any] | None]:
+    """Return what _finished does of each shard; a bucket is asked for many at once."""
+    with ThreadPoolExecutor(_PARALLEL_QUESTIONS) as pool:
+        yield from pool.map(functools.partial(_finished, directory, job), shards)
 
 
 def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
@@ -268,7 +280,7 @@ def _finished(directory: Path, job: Job, shard: int) -> dict[str, Any] | None:
         result = json.loads(counts.read_bytes())
         sizes = {file: result["bytes"],
                  records.offsets_path(file): records.offsets_size(result["examples"])}  # fmt: skip
-        whole = all(path.stat().st_size == size for path, size in sizes.items())
+        whole = all(has_size(path, size) for path, size in sizes.items())
     except FileNotFoundError:
         return None
     return result if whole and result["job"] == fingerprint(job) else None
@@ -283,18 +295,15 @@ def _log(directory: Path, name: str, counts: Counts, seconds: float) -> None:
         "captions_per_second": round(counts.captions / seconds, 1),
         **vars(counts),
     }
-    with (directory / "progress" / f"{socket.gethostname()}.log").open(
-        "a", encoding="utf-8"
-    ) as file:
-        file.write(json.dumps(line) + "\n")
+    append(directory / "progress" / f"{socket.gethostname()}.log", json.dumps(line) + "\n")
 
 
 def _write_manifest(directory: Path, job: Job) -> Manifest | None:
     """Adds the split to the manifest if all its shards are there."""
     split, num_shards = job["split"], job["num_shards"]
     counts = []
-    for shard in range(num_shards):
-        if (finished := _finished(directory, job, shard)) is None:
+    for finished in _all_finished(directory, job, range(num_shards)):
+        if finished is None:
             return None
         counts.append(finished)
     examples = sum(shard["examples"] for shard in counts)
@@ -340,8 +349,3 @@ def _forget(directory: Path, job: Job) -> None:
                      directory / "progress" / f"{name}.json"):  # fmt: skip
             path.unlink(missing_ok=True)
     (directory / "progress" / f"{job['split']}.job.json").unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

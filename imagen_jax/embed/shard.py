@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.data import records
-from imagen_jax.data.records import Record
+from imagen_jax.data.records import Record, RecordWriter
 from imagen_jax.data.sources import Source
 from imagen_jax.embed.prepare import Chunk, Handling, prepare
 from imagen_jax.files import atomic_path
@@ -61,7 +61,7 @@ def write_shards(
     handling: Handling,
     states: str,
     bar: tqdm,
-) -> Iterator[tuple[int, Counts]]:
+) -> Iterator[tuple[int, Counts, RecordWriter]]:
     """Writes shards, each with its offsets and, if any, the list of what was dropped.
 
     Args:
@@ -74,7 +74,7 @@ def write_shards(
       bar: moves on by one for each example.
 
     Yields:
-      The number of each shard, when it is complete, and its counts.
+      The number of each shard, when it is complete, its counts, and what wrote it.
     """
     shards = ((shard, source.examples_of_shard(shard, num_shards)) for shard in paths)
     chunks = prepare(shards, encoder, handling)
@@ -86,7 +86,7 @@ def write_shards(
                 writer.add(chunk, bar)
                 if chunk.last:
                     break
-        yield shard, writer.counts
+        yield shard, writer.counts, writer.records
 
 
 class _Shard:
@@ -100,7 +100,7 @@ class _Shard:
         self._stack = stack
         self._listing = path.with_suffix(".dropped")
         self._list: IO[str] | None = None
-        self._writer = stack.enter_context(records.record_writer(path))
+        self.records = stack.enter_context(records.record_writer(path))
 
     def add(self, chunk: Chunk, bar: tqdm) -> None:
         """Encodes and writes a chunk."""
@@ -108,7 +108,7 @@ class _Shard:
         counts = self.counts
         for name, captions, image in chunk.examples:
             record = Record(name, captions, image, tuple(states_of[c] for c in captions))
-            self._writer.write(records.serialize_record(record, self._states))
+            self.records.write(records.serialize_record(record, self._states))
             lengths = [len(of_caption) for of_caption in record.states]
             counts.tokens += sum(lengths)
             counts.longest = max(counts.longest, *lengths)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import given_file, local_path, parse_json
+from imagen_jax.files import given_file, parse_json
+from imagen_jax.paths import as_path
 
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
@@ -51,7 +52,7 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
       UserError: the file or one of the images is missing; another form, or fewer images with
         captions.
     """
-    folder = local_path(images)
+    folder = as_path(images)
     with given_file(path, "file of captions") as local:
         content = parse_json(local.read_text(encoding="utf-8"), path)
     try:

@@ -96,11 +96,11 @@ class FeatureSet:
         try:
             with given_file(path, "file of features") as local:
                 _check_growth(local)
-            with np.load(local) as file:
-                record = json.loads(str(file["record"]))
-                moments = Moments(int(file["count"]), file["mean"], file["scatter"])
-                logits = file.get("logits")
-                return cls(file["features"], record["identity"], record["data"], moments, logits)
+                with np.load(local) as file:
+                    record = json.loads(str(file["record"]))
+                    moments = Moments(int(file["count"]), file["mean"], file["scatter"])
+                    data, logits = record["data"], file.get("logits")
+                    return cls(file["features"], record["identity"], data, moments, logits)
         except UserError:
             raise
         except Exception as error:  # of whatever kind NumPy's and zip's parts raise on damage

@@ -16,7 +16,8 @@ from imagen_jax.data.images import open_image, read_file
 from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UnusableError, UserError
-from imagen_jax.files import fingerprint, local_path
+from imagen_jax.files import fingerprint
+from imagen_jax.paths import as_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
@@ -127,7 +128,7 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
       UserError: no such folder, or no image in it.
     """
-    folder = local_path(folder)
+    folder = as_path(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != GRID)
     if not found:
         raise UserError(f"no images ({', '.join(SUFFIXES)}) in {folder}")

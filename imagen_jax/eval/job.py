@@ -37,6 +37,7 @@ from imagen_jax.files import (
     unused_name,
     write_json,
 )
+from imagen_jax.paths import as_path, those_there
 from imagen_jax.progress import progress
 
 CHUNK = 16
@@ -68,7 +69,7 @@ class ImageStore:
         side: int,
         process: tuple[int, int] = (0, 1),
     ):
-        self.directory, self.side = Path(directory), side
+        self.directory, self.side = as_path(directory), side
         self.name = f"sampled in {self.directory}"
         self.prompts, self.seeds = list(prompts), list(seeds)
         self._process = process
@@ -111,7 +112,7 @@ class ImageStore:
         with only_writer(lock, "imagen evaluate"):
             self._claim(request)
             self._sample(cascade, request, networks)
-        if absent := sum(not self.path(i).is_file() for i in range(len(self))):
+        if absent := len(self) - len(those_there(self.path(i) for i in range(len(self)))):
             raise Unfinished(
                 f"this process's part is done; {absent} of {len(self)} images of others are not "
                 "there yet, and the process that finds them all computes the scores"
@@ -125,7 +126,8 @@ class ImageStore:
         if not self._job().get("safety", {}).get("safety_checker"):
             return []
         paths = [self.path(i).with_suffix(".black") for i in range(len(self))]
-        return [path.read_text("utf-8") if path.is_file() else "" for path in paths]
+        there = those_there(paths)
+        return [path.read_text("utf-8") if path in there else "" for path in paths]
 
     def _sample(
         self, cascade: Cascade, request: Request, networks: Sequence[FeatureNetwork]
@@ -136,7 +138,8 @@ class ImageStore:
             for start, end in self.parts[process::processes]
             for i in range(start, end, CHUNK)
         ]
-        missing = [c for c in chunks if not all(self.path(i).is_file() for i in c)]
+        there = those_there(self.path(i) for chunk in chunks for i in chunk)
+        missing = [c for c in chunks if not all(self.path(i) in there for i in c)]
         done = sum(map(len, chunks)) - sum(map(len, missing))
         total = sum(map(len, chunks))
         with progress(total, "images", "images", done, disable=not missing) as bar:
@@ -174,7 +177,8 @@ class ImageStore:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, features)
-        return np.load(path)
+        with path.open("rb") as file:
+            return np.load(file)
 
     def _job(self) -> dict[str, Any]:
         return json.loads((self.directory / "job.json").read_bytes())

@@ -24,7 +24,8 @@ from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
 from imagen_jax.eval.scene_suite import scene_suite
-from imagen_jax.files import as_json, local_path, output_folder, write_json
+from imagen_jax.files import as_json, output_folder, write_json
+from imagen_jax.paths import as_path
 
 SCORES, REPORT, PROMPTS = "scores.json", "report.html", "prompts.json"
 _APART = 1_000
@@ -169,7 +170,7 @@ def run(
     store.sample(cascade, instruments.networks, settings)
     reality = None
     if work.real is not None:
-        reality = Reality(work.real, work.others, local_path(real_features or output / "real"))
+        reality = Reality(work.real, work.others, as_path(real_features or output / "real"))
     scores = measure(store, suite, instruments, reality, work.level)
     record = {
         "suite": suite.name,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.eval.sweep import name_of
+from imagen_jax.files import atomic_path
 
 FOREGROUND, SOFT = "#1d2430", "#667085"
 
@@ -61,7 +62,8 @@ def draw(rows: Sequence[Mapping[str, Any]], along: str, varied: Sequence[str], p
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.2)
     axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png")
 
 
 def _with_error(

@@ -22,11 +22,11 @@ from imagen_jax.files import (
     as_json,
     atomic_path,
     fingerprint,
-    local_path,
     output_folder,
     parse_json,
     read_json,
 )
+from imagen_jax.paths import as_path
 
 PAGE, KEY = "for-voters/vote.html", "key.json"
 """The page lies in a folder of its own, which can be given away as it is."""
@@ -54,9 +54,9 @@ def write_vote(a: str | Path, b: str | Path, output: str | Path, seed: int | Non
         raise UserError(
             f"{output} holds another vote, and its key is not overwritten; choose another folder"
         )
-    prompts, records = _read_jobs(local_path(a), local_path(b))
+    prompts, records = _read_jobs(as_path(a), as_path(b))
     count = records[0]["scores"]["count"]
-    folders = [local_path(run) / "images" for run in (a, b)]
+    folders = [as_path(run) / "images" for run in (a, b)]
     files = [list_images(folder) for folder in folders]
     sides = [side_of(of[0]) for of in files]
     if sides[0] != sides[1] or not len(files[0]) == len(files[1]) == count:

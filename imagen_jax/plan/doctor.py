@@ -20,12 +20,14 @@ import numpy as np
 
 import imagen_jax
 from imagen_jax import sharding
+from imagen_jax.buckets import BucketPath
 from imagen_jax.caches import cache_directory
 from imagen_jax.chips import GIB, local_chip
 from imagen_jax.config import load_config
 from imagen_jax.errors import UserError
 from imagen_jax.extras import install_command
 from imagen_jax.native import attention, winograd
+from imagen_jax.paths import as_path
 from imagen_jax.plan.programs import train_program
 from imagen_jax.plan.report import make_plan
 from imagen_jax.stage import make_stage
@@ -131,7 +133,10 @@ def _devices() -> Iterator[Finding]:
 
 
 def _caches() -> Iterator[Finding]:
-    directory = Path(jax.config.jax_compilation_cache_dir or cache_directory("compiled"))  # type: ignore[attr-defined]
+    directory = as_path(jax.config.jax_compilation_cache_dir or cache_directory("compiled"))  # type: ignore[attr-defined]
+    if isinstance(directory, BucketPath):
+        yield Finding("compiled programs", f"{len(directory.names())} files in {directory}")
+        return
     sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     size = sum(sizes) / 2**20
     yield Finding("compiled programs", f"{len(sizes)} files, {size:.0f} MiB in {directory}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from jax.typing import ArrayLike
 
 from imagen_jax.chips import configure_jax
 from imagen_jax.errors import UserError
-from imagen_jax.files import differences, local_path
+from imagen_jax.files import differences
+from imagen_jax.paths import as_path, local_path
 from imagen_jax.text import minilm, t5, t5_if
 from imagen_jax.text.tokenizer import Bytes, SentencePiece, WordPiece
 from imagen_jax.typing import TextEmbedding
@@ -260,14 +260,13 @@ def _t5(weights: str | Path | None, vocabulary: str | None, dtype: str) -> TextE
             "encoder 't5' needs its weights: the directory of a T5X checkpoint "
             "(.../checkpoint_1000000) or of Hugging Face safetensors"
         )
-    weights = os.path.expanduser(weights)  # an address stays one
+    weights = as_path(weights)
     files: list[Path] = []
     tokenize: Bytes | SentencePiece
     if vocabulary == BYTES:
         tokenize = Bytes(MAX_LENGTH)
     else:
-        beside = Path(weights) / T5_VOCABULARY_FILE
-        files = [beside if vocabulary is None else local_path(vocabulary)]
+        files = [weights / T5_VOCABULARY_FILE if vocabulary is None else as_path(vocabulary)]
         if not files[0].is_file():
             raise UserError(
                 f"no vocabulary at {files[0]}; give the SentencePiece model that the weights were "

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_path
+from imagen_jax.paths import local_path
 from imagen_jax.text import t5
 from imagen_jax.text.tokenizer import SentencePiece
 

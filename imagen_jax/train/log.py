@@ -16,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from imagen_jax.data.records import sound_records
 from imagen_jax.files import atomic_path
+from imagen_jax.paths import local_copy
 from imagen_jax.train.state import TrainState
 
 
@@ -118,9 +119,10 @@ def _drop_after(directory: Path, step: int) -> None:
     """Take all events after a step out of TensorBoard's files; it would draw curves backwards."""
     for path in directory.glob("events.*"):
         events, kept = 0, []
-        sound, _ = sound_records(path)
-        with contextlib.suppress(tf.errors.DataLossError):  # the end of a file after a kill
-            for event in tf.data.TFRecordDataset(str(path)).take(sound).as_numpy_iterator():
+        # With the end of a file after a kill.
+        with local_copy(path) as copy, contextlib.suppress(tf.errors.DataLossError):
+            sound, _ = sound_records(copy)
+            for event in tf.data.TFRecordDataset(str(copy)).take(sound).as_numpy_iterator():
                 events += 1
                 if Event.FromString(event).step <= step:
                     kept.append(event)

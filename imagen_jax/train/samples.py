@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax.data.images import open_image
 from imagen_jax.data.records import Record
+from imagen_jax.files import atomic_path
 from imagen_jax.grid import labelled_grid
 from imagen_jax.sampling import from_uint8, image_keys, sample_stage, to_uint8
 from imagen_jax.sharding import BATCH_SPEC, IMAGE_SPEC, batch_divisor
@@ -106,7 +107,8 @@ class SampleGrid:
         grid = labelled_grid(images, self._captions, columns=4, scale=self._scale)
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            grid.save(self._directory / f"{step:07d}.png")
+            with atomic_path(self._directory / f"{step:07d}.png") as part:
+                grid.save(part, format="png")
         drift = images.mean((0, 1, 2)) - self._colour
         named = zip(("red", "green", "blue"), drift, strict=True)
         return np.asarray(grid.convert("RGB")), {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def claim(
         claim_stage(workdir, stage.name, record)
         for file in origin.safety.files if origin is not None and origin.safety is not None else ():
             with atomic_path(stage_directory(workdir, stage.name) / file.name) as part:
-                shutil.copyfile(file, part)
+                part.write_bytes(file.read_bytes())
     multihost_utils.sync_global_devices("stage claimed")
     path = stage_directory(workdir, stage.name) / RECORD
     if not path.is_file():

@@ -18,7 +18,8 @@ import numpy as np
 from imagen_jax.errors import UserError
 from imagen_jax.eval.features.clip import ACTIVATIONS, Params, Sizes
 from imagen_jax.eval.features.tensors import read_tensors
-from imagen_jax.files import local_path, read_json
+from imagen_jax.files import read_json
+from imagen_jax.paths import local_path
 from imagen_jax.text.tokenizer import read_tokenizer
 
 TOKENIZER = "tokenizer.json"

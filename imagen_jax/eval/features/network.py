@@ -19,7 +19,7 @@ from imagen_jax.eval.features.clip_weights import Clip, read_clip
 from imagen_jax.eval.features.layers import Layers, fold
 from imagen_jax.eval.features.resize import resize
 from imagen_jax.eval.features.tensors import read_tensors
-from imagen_jax.files import local_path
+from imagen_jax.paths import local_path
 
 NETWORKS = ("mobilenet-v2", "inception-v3", "clip")
 INCEPTION_PROTOCOLS = ("clean", "tf1", "half-pixel")

@@ -1,0 +1,157 @@
+"""Buckets of Google Cloud Storage as places to read and write, against a server that speaks it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from gcs_server import Bucket
+
+from imagen_jax import bucket_lock, files
+from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.errors import UserError
+from imagen_jax.paths import as_path, local_path, those_there
+
+RUN = "gs://bucket/run"
+
+
+def test_paths_of_a_bucket_are_used_as_others(bucket: Bucket) -> None:
+    run = as_path(RUN)
+    assert isinstance(run, Path)
+    assert str(run / "a" / "b.json") == "gs://bucket/run/a/b.json" == os.fspath(run / "a/b.json")
+    assert run.absolute() == run
+    assert run.parent.name == "bucket"
+    assert str((run / "a.png").with_suffix(".webp")) == "gs://bucket/run/a.webp"
+    assert as_path(run) is run
+    assert not run.exists()
+    bucket.put("run/a/stage.json", b"{}")
+    bucket.put("run/b.txt", b"text\n")
+    bucket.put("run/c/", b"")  # as TensorFlow makes a folder
+    bucket.put("runs/d", b"")
+    assert run.is_dir()
+    assert not run.is_file()
+    assert (run / "b.txt").is_file()
+    assert [path.name for path in run.iterdir()] == ["a", "b.txt"]
+    assert [str(path) for path in run.glob("*/stage.json")] == [f"{RUN}/a/stage.json"]
+    assert (run / "b.txt").read_text("utf-8") == "text\n"
+    with (run / "b.txt").open(encoding="utf-8") as file:
+        assert list(file) == ["text\n"]
+    assert those_there([run / "b.txt", run / "x", run / "a" / "stage.json"]) == {
+        run / "b.txt", run / "a" / "stage.json"
+    }  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="gs://bucket/run/x"):
+        (run / "x").read_bytes()
+    assert [(run / "b.txt").has_size(size) for size in (0, 4, 5, 6, 60)] == [  # type: ignore[attr-defined]
+        False, False, True, False, False
+    ]  # fmt: skip
+    (run / "a").rename(run / "moved")
+    (run / "b.txt").unlink()
+    assert bucket.names("run/") == ["run/c/", "run/moved/stage.json"]
+    with pytest.raises(OSError, match=r"files\.atomic_path"):
+        (run / "a").open("w")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("s3://b/run", r"of a kind that is not read or written here, s3://; choices: gs://bucket/"),
+        ("gs://", r"gs:// is an address of a kind"),
+        ("gs:/bucket/run", r"an address in a bucket begins with gs://"),
+    ],
+)
+def test_other_addresses_are_refused(given: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_path(given)
+    with pytest.raises(UserError, match="is read and written on this machine only; copy it"):
+        local_path(RUN)
+
+
+def test_files_appear_whole_and_replace_nothing_new(bucket: Bucket) -> None:
+    path = as_path(f"{RUN}/a.json")
+    files.write_json(path, {"a": 1})
+    assert files.read_json(f"{RUN}/a.json", "record") == {"a": 1}
+    with contextlib.suppress(KeyError), files.atomic_path(path) as part:
+        part.write_text("half")
+        raise KeyError
+    assert bucket.objects["run/a.json"][0] == files.as_json({"a": 1})
+    other = r"this one's is gs://bucket/run/a-2\.json"
+    with pytest.raises(UserError, match=other), files.atomic_path(path, new=True) as part:
+        part.write_text("other")
+    assert bucket.objects["run/a-2.json"][0] == b"other"
+    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+        files.new_file(f"{RUN}/a.json")
+    with pytest.raises(UserError, match="is a file; give the path of a folder"):
+        files.output_folder(f"{RUN}/a.json")
+    with pytest.raises(UserError, match="no list of prompts gs://bucket/run/x: there is no such"):
+        files.read_text(f"{RUN}/x", "list of prompts")
+
+
+def test_one_writer_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_lock, "RENEWED", 0.05)
+    monkeypatch.setattr(bucket_lock, "EXPIRED", 0.5)
+    with files.only_writer(RUN, "imagen train"):
+        (name,) = bucket.names()
+        assert name == "run/.lock"
+        held = r"being written by imagen train \(process \d+ on .*\)"
+        with pytest.raises(UserError, match=held), files.only_writer(RUN, "imagen sample"):
+            pass
+    assert not bucket.names()
+    holder = {"work": "imagen train", "process": 1, "host": "elsewhere", "since": 0}
+    bucket.put("run/.lock", json.dumps(holder).encode())
+    with files.only_writer(RUN, "imagen train"):  # of another machine, and not written again
+        assert json.loads(bucket.objects["run/.lock"][0])["process"] == os.getpid()
+
+
+def test_a_lock_of_a_killed_process_is_free_at_once(bucket: Bucket) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=str)
+    child.start()
+    child.join()
+    holder = {"work": "x", "process": child.pid, "host": bucket_lock._here(), "since": 0}
+    bucket.put("run/.lock", json.dumps(holder).encode())
+    with files.only_writer(RUN, "imagen train"):
+        assert json.loads(bucket.objects["run/.lock"][0])["process"] == os.getpid()
+
+
+def test_a_process_that_lost_its_lock_is_ended(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_lock, "RENEWED", 0.05)
+    ended: list[int] = []
+    monkeypatch.setattr(bucket_lock._thread, "interrupt_main", ended.append)
+    with files.only_writer(RUN, "imagen train"):
+        bucket.put("run/.lock", json.dumps({"since": 0}).encode())
+        while not ended:
+            pass
+    assert bucket.names() == ["run/.lock"]  # the other's
+
+
+@pytest.mark.slow
+def test_a_cascade_is_exported_to_a_bucket_and_loaded(bucket: Bucket, tmp_path: Path) -> None:
+    exported = tiny.write_cascade(tmp_path / "exported", tiny.encoder())
+    paths = export_cascade(exported, f"{RUN}/mine", dtype="float32")
+    assert str(paths[0]) == "gs://bucket/run/mine/cascade.json"
+    assert bucket.names() == [
+        "run/mine/base.safetensors", "run/mine/cascade.json", "run/mine/sr.safetensors"
+    ]  # fmt: skip
+    there, here = open_cascade(f"{RUN}/mine"), open_cascade(exported)
+    for stage in here.stages:
+        assert there.fingerprint(stage) == there.fingerprint(stage)
+        np.testing.assert_array_equal(
+            *(next(iter(_flat(of.weights(stage)))) for of in (there, here))
+        )
+    with pytest.raises(UserError, match=r"has cascade\.json, base\.safetensors, sr.* already"):
+        export_cascade(exported, f"{RUN}/mine")
+    with pytest.raises(UserError, match="no work directory gs://bucket/none"):
+        open_cascade("gs://bucket/none")
+
+
+def _flat(tree: object) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
