@@ -38,10 +38,14 @@ def token() -> str:
         return json.load(answer)["access_token"]
 
 
+def storage() -> str:
+    """Return the address of Cloud Storage."""
+    return os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com").rstrip("/")
+
+
 def download(bucket: str, name: str) -> bytes:
     """Return the contents of an object."""
-    host = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com").rstrip("/")
-    url = f"{host}/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
+    url = f"{storage()}/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
     with open_url(url, {"Authorization": f"Bearer {token()}"}) as answer:
         return answer.read()
 

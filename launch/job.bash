@@ -126,14 +126,16 @@ pack() {
   digest=${digest%% *}
 }
 
-# remember ARGUMENT...  keeps the arguments of this script in NAME.job, for `attach`
-remember() { $dry || printf '%q\n' "$@" > "$name.job"; }
+# remember ARGUMENT...  keeps the digest and the arguments of this script in NAME.job, for `attach`
+remember() { $dry || printf '%q\n' "$digest" "$@" > "$name.job"; }
 
-# recall NAME  sets `recalled` to the arguments that were kept
+# recall NAME  sets `digest`, and `recalled` to the arguments that were kept
 recall() {
   check NAME "$1" "$NAME" "$NAME_WORDS"
   [[ -f "$1.job" ]] || fail "there is no $PWD/$1.job: no job of that name was started from here"
   eval "recalled=($(tr '\n' ' ' < "$1.job"))"
+  digest=${recalled[0]}
+  recalled=("${recalled[@]:1}")
 }
 
 delete() {

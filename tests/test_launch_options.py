@@ -11,8 +11,9 @@ INJECTION = "b\nprivileged: true"
 SCRIPTS = {
     "tpu.sh": {
         "--name": "base", "--type": "v4-8", "--zone": "us-central2-b", "--bucket": "b",
-        "--runtime": "tpu-ubuntu2204-base", "--attempts": "3", "--poll": "0.05",
-        "--plan": "v4:2x2x1",
+        "--project": "p", "--slices": "2", "--service-account": "t@p.iam.gserviceaccount.com",
+        "--network": "n", "--subnetwork": "s", "--attempts": "3", "--retries": "2",
+        "--poll": "0.05", "--plan": "v4:2x2x1",
     },
     "gke.sh": {
         "--name": "base", "--accelerator": "tpu-v4-podslice", "--topology": "2x2x4",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,13 @@ from launching import TRAIN, World
 GCLOUD = """
   "config get-value project") cat project ;;
   "storage ls"*) exit "$(cat bucket)" ;;
+  "storage cp"*/round" "*) cp "$3" round ;;
+  "storage cp"*) ;;
+  "storage rm"*) ;;
+  "storage cat gs://b/jobs/base/round") cat round ;;
+  "storage cat --range=0-"*) cat log-of-the-first 2> /dev/null ;;
+  "storage cat --range="*) exit 1 ;;
+  "storage cat"*.status) sed "s/NOW/$(date +%s)/" statuses 2> /dev/null ;;
   *"queued-resources create"*)
     [[ ! -e quota ]] || exit 1
     next born > state
@@ -22,25 +31,32 @@ GCLOUD = """
     fi
     cat state 2> /dev/null || { echo "NOT_FOUND: no such thing" >&2; exit 1; } ;;
   *"queued-resources delete"*) rm state ;;
-  *"imagen train"*)
+  *"launch/host.py"*)
+    echo "base: 50%" > log-of-the-first
     case "$(next runs)" in
-      trained) exit 0 ;;
-      broken) exit 1 ;;
-      preempted) echo SUSPENDED > state; exit 255 ;;
-      endless) touch training; sleep 60 ;;
+      trained) printf 'ended 0 NOW\\nended 0 NOW\\n' > statuses ;;
+      broken) printf 'ended 1 NOW\\nended 1 NOW\\n' > statuses ;;
+      stopped) printf 'ended 75 NOW\\nended 75 NOW\\n' > statuses ;;
+      mistake) printf 'ended 64 NOW\\nrunning NOW\\n' > statuses ;;
+      dead) printf 'running 1700000000\\nrunning NOW\\n' > statuses ;;
+      preempted) echo SUSPENDED > state; echo 'running NOW' > statuses ;;
+      endless) echo 'running NOW' > statuses; (sleep 0.5; touch training) & ;;
     esac ;;
+  *"tpu-vm ssh"*) [[ ! -e refuses ]] || { rm refuses; exit 1; } ;;
 """
 ARGUMENTS = ["--name", "base", "--type", "v4-8", "--zone", "us-central2-b", "--bucket", "b",
              "--poll", "0.05"]  # fmt: skip
 VERBS = {"create": "queued-resources create base", "delete": "queued-resources delete base",
-         "copy": "tpu-vm scp", "train": ".venv/bin/imagen train",
+         "start": "launch/host.py b jobs/base/",
          "install": "launch/setup.sh --tpu"}  # fmt: skip
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     files = {"project": "p", "bucket": "0", "born": "ACTIVE", "runs": "trained"}
-    return World(tmp_path, "tpu.sh", {"gcloud": GCLOUD}, files)
+    world = World(tmp_path, "tpu.sh", {"gcloud": GCLOUD}, files)
+    world.environment["HOME"] = str(tmp_path / "home")
+    return world
 
 
 def rewrite(world: World, old: str, new: str) -> None:
@@ -50,7 +66,7 @@ def rewrite(world: World, old: str, new: str) -> None:
     gcloud.write_text(gcloud.read_text().replace(old, new))
 
 
-ONCE = ["create", "copy", "install", "train", "delete"]
+ONCE = ["create", "install", "start", "delete"]
 
 
 def test_trains_and_cleans_up(world: World) -> None:
@@ -58,11 +74,46 @@ def test_trains_and_cleans_up(world: World) -> None:
     assert status == 0, printed
     assert world.asked(VERBS) == ONCE
     log = "\n".join(world.log())
-    assert "create base --node-id=base --zone=us-central2-b --accelerator-type=v4-8" in log
+    assert "create base --zone=us-central2-b --accelerator-type=v4-8" in log
+    assert "--runtime-version=tpu-ubuntu2204-base --quiet --node-id=base" in log
     assert "--spot" not in log
-    assert r"imagen train --config quickstart --stage base --data gs://b/it" in log
-    assert log.count("--worker=all") == 3
-    assert "done" in (world.root / "repository" / "base.log").read_text()
+    assert (
+        r".venv/bin/imagen train --config quickstart --stage base --data gs://b/it\'s\ my\ data "
+        r"--workdir gs://b/run --multi-host"
+    ) in log
+    assert log.count("--worker=all") == 2
+    assert "apt" not in log.replace("apt is busy", "")
+    assert "sudo" not in log
+    kept = (world.repository / "base.log").read_text()
+    assert "base: 50%" in kept
+    assert "done" in kept
+    assert not (world.repository / "base.job").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [("v5litepod-16", "v2-alpha-tpuv5-lite"), ("v5p-128", "v2-alpha-tpuv5"),
+     ("v6e-8", "v2-alpha-tpuv6e")],
+)  # fmt: skip
+def test_the_software_is_that_of_the_type(world: World, kind: str, runtime: str) -> None:
+    create = world.dry_run(*ARGUMENTS, "--type", kind)[1]
+    assert f"--runtime-version={runtime}" in create
+    assert f"--accelerator-type={kind}" in create
+
+
+def test_options_of_the_project_and_its_network(world: World) -> None:
+    options = ["--project", "q", "--service-account", "t@q.iam.gserviceaccount.com",
+               "--network", "n", "--subnetwork", "s", "--internal-ips", "--reserved",
+               "--slices", "2"]  # fmt: skip
+    commands = world.dry_run(*ARGUMENTS, *options)
+    create = commands[1]
+    for option in ("--project=q", "--service-account=t@q.iam.gserviceaccount.com", "--network=n",
+                   "--subnetwork=s", "--internal-ips", "--reserved", "--node-count=2",
+                   "--node-prefix=base"):  # fmt: skip
+        assert option in create
+    ssh = [command for command in commands if "ssh" in command]
+    assert [command[5] for command in ssh] == ["base-0", "base-1"] * 2
+    assert all({"--internal-ip", "--project=q"} <= set(command) for command in ssh)
 
 
 def test_training_resumes_after_preemption(world: World) -> None:
@@ -84,11 +135,38 @@ def test_gives_up_after_enough_attempts(world: World) -> None:
     assert "preempted 2 times" in printed
 
 
-def test_a_failed_training_is_not_retried(world: World) -> None:
-    world.write("runs", "broken")
-    printed = world.refused(*ARGUMENTS, "--", *TRAIN)
+@pytest.mark.parametrize("run", ["broken", "stopped", "dead"])
+def test_what_ends_is_started_again_on_the_tpu_that_is_there(world: World, run: str) -> None:
+    world.write("runs", run, "trained")
+    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
+    assert status == 0, printed
+    assert world.asked(VERBS) == ["create", *["install", "start"] * 2, "delete"]
+    shown = {"broken": 1, "stopped": 75, "dead": "dead"}[run]
+    assert f"status {shown} (" in printed
+    rounds = [
+        line.split("jobs/base/")[1].split()[0] for line in world.log() if VERBS["start"] in line
+    ]
+    assert len(set(rounds)) == 2
+
+
+def test_what_ends_again_and_again_is_given_up(world: World) -> None:
+    world.write("runs", *["broken"] * 3)
+    printed = world.refused(*ARGUMENTS, "--retries", "3", "--", *TRAIN)
+    assert world.asked(VERBS) == ["create", *["install", "start"] * 3, "delete"]
+    assert "stopped after 3 tries; the state of base is 'ACTIVE'" in printed
+
+
+def test_a_mistake_is_not_tried_again(world: World) -> None:
+    world.write("runs", "mistake")
+    assert "a mistake in the arguments" in world.refused(*ARGUMENTS, "--", *TRAIN)
     assert world.asked(VERBS) == ONCE
-    assert "stopped; the state of base is 'ACTIVE'" in printed
+
+
+def test_an_installation_that_fails_is_tried_again(world: World) -> None:
+    world.write("refuses")
+    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
+    assert status == 0, printed
+    assert world.asked(VERBS) == ["create", "install", "install", "start", "delete"]
 
 
 @pytest.mark.parametrize("born", ["FAILED", "gone"])
@@ -122,17 +200,52 @@ def test_an_outage_of_gcloud_is_not_the_end_of_a_tpu(world: World) -> None:
     assert world.asked(VERBS) == ONCE
 
 
-def test_ctrl_c_deletes_the_tpu(world: World) -> None:
+def test_ctrl_c_while_it_waits_deletes_the_tpu(world: World) -> None:
+    rewrite(world, "    next born > state", "    next born > state; (sleep 0.5; touch waiting) &")
+    world.write("born", "WAITING_FOR_RESOURCES")
+    assert world.interrupt_when("waiting", *ARGUMENTS, "--", *TRAIN)[0] == 130
+    assert world.asked(VERBS) == ["create", "delete"]
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGHUP])
+def test_a_job_that_is_left_is_followed_again(world: World, by: signal.Signals) -> None:
     world.write("runs", "endless")
-    assert world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN)[0] == 130
+    status, printed = world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN, by=by)
+    assert status == 128 + by
+    assert world.asked(VERBS) == ONCE[:-1]
+    assert "bash launch/tpu.sh attach base" in printed
+    assert "bash launch/tpu.sh delete base" in printed
+    world.write("statuses", "ended 0 NOW")
+    status, printed = world.run("attach", "base")
+    assert status == 0, printed
+    assert "base: 50%" in printed
     assert world.asked(VERBS) == ONCE
+
+
+def test_a_job_that_is_left_and_preempted_resumes_when_it_is_followed(world: World) -> None:
+    world.write("runs", "endless", "trained")
+    world.write("born", "ACTIVE", "ACTIVE")
+    world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN)
+    world.write("state", "SUSPENDED")
+    assert world.run("attach", "base")[0] == 0
+    assert world.asked(VERBS) == ONCE + ONCE
+    installed = [line for line in world.log() if line.startswith("python3 - b jobs/base.tar.gz ")]
+    assert len(set(installed)) == 1  # the code that was uploaded then
+
+
+def test_a_job_that_is_left_is_deleted(world: World) -> None:
+    world.write("runs", "endless")
+    world.interrupt_when("training", *ARGUMENTS, "--", *TRAIN)
+    assert world.run("delete", "base")[0] == 0
+    assert world.asked(VERBS) == ONCE
+    assert "no job of that name was started from here" in world.refused("attach", "base")
 
 
 def test_keep_leaves_the_tpu_running(world: World) -> None:
     status, printed = world.run(*ARGUMENTS, "--keep", "--", *TRAIN)
     assert status == 0
     assert world.asked(VERBS) == ONCE[:-1]
-    assert "gcloud compute tpus queued-resources delete base --zone=us-central2-b" in printed
+    assert "bash launch/tpu.sh delete base" in printed
 
 
 @pytest.mark.parametrize(
@@ -152,11 +265,39 @@ def test_refused_states_create_nothing(world: World, change: tuple[str, ...], me
 
 
 @pytest.mark.parametrize(
+    ("passphrase", "held", "message"),
+    [
+        ("", "", None),
+        ("", "256 SHA256:other me (ED25519)", "ssh-agent holds other keys"),
+        ("secret", "", "has a passphrase, and no ssh-agent holds it"),
+        ("secret", "THIS", None),
+    ],
+)
+def test_keys_that_gcloud_cannot_use_are_told_before_anything_is_paid_for(
+    world: World, passphrase: str, held: str, message: str | None
+) -> None:
+    key = world.root / "home" / ".ssh" / "google_compute_engine"
+    key.parent.mkdir(parents=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", key], check=True)
+    agent = world.root / "bin" / "ssh-add"
+    said = f"ssh-keygen -lf {key}.pub" if held == "THIS" else f"echo '{held}'"
+    agent.write_text(f"#!/bin/sh\n{said if held else 'exit 1'}\n")
+    agent.chmod(0o755)
+    status, printed = world.run(*ARGUMENTS, "--", *TRAIN)
+    assert status == (2 if message else 0), printed
+    assert (message or "done") in printed
+    assert world.asked(VERBS) == ([] if message else ONCE)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (ARGUMENTS[2:], "--name is missing"),
         (ARGUMENTS, "nothing to run"),
         ([*ARGUMENTS, "--bucket", "gs://b", "--", *TRAIN], "without gs://"),
+        ([*ARGUMENTS, "--type", "v7x-8", "--", *TRAIN], "--type is 'v7x-8'; known are v4-N, v5l"),
+        ([*ARGUMENTS, "--spot", "--reserved", "--", *TRAIN], "--spot and --reserved exclude"),
+        ([*ARGUMENTS, "--", *TRAIN, "--workdir", "run"], "--workdir is 'run', on a disk"),
         (["--nonsense"], "unknown argument --nonsense"),
     ],
 )
@@ -166,7 +307,10 @@ def test_arguments_that_make_no_sense(world: World, arguments: list[str], messag
 
 
 def test_dry_run_prints_every_command_and_runs_none(world: World) -> None:
-    assert [command[3:5] for command in world.dry_run(*ARGUMENTS)] == [
-        ["queued-resources", "create"], ["tpu-vm", "scp"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
-        ["queued-resources", "delete"],
+    commands = world.dry_run(*ARGUMENTS)
+    assert commands[0][:3] == ["gcloud", "storage", "cp"]
+    assert [command[3:5] for command in commands[1:4]] == [
+        ["queued-resources", "create"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
     ]  # fmt: skip
+    assert commands[4][:3] == ["gcloud", "storage", "rm"]
+    assert commands[5][3:5] == ["queued-resources", "delete"]
