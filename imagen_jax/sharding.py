@@ -20,7 +20,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import MachineError, UserError
 
 MESH_AXES = ("slice", "data", "fsdp", "spatial", "tensor")
 """slice: TPU slices joined by the data-centre network, each with a copy of the parameters.
@@ -54,15 +54,20 @@ def join_hosts(where: str) -> None:
         be reached by all.
 
     Raises:
-      UserError: another form, or the other processes cannot be found.
+      UserError: another form, or nothing says where the other processes are.
+      MachineError: they do not answer.
     """
     if where == "auto":
         try:
             jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise UserError(
-                f"the other hosts cannot be found or joined ({error}); where this is no TPU pod, "
-                "GKE or Slurm job, say which host this is: ID/COUNT@HOST:PORT"
+                f"the other hosts cannot be found ({error}); where this is no TPU pod, GKE or "
+                "Slurm job, say which host this is: ID/COUNT@HOST:PORT"
+            ) from error
+        except RuntimeError as error:
+            raise MachineError(
+                f"the other hosts cannot be joined ({error}); run the command again on all of them"
             ) from error
         return
     number, count, address = parse_hosts(where)

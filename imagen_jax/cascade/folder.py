@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 GRID = "grid.png"
 CAPTIONS = "metadata.csv"
+PROCESSES = ".processes"
+"""Holds a lock for each of several processes that share the work."""
 CHUNK = 64
 """Images that go through all stages together."""
 SHOWN = 64
@@ -54,12 +56,18 @@ class Folder:
     """
 
     def __init__(
-        self, directory: str | Path, requests: Sequence[Request], file_format: str = "png"
+        self,
+        directory: str | Path,
+        requests: Sequence[Request],
+        file_format: str = "png",
+        share: tuple[int, int] = (0, 1),
     ):
         """Args:
         directory: path of the folder.
         requests: the requests.
         file_format: one of files.FORMATS.
+        share: (which of several processes this is, how many there are): they take chunks in turn,
+          and each writes its own images alone.
 
         Raises:
           UserError: an unknown format.
@@ -71,6 +79,7 @@ class Folder:
         self.written: list[Path] = []
         count = sum(map(len, self.requests))
         self.paths = [self.directory / f"{i:04d}.{file_format}" for i in range(count)]
+        self._share = share
         self._claim: contextlib.ExitStack | None = None
         self._earlier: list[tuple[int, Finished]] = []
 
@@ -99,13 +108,18 @@ class Folder:
         if self._claim is not None:
             return self
         with contextlib.ExitStack() as opened:
-            opened.enter_context(only_writer(self.directory, "imagen sample"))
+            index, count = self._share
+            lock = self.directory if count == 1 else self.directory / PROCESSES / f"{index:05d}"
+            opened.enter_context(only_writer(lock, "imagen sample"))
             if not isinstance(self.directory, BucketPath):  # where the lock was written just now
                 with tempfile.TemporaryFile(dir=self.directory):
                     pass  # or an OSError now, and not after the first batch
             self._check()
-            for part in self.directory.glob("[0-9][0-9][0-9][0-9].*.tmp"):
-                part.unlink()  # a killed run's: nobody else writes here
+            own = self._own()
+            for part in self.directory.glob("[0-9][0-9][0-9][0-9]*.*.tmp"):
+                number = part.name.partition(".")[0]
+                if number.isdecimal() and (count == 1 or int(number) in own):
+                    part.unlink()  # a killed run's: nobody else writes these
             self._claim = opened.pop_all()
         return self
 
@@ -132,16 +146,15 @@ class Folder:
           show_progress: draw a bar of images, or of the steps of each stage where there is one
             chunk alone.
         """
-        chunks = [
-            (first + start, request.rows(start, start + CHUNK))
-            for first, request in zip(self._starts(), self.requests, strict=True)
-            for start in range(0, len(request), CHUNK)
-        ]
+        chunks = self._chunks()
         many = len(chunks) > 1
         hidden = not (many and show_progress)
-        there = those_there(self.paths)  # nobody else writes here
-        with progress(len(self.paths), "images", "images", disable=hidden) as bar:
-            for first, part in chunks:
+        there = those_there(self.paths)  # nobody else writes this process's
+        total = sum(stop - start for _, start, stop in chunks)
+        with progress(total, "images", "images", disable=hidden) as bar:
+            for request, start, stop in chunks:
+                first = self._starts()[request] + start
+                part = self.requests[request].rows(start, stop)
                 paths = self.paths[first : first + len(part)]
                 if not there.issuperset(paths):
                     self._earlier = []
@@ -202,6 +215,24 @@ class Folder:
             )
         return said
 
+    def _chunks(self) -> list[tuple[int, int, int]]:
+        """Return (number of a request, start, stop) of this process's chunks of images."""
+        index, count = self._share
+        return [
+            (number, start, min(start + CHUNK, len(request)))
+            for number, request in enumerate(self.requests)
+            for start in range(0, len(request), CHUNK)
+        ][index::count]
+
+    def _own(self) -> set[int]:
+        """Return the numbers of this process's images."""
+        starts = self._starts()
+        return {
+            starts[request] + row
+            for request, start, stop in self._chunks()
+            for row in range(start, stop)
+        }
+
     def _starts(self) -> list[int]:
         """Return the number of each request's first image."""
         return np.cumsum([0, *map(len, self.requests)])[:-1].tolist()
@@ -230,15 +261,16 @@ class Folder:
         return [read_record(path).get(BLACK, "") for path in sorted(those_there(self.paths))]
 
     def _check(self) -> None:
-        """Raise UserError unless all images that are there are those that are asked for."""
+        """Raise UserError unless all images that are there are those that are asked for; of other
+        processes' images, the names are."""
         found = {p for p in self.directory.iterdir() if re.fullmatch(r"\d{4,}\.(png|webp)", p.name)}
         other = sorted(found - set(self.paths))
         grids = sorted([*self.directory.glob("grid*.png"), *self.directory.glob(CAPTIONS)])
         if grids and not found:
             other = grids
         at = dict(zip(self.paths, range(len(self.paths)), strict=True))
-        starts = self._starts()
-        for path in sorted(found & set(self.paths)):
+        starts, own = self._starts(), self._own()
+        for path in sorted(found & {self.paths[i] for i in own}):
             which = int(np.searchsorted(starts, at[path], "right")) - 1
             if not _says(path, self.requests[which].record(at[path] - starts[which])):
                 other.append(path)

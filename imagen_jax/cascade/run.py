@@ -197,7 +197,7 @@ def _inputs(given: Any, rows: np.ndarray, mesh: Mesh) -> StageInputs:
 
 
 def _on_host(x0: jax.Array) -> np.ndarray:
-    """Return images as uint8 on every host."""
-    if jax.process_count() > 1:
+    """Return images as uint8 on every host that has a part of them."""
+    if not x0.is_fully_addressable:
         x0 = multihost_utils.process_allgather(x0, tiled=True)
     return to_uint8(x0)

@@ -55,13 +55,13 @@ class Pretrained:
 
         Args:
           stage: one of stages.
-          mesh: None is the first device alone.
+          mesh: None is the first device of this host alone.
           dtype: to cast them to; None is float32.
 
         Raises:
           UserError: they are not there, do not fit the network or the mesh, or are damaged.
         """
-        mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+        mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         boxed = jax.eval_shape(stage.init, jax.random.key(0))
         shapes = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(

@@ -6,6 +6,7 @@ evaluate.py  with evaluate_protocols.py (cascades) and evaluate_features.py (ima
 
 command.py   the form of their help, and arguments that several have
 corpus.py    arguments about a corpus
+hosts.py     several hosts that run one command together
 signals.py   SIGTERM and SIGHUP end a command as Ctrl-C does
 settings.py  sampling settings: one value, one for each stage, or several to compare
 status.py    exit statuses, and errors in one line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
@@ -24,6 +25,7 @@ from imagen_jax.cli.corpus import (
     open_given,
     print_outcome,
 )
+from imagen_jax.cli.hosts import Share, add_multi_host, together
 from imagen_jax.cli.status import show
 from imagen_jax.data.choices import CAPTIONS, FITS, LONG_CAPTIONS
 from imagen_jax.errors import UserError
@@ -57,6 +59,8 @@ def add_command(commands: Commands) -> None:
             --output runs/coco
         imagen embed 'shards/{00000..00999}.tar' --image-size 256 --output runs/tars --process 3/16
             one of 16 processes, each of which writes every sixteenth shard
+        imagen embed 'gs://b/tars/{00000..00999}.tar' --output gs://b/embeddings --multi-host
+            on every host of a TPU pod, a GKE job or a Slurm job, each of which writes its share
         imagen embed laion/ --kind tfrecords --image-size 256 --fit crop --states int8 \\
             --long-captions truncate --output runs/laion --encoder t5 --encoder-dtype bfloat16 \\
             --encoder-weights t5_1_1_xxl/checkpoint_1000000 --vocabulary sentencepiece.model
@@ -88,6 +92,7 @@ def add_command(commands: Commands) -> None:
     )
     add_embedding(parser)
     add_process(parser, "writes its part of the shards, and the last to finish the manifest")
+    add_multi_host(parser, "embed")
     add_opening(parser.add_argument_group("how a corpus is read"))
     _add_scenes(parser.add_argument_group("built-in scenes in place of WHERE"))
     _add_estimate(parser)
@@ -136,10 +141,15 @@ def run(args: argparse.Namespace) -> None:
     from imagen_jax.extras import require
 
     require("train", "imagen embed")
-    process, processes = args.process
     if args.output is None and not args.estimate:
         raise UserError("--output is missing: where the shards go")
     source = _source(args)
+    with together(args) as share:
+        _embed(args, source, share)
+
+
+def _embed(args: argparse.Namespace, source: Source, share: Share) -> None:
+    """Embed this process's share of the shards."""
     from imagen_jax.embed import default_shards, embed
     from imagen_jax.text.encoder import load_encoder
 
@@ -167,15 +177,21 @@ def run(args: argparse.Namespace) -> None:
         show(report(estimate(source, encoder, handling, args.estimate, chip), chip))
         return
     shards = options.setdefault("num_shards", default_shards(source))
-    manifest = embed(
+    write = functools.partial(
+        embed,
         source,
         args.output,
         encoder=encoder,
         image_size=size,
         split=args.split,
-        shards=range(process, shards, processes),
+        shards=range(share.index, shards, share.count),
         **options,
     )
+    manifest = write()
+    if share.joined:
+        if not share.finishes():
+            return
+        manifest = write()  # writes the manifest of all shards, if no host has seen them all
     if manifest is None:
         print(f"shards of this process are in {args.output}; others are not finished")
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagen_jax.cli.command import (
     Commands,
@@ -14,6 +14,7 @@ from imagen_jax.cli.command import (
     positive,
 )
 from imagen_jax.cli.evaluate_features import add_network, load_network
+from imagen_jax.cli.hosts import Share, add_multi_host, own_devices, together
 from imagen_jax.cli.settings import add_settings, add_sweep, axes, settings
 from imagen_jax.cli.status import show
 from imagen_jax.errors import UserError
@@ -70,6 +71,7 @@ def _add_prompts(actions: Commands) -> None:
         help="images of each prompt (default: %(default)s)",
     )
     _add_common(parser, "runs/prompts")
+    add_multi_host(parser, "share the images out")
     add_settings(parser)
     parser.set_defaults(run=_prompts)
 
@@ -92,7 +94,10 @@ def _add_coco(actions: Commands) -> None:
             --workdir runs/tpu --output runs/tpu/coco5k
         imagen evaluate coco --annotations captions.json --images . --process 3/16 \\
             --workdir runs/tpu --output shared/coco
-            one of 16 processes; the last to finish computes the scores""",
+            one of 16 processes; the last to finish computes the scores
+        imagen evaluate coco --annotations captions.json --images . --multi-host \\
+            --workdir run --output coco
+            on every host of a TPU pod, a GKE job or a Slurm job""",
         RESUMES,
     )
     _add_captions(parser, required=True)
@@ -103,6 +108,7 @@ def _add_coco(actions: Commands) -> None:
         help="captions; distances of other numbers are not comparable (default: %(default)s)",
     )
     _add_common(parser, "runs/coco")
+    add_multi_host(parser, "share the images out")
     add_settings(parser, guidance="1.35 for the base stage, the config's for others")
     parser.set_defaults(run=_coco)
 
@@ -197,7 +203,8 @@ def _load(args: argparse.Namespace, distances: bool = True) -> tuple[Cascade, In
 
     clip = None if args.clip is None else read_clip(args.clip)
     network = load_network(args) if distances else None
-    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary)
+    mesh = own_devices()
+    cascade = Cascade.load(args.workdir, args.encoder_weights, args.vocabulary, mesh=mesh)
     return cascade, Instruments(network, clip)
 
 
@@ -206,25 +213,40 @@ def _run(
     loaded: tuple[Cascade, Instruments],
     work: Work,
     chosen: Settings,
+    share: Share,
 ) -> None:
     from imagen_jax.eval.job import Unfinished
     from imagen_jax.eval.protocols import run
     from imagen_jax.eval.summary import summary
 
     cascade, instruments = loaded
-    try:
-        record = run(
-            cascade, work, instruments, args.output,
-            seed=args.seed, process=args.process, settings=chosen,
-        )  # fmt: skip
-    except Unfinished as unfinished:
-        print(unfinished)
+
+    def score() -> dict[str, Any] | None:
+        try:
+            return run(
+                cascade, work, instruments, args.output,
+                seed=args.seed, process=(share.index, share.count), settings=chosen,
+            )  # fmt: skip
+        except Unfinished as unfinished:
+            print(unfinished)
+            return None
+
+    if share.joined:
+        score()
+        if not share.finishes():
+            return
+    if (record := score()) is None:
         return
     show(summary(record["scores"]))
     print(f"\nreport: {args.output}/report.html")
 
 
 def _prompts(args: argparse.Namespace) -> None:
+    with together(args) as share:
+        _evaluate_prompts(args, share)
+
+
+def _evaluate_prompts(args: argparse.Namespace, share: Share) -> None:
     from imagen_jax.eval import prompts, protocols
 
     loaded = _load(args, distances=args.drawbench is None and args.parti is None)
@@ -238,7 +260,7 @@ def _prompts(args: argparse.Namespace) -> None:
         work = protocols.scene_suite_work(
             level, args.per_category, args.per_prompt, args.seed, cascade.size
         )
-    _run(args, loaded, work, settings(args))
+    _run(args, loaded, work, settings(args), share)
 
 
 def _captions_work(args: argparse.Namespace, side: int) -> Work:
@@ -254,13 +276,18 @@ def _captions_work(args: argparse.Namespace, side: int) -> Work:
 
 
 def _coco(args: argparse.Namespace) -> None:
+    with together(args) as share:
+        _evaluate_coco(args, share)
+
+
+def _evaluate_coco(args: argparse.Namespace, share: Share) -> None:
     from imagen_jax.eval.coco import PAPER_GUIDANCE
 
     loaded = _load(args)
     cascade = loaded[0]
     chosen = settings(args)
     chosen.setdefault("guidance", {cascade.stages[0].name: PAPER_GUIDANCE})
-    _run(args, loaded, _captions_work(args, cascade.size), chosen)
+    _run(args, loaded, _captions_work(args, cascade.size), chosen, share)
 
 
 def _sweep(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from imagen_jax.cli.command import (
     positive,
     seed,
 )
+from imagen_jax.cli.hosts import Share, add_multi_host, own_devices, together
 from imagen_jax.cli.settings import SETTINGS, add_settings, add_sweep, axes, per_stage, settings
 from imagen_jax.cli.signals import signals
 from imagen_jax.errors import UserError
@@ -51,7 +52,9 @@ def add_command(commands: Commands) -> None:
             repaints what is white in the mask; --strength 0.3 in its place keeps only the rough
             shapes, and --image alone enlarges a small image
         imagen sample --from samples/0003.png --output again
-            the same image again, from what its file says""",
+            the same image again, from what its file says
+        imagen sample --prompts prompts.txt --output /shared/samples --multi-host
+            on every host of a TPU pod, a GKE job or a Slurm job, each of which makes its share""",
     )
     parser.add_argument("prompt", nargs="*", help="what the image shows; quote each prompt")
     parser.add_argument(
@@ -116,6 +119,7 @@ def add_command(commands: Commands) -> None:
         metavar="N",
         help="most images made at once (default: 16 on each device, fewer of more than 256 pixels)",
     )
+    add_multi_host(where, "share the images out")
     where.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -174,8 +178,23 @@ def run(args: argparse.Namespace) -> None:
     prompts = [] if args.repeated else read_prompts(args.prompt, args.prompts)
     if args.repeated:
         _check_nothing_else(args)
+    if args.multi_host is not None and (args.output is None or args.low_memory):
+        raise UserError("--multi-host needs --output, one folder for all hosts, and excludes "
+                        "--low-memory: hosts read checkpoints together")  # fmt: skip
     image, mask = _read_images(args)
-    if args.output is not None and output_folder(args.output).is_dir():
+    with together(args) as share:
+        _sample(args, share, prompts, image, mask)
+
+
+def _sample(
+    args: argparse.Namespace,
+    share: Share,
+    prompts: Sequence[str],
+    image: np.ndarray | None,
+    mask: np.ndarray | None,
+) -> None:
+    """Make this process's share of the images, and the first one the grid of all."""
+    if args.output is not None and not share.joined and output_folder(args.output).is_dir():
         with only_writer(args.output, "imagen sample"):
             pass  # another run there is told before weights are loaded
     from imagen_jax.cascade import Cascade, Folder, count_black, read_record, repeat
@@ -189,6 +208,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=record.get("dtype") if args.repeated else args.dtype,
         low_memory=args.low_memory,
         lazy=True,
+        mesh=own_devices() if share.joined else None,
         safety_checker=not args.no_safety_checker,
     )
     if args.repeated:
@@ -198,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output is None:
         folder = Folder.unused("samples", requests, args.format)
     else:
-        folder = Folder(args.output, requests, args.format)
+        folder = Folder(args.output, requests, args.format, (share.index, share.count))
     with folder:
         cascade.load_rest()
         with signals() as ending:
@@ -208,10 +228,13 @@ def run(args: argparse.Namespace) -> None:
                 ending.set()
                 args.when_interrupted = folder.interrupted()
                 raise
+        if not share.finishes():
+            print(f"{len(folder.written)} images of this host are done")
+            return
         folder.save_captions()
         grids = _draw(args, folder, prompts)
     resumed = len(folder.paths) - len(folder.written)
-    there = f", {resumed} of them from before" * (resumed > 0)
+    there = f", {resumed} of them from before" * (resumed > 0 and not share.joined)
     if len(folder.paths) == 1:
         print(f"1 image in {folder.directory}{there}, with its prompt in {grids}")
     else:

@@ -6,7 +6,6 @@ import argparse
 import os
 import shlex
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from imagen_jax.cli.command import Commands, add_config, command
@@ -20,7 +19,7 @@ from imagen_jax.cli.corpus import (
     open_given,
     print_outcome,
 )
-from imagen_jax.cli.status import one_line, status_of
+from imagen_jax.cli.hosts import add_multi_host, leave
 from imagen_jax.errors import UserError
 from imagen_jax.files import only_writer, output_folder
 from imagen_jax.paths import as_path
@@ -88,15 +87,7 @@ def add_command(commands: Commands) -> None:
         help="where the newest checkpoint is damaged: set it aside, and resume from the newest "
         "one that is whole (default: an error)",
     )
-    parser.add_argument(
-        "--multi-host",
-        metavar="ID/COUNT@HOST:PORT",
-        nargs="?",
-        const="auto",
-        help="train on several hosts that all run this command; without a value they find one "
-        "another (TPU pods, GKE, Slurm), else: which this is, from 0, of how many, and the "
-        "address of the first",
-    )
+    add_multi_host(parser, "train")
     group = parser.add_argument_group(
         "where --data is a corpus",
         "it is embedded with the config's encoder, and images are as large as those of the\n"
@@ -146,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         if args.multi_host is None:
             raise
-        _leave(error, args)
+        leave(error, args)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_is_kept(args.workdir, args.stage, config)) from None
     return 0
@@ -221,26 +212,3 @@ def _embedded(args: argparse.Namespace, config: ConfigDict) -> str:
     args.when_interrupted = ""
     print_outcome(manifest, "train", output)
     return output
-
-
-def _leave(error: Exception, args: argparse.Namespace) -> None:
-    """Ends one of several hosts at once, so that the others notice.
-
-    An ordinary exit first waits minutes for the other hosts, which wait for this one's part.
-    """
-    import jax
-
-    here = f"host {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        message = (
-            f"{here} has lost another, or its device: {str(error).splitlines()[0]}; the same "
-            "command on all hosts resumes from the last checkpoint"
-        )
-        status = 1
-    elif (known := status_of(error, args)) is not None:
-        message, status = f"{one_line(error)} ({here})", known
-    else:
-        traceback.print_exception(error)
-        message, status = f"{type(error).__name__} on {here}", 1
-    print(f"imagen: error: {message}", file=sys.stderr, flush=True)
-    os._exit(status)
