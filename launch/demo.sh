@@ -14,7 +14,10 @@ HELP
   exit 0
 fi
 
-workdir=$(realpath -m "${1:-runs/demo}")
+case "${1:-runs/demo}" in  # by a path from where the user stands
+  /*) workdir=$1 ;;
+  *) workdir=$PWD/${1:-runs/demo} ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH"

@@ -45,9 +45,9 @@ while [[ "${1:-}" == --t5 ]]; do
   [[ "${2:-}" == ?*=* && -d "${2#*=}" ]] ||
     fail "--t5 needs NAME=CHECKPOINT with CHECKPOINT a folder, got '${2:-}'"
   [[ "${2%%=*}" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
-    fail "--t5 ${2@Q}: NAME must be of letters, digits, dots, _ and -"
+    fail "--t5 '$2': NAME must be of letters, digits, dots, _ and -"
   [[ -f "${2#*=}/spiece.model" ]] || fail "--t5 ${2%%=*}: no spiece.model in ${2#*=}"
-  t5+=("${2%%=*}=$(realpath "${2#*=}")")
+  t5+=("${2%%=*}=$(cd "${2#*=}" && pwd)")
   shift 2
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -151,7 +151,7 @@ prediction() {
     variants+=(--variant "${pair/-/, weighted }" "stages.base.diffusion.parametrization=${pair%-*}"
       "stages.base.diffusion.weighting=${pair#*-}")
   done
-  curves prediction "${variants[@]}"
+  curves prediction ${variants[@]+"${variants[@]}"}
 }
 
 jit() {

@@ -6,9 +6,10 @@ usage() {
   cat <<'HELP'
 usage: bash launch/fits.sh TOPOLOGY ARGUMENT OF imagen train ...
 
-Runs imagen plan on this machine with the --config, --stage and --set among the arguments, which
-compiles the stage for TOPOLOGY (such as v4:2x2x4) without having one. Ends with status 0 if it fits,
-and with 2 if it does not or nobody can tell.
+Runs imagen plan on this machine, that of .venv or else the one on the PATH, with the --config,
+--stage and --set among the arguments, which compiles the stage for TOPOLOGY (such as v4:2x2x4)
+without having one. Needs Linux on x86_64, for which alone the compiler of TPUs exists. Ends with
+status 0 if it fits, and with 2 if it does not or nobody can tell.
 HELP
 }
 
@@ -21,7 +22,7 @@ esac
 topology=$1
 shift
 [[ "$topology" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+)*$ ]] ||
-  fail "the topology is ${topology@Q}; it must be like v4:2x2x4"
+  fail "the topology is '$topology'; it must be like v4:2x2x4"
 arguments=() option=''
 for argument in "$@"; do
   [[ "$argument" != --* ]] || option=$argument
@@ -29,10 +30,11 @@ for argument in "$@"; do
     --config | --stage | --set | --config=* | --stage=* | --set=*) arguments+=("$argument") ;;
   esac
 done
-[[ " ${arguments[*]} " == *" --config"* ]] || fail "the arguments of imagen train lack --config"
+[[ " $* " == *" --config"* ]] || fail "the arguments of imagen train lack --config"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 imagen=.venv/bin/imagen
-[[ -x $imagen ]] || fail "there is no .venv yet: bash launch/setup.sh --tpu makes it"
+[[ -x $imagen ]] || imagen=$(command -v imagen) ||
+  fail "there is no .venv yet, and no imagen on the PATH: bash launch/setup.sh --tpu makes it"
 $imagen plan --help > /dev/null 2>&1 || fail "this version of imagen has no command plan"
-$imagen plan "${arguments[@]}" --topology "$topology" ||
+$imagen plan ${arguments[@]+"${arguments[@]}"} --topology "$topology" ||
   fail "the stage does not fit $topology, or cannot be planned; see above"

@@ -60,7 +60,7 @@ def upload(bucket: str, name: str, body: bytes) -> None:
 
 
 class Reports:
-    """What the bucket is told about the command.
+    """Log and status of the command, in the bucket.
 
     Attributes:
       log: file that the command prints into.

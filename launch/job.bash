@@ -11,7 +11,7 @@
 
 self=launch/$(basename "$0")
 scratch=$(mktemp -d)
-created=false detached=false keep=false dry=false attach='' recalled=()
+created=false detached=false keep=false dry=false attach='' recalled=('')
 
 fail() { echo "$self: $*" >&2; exit 2; }
 say() { echo "$self: $*"; }

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Trains one stage in several processes on this machine: to try what several hosts will do.
+# Runs a command of imagen in several processes on this machine, to try what several hosts will do.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: bash launch/processes.sh COUNT ARGUMENT OF imagen train ...
+usage: bash launch/processes.sh COUNT COMMAND ARGUMENT ...
 
-Starts COUNT processes of imagen train --multi-host, which train one stage together, each with its
-share of every batch and files of its own. When one of them fails, the others are stopped, and its
-status is that of this script. For trying out: one process makes better use of one machine.
+Starts COUNT processes of imagen COMMAND --multi-host, COMMAND being train, embed, sample or evaluate
+coco: they train one stage together, or each does its share of the job. When one of them fails, the
+others are stopped, and its status is that of this script. For trying out: one process makes better
+use of one machine.
 
 example (the batch of the config must be divisible by COUNT):
-  bash launch/processes.sh 2 --config configs/quickstart.py --stage base \
+  bash launch/processes.sh 2 train --config quickstart --stage base \
     --data runs/quickstart/embeddings --workdir runs/two
 HELP
 }
@@ -24,7 +25,7 @@ case "${1:-}" in
 esac
 count=$1
 shift
-(($#)) || fail "nothing to train: give the arguments of imagen train"
+(($#)) || fail "nothing to run: give a command of imagen, such as train, and its arguments"
 
 imagen=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/imagen
 [[ -x "$imagen" ]] || fail "there is no .venv yet: bash launch/setup.sh makes it"
@@ -36,12 +37,21 @@ with socket.socket() as free:
 
 processes=()
 # shellcheck disable=SC2329  # called by the trap
-stop() { kill "${processes[@]}" 2> /dev/null || true; }
+stop() { kill ${processes[@]+"${processes[@]}"} 2> /dev/null || true; }
 trap stop EXIT
 for ((i = 0; i < count; i++)); do
-  "$imagen" train --multi-host "$i/$count@localhost:$port" "$@" &
-  processes+=($!)
+  "$imagen" "$@" --multi-host "$i/$count@localhost:$port" &
+  processes[i]=$!
 done
-for ((i = 0; i < count; i++)); do
-  wait -n "${processes[@]}"  # of any that ends; a failure ends this script
+running=$count
+while ((running)); do
+  running=0
+  for process in ${processes[@]+"${processes[@]}"}; do
+    if kill -0 "$process" 2> /dev/null; then
+      running=$((running + 1))
+    else
+      wait "$process"  # a failure ends this script
+    fi
+  done
+  sleep 0.2
 done

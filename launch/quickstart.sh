@@ -37,7 +37,7 @@ while (($#)); do
 done
 
 # A folder given by a path from where the user stands stays there.
-[[ "$workdir" == runs/quickstart ]] || workdir=$(realpath -m "$workdir")
+[[ "$workdir" == runs/quickstart || "$workdir" == /* ]] || workdir=$PWD/$workdir
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup.sh

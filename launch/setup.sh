@@ -112,8 +112,9 @@ for name in sys.argv[1:]:
 
 # once STAMP FILE...  runs `install` with the rest after --, unless the files are as they were then
 once() {
-  local stamp=.venv/$1 files=()
-  shift
+  local stamp=.venv/$1 files
+  files=("$2")
+  shift 2
   while [[ "$1" != -- ]]; do files+=("$1"); shift; done
   shift
   [[ "$(cat "$stamp" 2> /dev/null)" != "$(checksum "${files[@]}")" ]] || return 0

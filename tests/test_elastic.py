@@ -45,7 +45,7 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
     assert f"steps 2 -> {STEPS} on 8 cpu device(s) of 4 host(s)" in done.stdout
 
     done = subprocess.run(
-        ["bash", ROOT / "launch" / "processes.sh", "2", *arguments(moved)],
+        ["bash", ROOT / "launch" / "processes.sh", "2", "train", *arguments(moved)],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False,
     )  # fmt: skip

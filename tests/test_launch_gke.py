@@ -303,7 +303,16 @@ def test_a_stage_that_does_not_fit_is_refused(world: World, fits: bool) -> None:
     assert ("does not fit v4:2x2x4" in printed) == (not fits)
 
 
+def test_plan_asks_the_imagen_of_the_path_where_there_is_no_environment(world: World) -> None:
+    imagen = world.root / "bin" / "imagen"
+    imagen.write_text(f'#!/bin/sh\necho "imagen $*" >> {world.root}/log\n')
+    imagen.chmod(0o755)
+    assert world.run(*ARGUMENTS, "--plan", "v4:2x2x4", "--", *TRAIN)[0] == 0
+    assert "imagen plan --config quickstart --stage base --topology v4:2x2x4" in world.log()
+
+
 def test_plan_needs_an_installed_imagen(world: World) -> None:
+    world.environment["PATH"] = f"{world.root}/bin:/usr/bin:/bin"
     for change, message in (
         (lambda: None, "there is no .venv yet"),
         (lambda: world.venv("imagen", "exit 2"), "has no command plan"),

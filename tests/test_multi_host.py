@@ -128,7 +128,8 @@ def test_two_hosts_train_as_one_stop_together_and_one_goes_on_after_the_loss_of_
 @pytest.mark.slow
 def test_the_failure_of_one_host_ends_all(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["bash", SCRIPT, str(HOSTS), *arguments(tmp_path / "absent", tmp_path / "workdir")],
+        ["bash", SCRIPT, str(HOSTS), "train",
+         *arguments(tmp_path / "absent", tmp_path / "workdir")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from PIL import Image
 
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.data.manifest import load_manifest
@@ -25,11 +27,13 @@ import tiny
 import imagen_jax.cascade.folder as folder
 import imagen_jax.cli.embed as command
 import imagen_jax.embed.job
+import imagen_jax.eval.job
 from imagen_jax.main import main
 
 job = sys.modules["imagen_jax.embed.job"]  # imagen_jax.embed is a function, too
 command.ENCODERS = ("tiny",)
 folder.CHUNK = 2
+imagen_jax.eval.job.CHUNK = imagen_jax.eval.job.PART = 2
 
 def slowed(function):
     def slow(*arguments, **options):
@@ -61,7 +65,7 @@ def start(count: int, *argv: str, slow: float = 0) -> list[subprocess.Popen[str]
 
 
 def finish(hosts: list[subprocess.Popen[str]]) -> list[str]:
-    """What hosts print that end well."""
+    """Output of hosts that end well."""
     printed = [host.communicate(timeout=300)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0] * len(hosts), "\n".join(printed)
     return printed
@@ -137,6 +141,29 @@ def test_hosts_sample_one_list_of_prompts_though_one_was_killed(tmp_path: Path) 
     for name in names:
         assert (together / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert not list(together.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_hosts_evaluate_one_set_of_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CHUNK", "PART"):
+        monkeypatch.setattr(f"imagen_jax.eval.job.{name}", 2)
+    captions, images = [], []
+    for i, (name, colour) in enumerate([*tiny.COLOURS.items()] * 2):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{i}.png")
+        captions.append({"image_id": i, "id": i, "caption": f"a {name} image"})
+        images.append({"id": i, "file_name": f"{i}.png"})
+    annotations = tmp_path / "captions.json"
+    annotations.write_text(json.dumps({"images": images, "annotations": captions}))
+    argv = ["evaluate", "coco", "--annotations", str(annotations), "--images", str(tmp_path),
+            "--count", "8", "--workdir", str(tiny.workdir()), "--output"]  # fmt: skip
+    assert main([*argv, str(tmp_path / "one")]) == 0
+    printed = finish(start(2, *argv, str(tmp_path / "two")))
+    assert "report: " in printed[0]
+    assert "report: " not in printed[1]
+    one, two = (json.loads((tmp_path / n / "scores.json").read_bytes()) for n in ("one", "two"))
+    assert one == two
 
 
 @pytest.mark.parametrize(
