@@ -87,7 +87,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a log that this process alone writes; in a bucket, all of it is written again."""
+    """Add a line to a log that this process alone writes; in a bucket, all is written again."""
     if isinstance(path, BucketPath):
         path.write_bytes((path.read_bytes() if path.is_file() else b"") + line.encode())
         return

@@ -28,7 +28,8 @@ shift
 (($#)) || fail "nothing to run: give a command of imagen, such as train, and its arguments"
 
 imagen=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/imagen
-[[ -x "$imagen" ]] || fail "there is no .venv yet: bash launch/setup.sh makes it"
+[[ -x "$imagen" ]] || imagen=$(command -v imagen) ||
+  fail "there is no .venv yet, and no imagen on the PATH: bash launch/setup.sh makes it"
 port=$("$(dirname "$imagen")/python" -c '
 import socket
 with socket.socket() as free:

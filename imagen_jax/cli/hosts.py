@@ -51,6 +51,7 @@ class Share:
         from jax._src import distributed
 
         client = distributed.global_state.client
+        assert client is not None
         client.key_value_set(f"imagen/{name}/{self.index}", "here")
         for other in range(self.count):
             while True:
