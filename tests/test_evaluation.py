@@ -208,6 +208,15 @@ def test_prompts_that_are_too_long_are_named_before_sampling(
     assert not (tmp_path / "none").exists()
 
 
+def test_too_few_images_for_distances_are_named_before_sampling(
+    cascade: Cascade, tmp_path: Path
+) -> None:
+    message = "more than 5 images, and these are 5; raise --count or --per-category"
+    with pytest.raises(UserError, match=message):
+        protocols.run(cascade, scene_work(5), Instruments(small_network()), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # captions of a validation set
 
 

@@ -178,7 +178,7 @@ def test_clip_scores_are_cosines_and_their_interval_holds_the_mean() -> None:
         (lambda: Moments.of(np.ones((0, 2))), r"\[0, 2\]"),
         (lambda: merge_all([]), "no parts"),
         (lambda: kernel_distance(np.ones((5, 2)), np.ones((4, 2)), 1, 5), "subsets of 5"),
-        (lambda: manifold_scores(np.ones((5, 2)), np.ones((9, 2))), "more than k = 5"),
+        (lambda: manifold_scores(np.ones((5, 2)), np.ones((9, 2))), "needs more than 5 of each"),
         (lambda: inception_score(np.ones((3, 2)), 4), "4 splits of 3"),
         (lambda: clip_scores(np.ones((3, 2)), np.ones((2, 2))), r"\[3, 2\]"),
         (lambda: wilson_interval(3, 2), "3 of 2"),

@@ -20,6 +20,7 @@ from imagen_jax.eval.features.network import FeatureNetwork
 from imagen_jax.eval.images import Files, Images, RenderedScenes
 from imagen_jax.eval.job import ImageStore, keep_earlier
 from imagen_jax.eval.measure import Instruments, measure
+from imagen_jax.eval.metrics.manifold import NEIGHBOURS
 from imagen_jax.eval.prompts import Prompt, Suite
 from imagen_jax.eval.reality import Reality
 from imagen_jax.eval.report import write_report
@@ -150,7 +151,7 @@ def run(
       What scores.json holds.
 
     Raises:
-      UserError: as ImageStore.sample.
+      UserError: as ImageStore.sample; or too few images to be compared with real ones.
       Unfinished: other processes have not finished.
     """
     output, suite = output_folder(output), work.suite
@@ -165,6 +166,11 @@ def run(
             stacklevel=2,
         )
     texts = cut * work.per_prompt
+    if work.real is not None and instruments.network is not None and len(texts) <= NEIGHBOURS:
+        raise UserError(
+            f"distances from real images need more than {NEIGHBOURS} images, and these are "
+            f"{len(texts)}; raise --count or --per-category"
+        )
     seeds = [seed + i for i in range(len(texts))]
     store = ImageStore(output, texts, seeds, cascade.size, process)
     store.sample(cascade, instruments.networks, settings)

@@ -31,8 +31,12 @@ class Manifold(NamedTuple):
     coverage: float
 
 
+NEIGHBOURS = 5
+"""Of every image; there must be more images."""
+
+
 def manifold_scores(
-    real: np.ndarray, generated: np.ndarray, k_pr: int = 3, k_dc: int = 5
+    real: np.ndarray, generated: np.ndarray, k_pr: int = 3, k_dc: int = NEIGHBOURS
 ) -> Manifold:
     """Precision, recall, density and coverage of generated [m, d] against real [n, d] features.
 
@@ -43,7 +47,8 @@ def manifold_scores(
     k = max(k_pr, k_dc)
     if min(len(real), len(generated)) <= k:
         raise UserError(
-            f"{len(real)} real and {len(generated)} generated images; need more than k = {k}"
+            f"{len(real)} real and {len(generated)} generated images; counting neighbours "
+            f"needs more than {k} of each"
         )
     radius_pr, radius_dc = _radii(real, (k_pr, k_dc))
     (radius_generated,) = _radii(generated, (k_pr,))

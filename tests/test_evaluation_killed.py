@@ -1,0 +1,43 @@
+"""An evaluation that a signal ends, or SIGKILL, goes on by the same command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "imagen_jax.main", "evaluate", "scenes", "--splits", "unseen"]
+
+
+def images(directory: Path) -> dict[str, int]:
+    """Name -> time of the last change."""
+    return {path.name: path.stat().st_mtime_ns for path in directory.rglob("0*.png")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    argv = [*COMMAND, "--count", "33", "--steps", "1", "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while len(images(tmp_path)) < 17 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 130
+        assert said.endswith("\nimagen: interrupted; the same command resumes here\n")
+    before = images(tmp_path)
+    assert 17 <= len(before) < 33
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True)
+    assert "images: 16 of 33 images\n" in done.stderr
+    after = images(tmp_path)
+    assert len(after) == 33
+    kept = [f"{i:06d}.png" for i in range(16)]
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+    assert (tmp_path / "out" / "scores.json").is_file()
