@@ -2,7 +2,8 @@
 
 The first cell of each notebook runs it, before anything of the package is installed. On a GPU it
 takes JAX's plugin for CUDA 12: Colab has an older one, which is replaced; a plugin for CUDA 13
-beside it would register the same platform twice.
+beside it would register the same platform twice. A plugin that is there without a GPU is replaced,
+too: it must be of JAX's own version.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ def accelerator(root: Path = Path("/")) -> str | None:
         device = vendor.parent / "device"
         if vendor.read_text().strip() == GOOGLE and device.read_text().strip() in TPUS:
             return "tpu"
-    if any((root / "dev" / name).exists() for name in ("nvidia0", "nvidiactl", "dxg")):
-        return "cuda13" if _installed("jax-cuda13-plugin") else "cuda12"
-    return None
+    for kind in ("cuda13", "cuda12"):
+        if _installed(f"jax-{kind}-plugin"):
+            return kind
+    gpu = any((root / "dev" / name).exists() for name in ("nvidia0", "nvidiactl", "dxg"))
+    return "cuda12" if gpu else None
 
 
 def _installed(name: str) -> bool:

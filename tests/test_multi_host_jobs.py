@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from gcs_server import Bucket
 from PIL import Image
 
 from imagen_jax.cli import embed as embed_command
@@ -116,6 +117,22 @@ def test_hosts_embed_one_corpus_though_one_was_killed(
         assert (together / path.name).read_bytes() == path.read_bytes()
     finished = [path for path, at in kept.items() if path.stat().st_mtime_ns == at]
     assert finished
+
+
+@pytest.mark.slow
+def test_hosts_embed_into_a_bucket_and_keep_their_programs_there(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/jobs/compiled")
+    argv = ["embed", "--scenes", "quickstart", "--count", "16", "--shards", "4", "--image-size",
+            "8", "--encoder", "tiny", "--long-captions", "truncate"]  # fmt: skip
+    printed = finish(start(2, *argv, "--output", "gs://bucket/embeddings"))
+    assert "16 examples" in printed[0]
+    manifest = json.loads(bucket.objects["embeddings/manifest.json"][0])
+    assert manifest["splits"]["train"]["examples"] == 16
+    shards = [name for name in bucket.names("embeddings/") if name.endswith(".tfrecord")]
+    assert len(shards) == 4
+    assert bucket.names("jobs/compiled/")
 
 
 @pytest.mark.slow

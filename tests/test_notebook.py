@@ -91,11 +91,20 @@ def machine(root: Path, *files: str, pci: tuple[str, str] | None = None) -> Path
     ],
 )
 def test_the_accelerator_of_a_machine(
-    files: tuple[str, ...], pci: tuple[str, str] | None, extra: str | None, tmp_path: Path
+    files: tuple[str, ...],
+    pci: tuple[str, str] | None,
+    extra: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if extra == "cuda12" and importlib.util.find_spec("jax_cuda13_plugin"):
-        pytest.skip("JAX for CUDA 13 is installed here, and would be kept")
-    assert INSTALLER["accelerator"](machine(tmp_path, *files, pci=pci)) == extra
+    root, accelerator = machine(tmp_path, *files, pci=pci), INSTALLER["accelerator"]
+    installed: set[str] = set()
+    monkeypatch.setitem(accelerator.__globals__, "_installed", installed.__contains__)
+    assert accelerator(root) == extra
+    for kind in ("cuda12", "cuda13"):  # of whatever version, with a GPU or without
+        installed |= {f"jax-{kind}-plugin"}
+        assert accelerator(root) == ("tpu" if extra == "tpu" else kind)
+        installed.clear()
 
 
 def test_all_that_is_installed_has_a_path_or_a_pinned_version(
