@@ -96,7 +96,7 @@ def test_an_export_that_was_killed_is_written_anew(
     export_cascade(directory, output)
     said = capsys.readouterr().err
     if at != ".unfinished":
-        assert f"{output} has what an export left that was killed; removed: " in said
+        assert f"{output} has what an export or import left that was killed; removed: " in said
         assert said.count("base.safetensors") == (1 if half or at == "base.safetensors" else 0)
     (output / "base.safetensors.txt").unlink()
     export_cascade(directory, whole)

@@ -187,9 +187,10 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
     paths = [output / name for name in names]
     there = output.is_dir()
     mark = output / UNFINISHED
-    with only_writer(output, "imagen export"):
+    with only_writer(output, "imagen export or import"):
         _remove_unfinished(output)
         if found := [path.name for path in paths if path.exists()]:
+            (output / LOCK).unlink(missing_ok=True)
             raise UserError(
                 f"{output} has {', '.join(found)} already; choose another --output, or remove what "
                 "is there"
@@ -212,6 +213,8 @@ def new_files(output: str | Path, names: Sequence[str]) -> Iterator[list[Path]]:
 
 def _remove_unfinished(output: Path) -> None:
     """Remove the files of a call of `new_files` that was killed; the lock of `output` is held."""
+    for begun in output.glob(f"{UNFINISHED}.*.tmp"):
+        begun.unlink()
     mark = output / UNFINISHED
     if not mark.is_file():
         return
@@ -227,7 +230,8 @@ def _remove_unfinished(output: Path) -> None:
             (output / name).unlink()
         if left:
             print(
-                f"{output} has what an export left that was killed; removed: {', '.join(left)}",
+                f"{output} has what an export or import left that was killed; removed: "
+                + ", ".join(left),
                 file=sys.stderr,
             )
     mark.unlink()
