@@ -127,15 +127,19 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
     """A mesh over devices, neighbours on it being neighbours in the machine.
 
     Args:
-      axes: sizes of axes, see mesh_sizes; None means {"data": -1}.
+      axes: sizes of axes, see mesh_sizes; None means {"data": -1}. A size 1 of slice, or none, is
+        as many as there are.
       devices: all devices of all hosts by default; or those of a topology that is compiled for.
 
     Raises:
       UserError: axes that do not fit the devices, or a number of slices that is not theirs.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes({"data": -1} if axes is None else axes, len(devices))
+    axes = {"data": -1} if axes is None else axes
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if axes.get("slice", 1) == 1:
+        axes = {**axes, "slice": slices}
+    sizes = mesh_sizes(axes, len(devices))
     if slices > 1 and sizes["slice"] != slices:
         raise UserError(
             f"the devices are in {slices} slices, but the mesh axis 'slice' has {sizes['slice']}"

@@ -253,7 +253,8 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the axes of the device mesh that the stage trains on; one may be -1, which takes all
-    remaining devices. See sharding.MESH_AXES for what each divides."""
+    remaining devices, and slice = 1 is as many slices as there are. See sharding.MESH_AXES for what
+    each divides."""
 
     slice: int = 1
     data: int = 1

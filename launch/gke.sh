@@ -24,8 +24,7 @@ options:
   --name NAME             of the JobSet; must not exist yet
   --accelerator TYPE      label of the nodes, such as tpu-v5p-slice or tpu-v6e-slice
   --topology TOPOLOGY     chips of the slice, such as 2x2x4
-  --slices N              of that topology, joined by the data-centre network (default: 1); imagen
-                          train then needs --set stages.STAGE.mesh.slice=N
+  --slices N              of that topology, joined by the data-centre network (default: 1)
   --chips-per-host N      of the nodes' machine type (default: 4)
   --memory GIB            limit and request of each pod (default: whatever its node has)
   --bucket BUCKET         its name, without gs://; receives the code and compiled programs
@@ -115,6 +114,8 @@ check_poll "$poll"
 hosts=$((${topology//x/*} / chips))
 ((hosts * chips == ${topology//x/*} && hosts)) ||
   fail "$topology is not a multiple of $chips chips for each host; see --chips-per-host"
+((slices == 1 || hosts > 1)) ||
+  fail "--slices is $slices, and $topology is a single host: GKE joins only slices of several hosts"
 check_job "$@"
 check_kept "$folder" "$@"
 check_plan "$plan" "$1"

@@ -28,8 +28,7 @@ options:
   --zone ZONE        such as us-central2-b
   --bucket BUCKET    its name, without gs://; receives code, logs and compiled programs
   --project PROJECT  (default: gcloud's)
-  --slices N         TPUs of that type, joined by the data-centre network (default: 1); imagen train
-                     then needs --set stages.STAGE.mesh.slice=N
+  --slices N         TPUs of that type, joined by the data-centre network (default: 1)
   --service-account EMAIL   that the hosts are, to the bucket (default: the project's Compute Engine
                      default account)
   --network NAME     (default: default)

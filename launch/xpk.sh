@@ -19,8 +19,7 @@ options:
   --name NAME        of the workload; must not exist yet
   --cluster CLUSTER  made by xpk cluster create
   --type TYPE        of the slice as xpk names it, such as v5p-32, v5litepod-64 or v6e-64
-  --slices N         of that type, joined by the data-centre network (default: 1); imagen train then
-                     needs --set stages.STAGE.mesh.slice=N
+  --slices N         of that type, joined by the data-centre network (default: 1)
   --bucket BUCKET    its name, without gs://; receives compiled programs
   --project PROJECT  (default: gcloud's)
   --zone ZONE        of the cluster (default: gcloud's)

@@ -264,6 +264,7 @@ def test_refused_states_create_nothing(world: World, change: tuple[str, ...], me
         ([*ARGUMENTS, "--name", "Base", "--", *TRAIN], "--name is 'Base'"),
         ([*ARGUMENTS, "--topology", "2", "--", *TRAIN], "--topology is '2'"),
         ([*ARGUMENTS, "--topology", "2x3", "--", *TRAIN], "2x3 is not a multiple of 4 chips"),
+        ([*ARGUMENTS, "--topology", "2x2x1", "--slices", "2", "--", *TRAIN], "is a single host"),
         (ARGUMENTS, "nothing to run"),
         ([*ARGUMENTS, "--", "plan", "--config", "x"], "behind -- is 'plan'"),
         ([*ARGUMENTS, "--", "evaluate", "scenes"], "behind -- is 'evaluate'"),

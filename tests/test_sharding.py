@@ -6,6 +6,7 @@ tests/test_sharding.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import tiny
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from imagen_jax import sharding
+from imagen_jax.errors import UserError
 from imagen_jax.stage import Stage
 from imagen_jax.train.state import abstract_state, create_state
 from imagen_jax.train.step import stage_loss
@@ -93,6 +95,34 @@ def test_mesh_that_cannot_be_made(axes: dict[str, int], message: str) -> None:
 
 
 @pytest.mark.slow
+@dataclasses.dataclass(frozen=True)
+class OfSlice:
+    """A device of one of several slices."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        (None, {"slice": 2, "data": 4, "fsdp": 1}),
+        ({"slice": 1, "data": -1, "fsdp": 2}, {"slice": 2, "data": 2, "fsdp": 2}),
+        ({"slice": 2, "fsdp": 4}, {"slice": 2, "data": 1, "fsdp": 4}),
+    ],
+)
+def test_the_first_axis_joins_slices(axes: dict[str, int] | None, shape: dict[str, int]) -> None:
+    devices = [OfSlice(i, i // 2, i // 4) for i in range(8)]
+    mesh = sharding.make_mesh(axes, devices)
+    assert {name: mesh.shape[name] for name in shape} == shape
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="in 2 slices, but the mesh axis 'slice' has 4"):
+        sharding.make_mesh({"slice": 4, "data": -1}, devices)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon"])
 def test_state_lies_where_its_shardings_say(optimizer: str) -> None:
     stage = tiny.stage("base", *tiny.ONE_LEVEL, f"stages.base.train.optimizer={optimizer}")
