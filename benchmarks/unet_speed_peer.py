@@ -89,10 +89,49 @@ def diffusers() -> tuple[Any, Any]:
     return network, call
 
 
+def deepfloyd() -> tuple[Any, Any]:
+    """The first stage of DeepFloyd IF, with the fields of its config.json."""
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(
+        sample_size=SIZE,
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=(128, 256, 384, 512),
+        layers_per_block=3,
+        down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"),
+        attention_head_dim=64,
+        cross_attention_dim=512,
+        cross_attention_norm="group_norm",
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=64,
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+        norm_num_groups=32,
+        mid_block_scale_factor=1.0,
+    )
+
+    def call(x: Any, t: Any, text: Any) -> Any:
+        return network(x, t, encoder_hidden_states=text).sample[:, :3]
+
+    return network, call
+
+
+MAKERS = {
+    "imagen-pytorch": imagen_pytorch,
+    "diffusers": diffusers,
+    "diffusers-deepfloyd": deepfloyd,
+}
+
+
 def main() -> None:
     """Serves steps until standard input ends."""
     with contextlib.redirect_stdout(sys.stderr):  # imagen-pytorch gives advice
-        network, call = {"imagen-pytorch": imagen_pytorch, "diffusers": diffusers}[sys.argv[1]]()
+        network, call = MAKERS[sys.argv[1]]()
     adam = torch.optim.Adam(network.parameters(), 1e-4)
 
     def inputs(what: str) -> tuple[Any, ...]:

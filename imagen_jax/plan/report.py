@@ -230,7 +230,7 @@ def format_plan(plan: Plan) -> str:
             f"at best (rates: {plan.source})",
             f"  {terms}",
             f"  {plan.seconds * 1e3:.0f} ms a {'step' if plan.job == 'train' else 'call'}, "
-            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%}",
+            f"{_pace(plan.images, plan.seconds)}, MFU {plan.mfu:.0%}",
         ]
         if plan.job == "train":
             lines.append(
@@ -246,6 +246,13 @@ def format_plan(plan: Plan) -> str:
             for waste, size, name in plan.padding
         ]
     return "\n".join(lines)
+
+
+def _pace(images: int, seconds: float) -> str:
+    """Return images a second, or seconds an image where those are more."""
+    if images < seconds:
+        return f"{seconds / images:.1f} s an image"
+    return f"{images / seconds:,.0f} images/s"
 
 
 def _bar(size: int, plan: Plan) -> str:
