@@ -13,8 +13,8 @@ loss, gradients and an Adam update; a guided step is one call with [conditional;
 batch. Networks differ in their FLOPs, so that the table also has GFLOP/s (ours counted from the
 jaxpr of the mathematics, however it is computed, the peers' by torch's FlopCounterMode). DeepFloyd
 IF's first stage has 128 channels times (1, 2, 3, 4) and 3 blocks in both; every step computes what
-it needs of the text, which our sampling does once. docs/paper-scale.md and docs/deepfloyd.md have what it
-printed.
+it needs of the text, which our sampling does once. docs/paper-scale.md and docs/deepfloyd.md have
+what it printed.
 """
 
 from __future__ import annotations
