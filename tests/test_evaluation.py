@@ -208,6 +208,13 @@ def test_prompts_that_are_too_long_are_named_before_sampling(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_stage_that_enlarges_cannot_be_evaluated_alone(cascade: Cascade, tmp_path: Path) -> None:
+    sr = Cascade(cascade._pretrained, cascade._load_text_encoder, stages=["sr"])
+    with pytest.raises(UserError, match="'sr' enlarges images, and an evaluation begins with none"):
+        ImageStore(tmp_path / "none", ["a cat"], [0], tiny.SR).sample(sr)
+    assert not (tmp_path / "none").exists()
+
+
 def test_too_few_images_for_distances_are_named_before_sampling(
     cascade: Cascade, tmp_path: Path
 ) -> None:

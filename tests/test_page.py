@@ -21,7 +21,7 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.cascade.stages import check_size
 from imagen_jax.errors import UserError
 from imagen_jax.page.drawing import Stroke, mask_of, preview
-from imagen_jax.page.form import Form, request, sizes
+from imagen_jax.page.form import Form, modes, request, sizes
 from imagen_jax.page.jobs import Job, Tab, Worker
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_WAITING, MAX_WAITING_OF_TAB, MAX_WORK
 from imagen_jax.page.log import MAX_LINE, log_in_lines
@@ -91,10 +91,16 @@ def test_mistakes_in_the_form_are_told(
     assert message in str(error.value)
 
 
-def test_a_cascade_of_one_stage_enlarges_nothing(cascade: Cascade) -> None:
+def test_a_cascade_of_one_stage_is_offered_what_it_can_do(cascade: Cascade) -> None:
     base = Cascade(cascade._pretrained, cascade._load_text_encoder, stages=["base"])
     with pytest.raises(UserError, match="this cascade has no stage that enlarges images"):
         request(form(mode="enlarge", image=IMAGE, size=(4, 4), settings={}), base)
+    assert list(modes(base)) == ["create", "change", "paint"]
+    sr = Cascade(cascade._pretrained, cascade._load_text_encoder, stages=["sr"])
+    assert list(modes(sr)) == ["change", "paint", "enlarge"]
+    assert list(modes(cascade)) == ["create", "change", "paint", "enlarge"]
+    made = request(form(size=(4, 4), settings={}), base)
+    assert [stage.size for stage in made.stages] == [(4, 4)]
 
 
 def test_the_form_as_a_request(cascade: Cascade) -> None:

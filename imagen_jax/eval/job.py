@@ -104,9 +104,15 @@ class ImageStore:
         """Samples what is not there yet of this process's parts, and computes their features.
 
         Raises:
-          UserError: the directory holds images of another job; a prompt is too long.
+          UserError: the directory holds images of another job; a prompt is too long; no stage of
+            the cascade makes images from text alone.
           Unfinished: parts of other processes are not there yet.
         """
+        if cascade.stages[0].low_res is not None:
+            raise UserError(
+                f"stage {cascade.stages[0].name!r} enlarges images, and an evaluation begins with "
+                "none; train the base stage, too"
+            )
         request = cascade.request(self.prompts, seed=self.seeds, **(settings or {}))
         lock = self.directory / "processes" / f"{self._process[0]:05d}"
         with only_writer(lock, "imagen evaluate"):

@@ -15,7 +15,7 @@ from imagen_jax.diffusion.grids import TIME_GRIDS
 from imagen_jax.diffusion.guidance import THRESHOLDS
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.page.canvas import Canvas
-from imagen_jax.page.form import MODES, Form, sizes
+from imagen_jax.page.form import Form, modes, sizes
 from imagen_jax.page.limits import MAX_IMAGES, MAX_PROMPT, MAX_STEPS, clamped
 from imagen_jax.page.uploads import Uploads
 
@@ -76,7 +76,10 @@ class Controls:
             }
             for field in (*FIRST, *MORE)
         }
-        self._mode = ui.toggle(MODES, value="create", on_change=lambda: self._show_mode())
+        offered = modes(cascade)
+        self._mode = ui.toggle(
+            offered, value=next(iter(offered)), on_change=lambda: self._show_mode()
+        )
         self._mode.props("no-caps unelevated spread aria-label=Mode").classes("w-full modes")
         self._explained = ui.label().classes("note")
         self._given = ui.column().classes("w-full gap-3")
@@ -171,9 +174,7 @@ class Controls:
 
     def _explanation(self, mode: str) -> str:
         if mode == "enlarge":
-            small = next((s.low_res for s in self._cascade.stages if s.low_res is not None), None)
-            if small is None:
-                return "No stage of this cascade enlarges images."
+            small = next(s.low_res for s in self._cascade.stages if s.low_res is not None)
             return (
                 f"The image is brought to {small} px and enlarged to {self._cascade.size} px, "
                 "guided by a prompt that says what it shows."

@@ -51,6 +51,15 @@ class Form:
     mask: np.ndarray | None = None
 
 
+def modes(cascade: Cascade) -> dict[str, str]:
+    """Those of MODES that the stages of a cascade can do, of which one may be there alone."""
+    small = [stage.low_res for stage in cascade.stages]
+    cannot = set() if small[0] is None else {"create"}
+    if not any(small):
+        cannot.add("enlarge")
+    return {mode: name for mode, name in MODES.items() if mode not in cannot}
+
+
 def sizes(cascade: Cascade) -> dict[tuple[int, int], str]:
     """Height and width of images that the page offers -> how it calls them."""
     side, step = cascade.size, size_step(cascade.stages)
