@@ -14,6 +14,8 @@ import warnings
 import zlib
 from pathlib import Path
 
+from imagen_jax.paths import as_path
+
 
 def cache_directory(kind: str) -> Path:
     """Return the directory for what this machine compiled or fetched, made for its owner alone.
@@ -107,7 +109,7 @@ def drop_broken_programs(warning: str) -> str | None:
     if not warning.startswith(("Error reading", "Error writing")) or _OF_PROGRAMS not in warning:
         return None
     name, _, why = warning.partition(_OF_PROGRAMS)[2].removeprefix("'").partition("': ")
-    directory = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
+    directory = as_path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
     for path in directory.glob(f"{glob.escape(name)}-*-cache"):
         with contextlib.suppress(FileNotFoundError):  # another process has removed it
             if not _is_whole(path.read_bytes()):

@@ -12,7 +12,7 @@ import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,47 +254,43 @@ def test_cocos_layout(tmp_path: Path) -> None:
     assert len(read(tmp_path / "annotations" / "captions_val2017.json")) == 2
 
 
+Put = Callable[[str, bytes], object]
+
+
 @contextlib.contextmanager
-def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def in_memory(request: pytest.FixtureRequest) -> Iterator[tuple[str, Put]]:
     system = pytest.importorskip("fsspec").filesystem("memory")
-    yield "memory://corpus"
+    yield "memory://corpus", lambda name, content: system.pipe_file(f"/corpus/{name}", content)
     system.rm("/corpus", recursive=True)
 
 
 @contextlib.contextmanager
-def in_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def in_s3(request: pytest.FixtureRequest) -> Iterator[tuple[str, Put]]:
     """By s3fs, from a server that speaks like Amazon's."""
     s3fs = pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
+    monkeypatch = request.getfixturevalue("monkeypatch")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("corpus")
-    yield "s3://corpus"
+    system = s3fs.S3FileSystem()
+    system.mkdir("corpus")
+    yield "s3://corpus", lambda name, content: system.pipe_file(f"corpus/{name}", content)
     server.stop()
 
 
 @contextlib.contextmanager
-def in_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """By gcsfs, from a server that speaks like Google's."""
-    gcsfs = pytest.importorskip("gcsfs")
-    emulator = pytest.importorskip("gcp_storage_emulator.server")
-    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="corpus")
-    server.start()
-    port = server._api._httpd.server_port
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    yield "gs://corpus"
-    server.stop()
+def in_gcs(request: pytest.FixtureRequest) -> Iterator[tuple[str, Put]]:
+    """By TensorFlow, from a server that speaks like Google's."""
+    bucket = request.getfixturevalue("bucket")
+    yield "gs://bucket/corpus", lambda name, content: bucket.put(f"corpus/{name}", content)
 
 
 @pytest.mark.parametrize("storage", [in_memory, in_s3, in_gcs])
-def test_corpora_at_addresses(
-    storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_corpora_at_addresses(storage: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder(tmp_path, "photos/a.jpg", "photos/a.txt", "table/0.jpg")
     (tmp_path / "table" / "t.csv").write_text(f"image,caption\n0.jpg,{DOG}\n")
     tar(tmp_path / "00000.tar", ("0.jpg", ONE), ("0.txt", DOG.encode()))
@@ -302,10 +298,9 @@ def test_corpora_at_addresses(
                     tmp_path / "hub" / "data")  # fmt: skip
     shutil.copytree(Path(__file__).with_name("testdata") / "corpora" / "tfrecords",
                     tmp_path / "tfrecords")  # fmt: skip
-    with storage(monkeypatch) as address:
-        system, path = pytest.importorskip("fsspec").url_to_fs(address)
+    with storage(request) as (address, put):
         for file in sorted(p for p in tmp_path.rglob("*") if p.is_file()):
-            system.pipe_file(f"{path}/{file.relative_to(tmp_path)}", file.read_bytes())
+            put(str(file.relative_to(tmp_path)), file.read_bytes())
         assert read(f"{address}/photos") == [("a.jpg", "a")]
         assert [c for _, c in read(f"{address}/{{00000..00000}}.tar")] == [DOG]
         assert len(read(f"{address}/hub/data/train-*.parquet")) == 3

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def _write(
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             write_tensors(file, _tensors(source, names, null_text))
     for text, path in zip(texts, licence, strict=True):
-        shutil.copyfile(text, path)
+        path.write_bytes(text.read_bytes())
     there = f"see {LICENCE}" if texts else (
         "the files given to the import had no LICENSE; add it before you pass this cascade on"
     )  # fmt: skip

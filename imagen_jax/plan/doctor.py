@@ -20,7 +20,7 @@ import numpy as np
 
 import imagen_jax
 from imagen_jax import sharding
-from imagen_jax.buckets import BucketPath
+from imagen_jax.buckets import SCHEME, BucketPath
 from imagen_jax.caches import cache_directory
 from imagen_jax.chips import GIB, local_chip
 from imagen_jax.config import load_config
@@ -165,10 +165,13 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _storage(address: str) -> Iterator[Finding]:
-    import fsspec
+    if address.startswith(SCHEME):
+        names = sorted({name.partition("/")[0] for name in BucketPath(address).names()})
+    else:
+        import fsspec
 
-    file_system, path = fsspec.core.url_to_fs(address)
-    names = [entry.rpartition("/")[2] for entry in file_system.ls(path, detail=False)]
+        file_system, path = fsspec.core.url_to_fs(address)
+        names = [entry.rpartition("/")[2] for entry in file_system.ls(path, detail=False)]
     some = f", such as {names[0]}" if names else ""
     yield Finding("storage", f"{address} can be listed: {len(names)} entries{some}")
 

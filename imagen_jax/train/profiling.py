@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,9 @@ from types import FrameType
 from typing import Any
 
 import jax
+
+from imagen_jax.buckets import BucketPath
+from imagen_jax.files import atomic_path
 
 TRACED_STEPS = 5
 
@@ -22,7 +27,7 @@ class Profiler:
         directory: directory of TensorBoard's logs; a trace goes to plugins/profile in it.
         report: shows a line.
         """
-        self._directory = directory
+        self._directory = self._local = directory
         self._report = report
         self._wanted = False
         self._left = 0
@@ -35,7 +40,7 @@ class Profiler:
 
     def __exit__(self, *exception: object) -> None:
         if self._left:
-            jax.profiler.stop_trace()
+            self._stop()
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
 
@@ -45,13 +50,24 @@ class Profiler:
             self._left -= 1
             if self._left == 0:
                 jax.block_until_ready(result)
-                jax.profiler.stop_trace()
+                self._stop()
                 self._report(f"profiler trace of {TRACED_STEPS} steps in {self._directory}")
         elif self._wanted:
             self._wanted = False
             jax.block_until_ready(result)
-            jax.profiler.start_trace(str(self._directory))
+            self._local = self._directory
+            if isinstance(self._directory, BucketPath):  # which the profiler does not write to
+                self._local = Path(tempfile.mkdtemp(prefix="imagen-jax-"))
+            jax.profiler.start_trace(str(self._local))
             self._left = TRACED_STEPS
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        if self._local != self._directory:
+            for path in filter(Path.is_file, self._local.rglob("*")):
+                with atomic_path(self._directory / path.relative_to(self._local)) as part:
+                    path.rename(part)
+            shutil.rmtree(self._local)
 
     def _want(self, number: int, frame: FrameType | None) -> None:
         self._wanted = True

@@ -1,7 +1,8 @@
 """Captioned images of every common kind, opened by `open_corpus`.
 
 opening       recognises what lies at a place
-storage       names of files: globs, braces, addresses; what is odd about one that is missing
+storage       names of files: globs, braces, addresses; what is odd about one that is missing;
+              bucket_files: those at gs://
 unfolding     compressed files, up to a limit
 captions      what counts as a caption, the same everywhere
 rows          corpora of numbered rows, and images by path, in a cell or in base64

@@ -1,7 +1,7 @@
-"""Files by name: on this machine, or wherever fsspec reaches (gs://, s3://, https://, hf://).
+"""Files by name: on this machine, at gs://, or wherever fsspec reaches (s3://, https://, hf://).
 
-A place is a string: a path, or an address with "://". Addresses need fsspec and the package that it
-asks for of that kind, such as gcsfs or s3fs.
+A place is a string: a path, or an address with "://". Addresses other than gs:// need the package
+that fsspec asks for of their kind, such as s3fs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from imagen_jax.buckets import SCHEME
+from imagen_jax.data.corpora.bucket_files import BucketFiles
 from imagen_jax.errors import UserError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -30,7 +32,7 @@ MAX_EXPANDED = 10**6
 
 
 def is_remote(place: str) -> bool:
-    """Is it an address that fsspec reads?"""
+    """Is it an address?"""
     return "://" in place and not place.startswith("file://")
 
 
@@ -340,7 +342,9 @@ def names_of(places: Sequence[str]) -> list[str]:
 
 
 def _system(place: str) -> tuple[Any, str]:
-    """(fsspec's file system, path in it)."""
+    """(fsspec's file system, or one that stands for it, path in it)."""
+    if place.startswith(SCHEME):
+        return BucketFiles(), place
     try:
         import fsspec
 
