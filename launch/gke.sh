@@ -9,8 +9,8 @@ usage: bash launch/gke.sh --name NAME --accelerator TYPE --topology TOPOLOGY --b
        bash launch/gke.sh attach NAME
        bash launch/gke.sh delete NAME
 
-COMMAND is train, embed, sample or evaluate coco, with the arguments that imagen takes; it must write
-to gs://. Copies the last commit of this repository to the bucket and creates a JobSet with one pod
+COMMAND is train, embed, sample, evaluate coco or doctor, with the arguments that imagen takes; it
+must write to gs://. Copies the last commit of this repository to the bucket and creates a JobSet with one pod
 for each host. Every pod installs, and runs the command with --multi-host. The output of the first
 pod is followed here; all of them are in Cloud Logging.
 

@@ -68,8 +68,8 @@ check_job() {
   local argument
   (($#)) || fail "nothing to run: give a command of imagen behind --, such as -- train --config ..."
   case "$1 ${2:-}" in
-    "train "* | "embed "* | "sample "* | "evaluate coco") ;;
-    *) fail "behind -- is '$1'; it must be train, embed, sample or evaluate coco, with arguments" ;;
+    "train "* | "embed "* | "sample "* | "evaluate coco" | "doctor "*) ;;
+    *) fail "behind -- is '$1'; it must be train, embed, sample, evaluate coco or doctor" ;;
   esac
   for argument in "$@"; do
     case "$argument" in
@@ -83,7 +83,10 @@ check_job() {
 # where the hosts have a bucket as a folder, or nothing
 check_kept() {
   local folder=$1 wanted=--output last='' argument value=''
-  [[ "$2" != train ]] || wanted=--workdir
+  case "$2" in
+    doctor) return ;;
+    train) wanted=--workdir ;;
+  esac
   shift
   for argument in "$@"; do
     [[ "$last" != "$wanted" ]] || value=$argument

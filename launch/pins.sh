@@ -11,7 +11,7 @@ Writes, with the hash of every file, for all supported Pythons and platforms at 
   launch/pins-build.txt   what builds the packages that come as source
   launch/pins.txt         what running needs
   launch/pins-dev.txt     what tests and notebooks need on top
-  launch/pins-tpu.txt     the driver of TPUs
+  launch/pins-tpu.txt     the driver of TPUs, and what reads corpora in Cloud Storage
   launch/pins-cuda12.txt  JAX on GPUs with CUDA 12
   launch/pins-cuda13.txt  the same with CUDA 13
 Needs the program uv. Pins that still satisfy pyproject.toml are kept. Afterwards,
@@ -55,7 +55,8 @@ compile pins-build.txt "$@"
 cp launch/pins-build.txt "$before"
 compile pins.txt "${run[@]}" "$@"
 cat launch/pins.txt >> "$before"
-for extra in dev tpu cuda12 cuda13; do
+for extra in dev cuda12 cuda13; do
   compile "pins-$extra.txt" "${run[@]}" --extra "$extra" "$@"
 done
+compile pins-tpu.txt "${run[@]}" --extra tpu --extra gcs "$@"
 grep -c '^[a-z]' launch/pins*.txt

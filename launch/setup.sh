@@ -14,7 +14,7 @@ Does nothing where nothing has changed since the last time, so it is safe to run
 
 options:
   --dev     also what tests, linters and notebooks need (launch/pins-dev.txt)
-  --tpu     also the driver of TPUs
+  --tpu     also the driver of TPUs, and what reads corpora in Cloud Storage
   --cuda12  also JAX on NVIDIA GPUs, with CUDA 12
   --cuda13  the same with CUDA 13, which needs an NVIDIA driver of 580 or later
 

@@ -7,10 +7,10 @@ usage() {
 usage: bash launch/slurm.sh --name NAME --nodes N --gpus-per-node N [OPTION ...]
                             -- COMMAND ARGUMENT ...
 
-COMMAND is train, embed, sample or evaluate coco, with the arguments that imagen takes. Submits a job
-that runs it with --multi-host, and returns. Some minutes before its time is up, or when it is
-preempted, training writes a checkpoint and the job puts itself back into the queue, until all is
-done. A job that fails is not queued again; the same command submits another, which resumes.
+COMMAND is train, embed, sample, evaluate coco or doctor, with the arguments that imagen takes.
+Submits a job that runs it with --multi-host, and returns. Some minutes before its time is up, or
+when it is preempted, training writes a checkpoint and the job puts itself back into the queue, until
+all is done. A job that fails is not queued again; the same command submits another, which resumes.
 
 options:
   --name NAME          of the job; none of yours in the queue may have it

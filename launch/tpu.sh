@@ -9,8 +9,8 @@ usage: bash launch/tpu.sh --name NAME --type TYPE --zone ZONE --bucket BUCKET [O
        bash launch/tpu.sh attach NAME
        bash launch/tpu.sh delete NAME
 
-COMMAND is train, embed, sample or evaluate coco, with the arguments that imagen takes; it must
-write to gs://. Creates a Cloud TPU through a queued resource, installs the last commit of this
+COMMAND is train, embed, sample, evaluate coco or doctor, with the arguments that imagen takes; it
+must write to gs://. Creates a Cloud TPU through a queued resource, installs the last commit of this
 repository on all of its hosts, and starts the command there with --multi-host, detached from this
 script: the logs of all hosts go to gs://BUCKET/jobs/NAME. That of the first is followed here, and
 kept in NAME.log. Ctrl-C or a closed terminal leaves the job at work: attach follows it again, from

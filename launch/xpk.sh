@@ -7,8 +7,8 @@ usage() {
 usage: bash launch/xpk.sh --name NAME --cluster CLUSTER --type TYPE --bucket BUCKET [OPTION ...]
                           -- COMMAND ARGUMENT ...
 
-COMMAND is train, embed, sample or evaluate coco, with the arguments that imagen takes; it must write
-to gs://. Makes a workload of xpk from the last commit of this repository, which installs on every
+COMMAND is train, embed, sample, evaluate coco or doctor, with the arguments that imagen takes; it
+must write to gs://. Makes a workload of xpk from the last commit of this repository, which installs on every
 host of a TPU slice and runs the command with --multi-host; waits for its end, and deletes it, also
 after an error. Ctrl-C or a closed terminal leaves it at work. Nothing else is ever deleted.
 

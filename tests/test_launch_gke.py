@@ -103,6 +103,12 @@ def test_the_manifest(world: World) -> None:
     )
 
 
+def test_the_first_thing_to_run_writes_nothing(world: World) -> None:
+    status, printed = world.run(*ARGUMENTS, "--dry-run", "--", "doctor", "--address", "gs://b")
+    assert status == 0, printed
+    assert "exec .venv/bin/imagen doctor --address gs://b --multi-host" in printed
+
+
 def test_slices_queues_limits_and_a_mounted_bucket(world: World) -> None:
     found = manifest(world, "--slices", "2", "--queue", "tpus", "--memory", "300", "--mount")
     (job,) = found["spec"]["replicatedJobs"]

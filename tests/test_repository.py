@@ -68,7 +68,7 @@ def test_pins_satisfy_pyproject() -> None:
     for name, wanted in (
         ("pins.txt", project["dependencies"] + extras["train"] + extras["page"]),
         ("pins-dev.txt", extras["dev"] + extras["notebook"] + extras["plan"]),
-        ("pins-tpu.txt", extras["tpu"]),
+        ("pins-tpu.txt", extras["tpu"] + extras["gcs"]),
         ("pins-cuda12.txt", extras["cuda12"]),
         ("pins-cuda13.txt", extras["cuda13"]),
     ):
