@@ -111,6 +111,8 @@ class BucketPath(PosixPath):
         prefix = f"{self.key}/" if self.key else ""
         end = prefix[:-1] + "0" if prefix else ""  # the character after /
         found = _ask(self, _store(self.bucket).list(ts.KvStore.KeyRange(prefix, end), len(prefix)))
+        # Where nothing may be listed, TensorStore lists nothing; reading is refused, too.
+        BucketPath(self, ".lock").read(slice(0, 0))
         return sorted(name for key in found if (name := key.decode()) and name[-1] != "/")
 
     def iterdir(self) -> Iterator[BucketPath]:  # type: ignore[override]

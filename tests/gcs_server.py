@@ -69,7 +69,7 @@ class Bucket:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers for one bucket, that of the class."""
+    """Answers for gs://bucket; gs://forbidden may not be used, and no other bucket is there."""
 
     protocol_version = "HTTP/1.1"
     bucket: Bucket
@@ -102,7 +102,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         found = re.fullmatch(r"/storage/v1/b/[^/]+/o/(.+)", url.path)
         plain = re.fullmatch(r"/(?!storage/|upload/)[^/]+/(.+)", url.path)
         bucket = self.bucket
-        if upload:
+        named = re.match(r"(?:/upload)?/storage/v1/b/([^/]+)", url.path)
+        if named and named[1] != "bucket":
+            status = 403 if named[1] == "forbidden" else 404
+            self.answer(status, {"error": {"code": status, "message": f"bucket {named[1]}"}})
+        elif upload:
             name = query.get("name", "")
             bucket.requests.append(f"{self.command} {name}")
             self.upload(query, body)

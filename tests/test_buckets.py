@@ -16,6 +16,7 @@ from gcs_server import Bucket
 from imagen_jax import bucket_lock, files
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
 from imagen_jax.errors import UserError
+from imagen_jax.main import main
 from imagen_jax.paths import as_path, local_path, those_there
 
 RUN = "gs://bucket/run"
@@ -70,6 +71,20 @@ def test_other_addresses_are_refused(given: str, message: str) -> None:
         as_path(given)
     with pytest.raises(UserError, match="is read and written on this machine only; copy it"):
         local_path(RUN)
+
+
+def test_a_bucket_that_cannot_be_used(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, told in (
+        (["--workdir", "gs://forbidden/run"], "may this account use the bucket? `gcloud auth app"),
+        (["--output", "gs://forbidden/run"], "roles/storage.objectUser lets it read and write"),
+        (["--output", "gs://absent/run"], "is there a bucket absent?"),
+    ):
+        assert main(["export", "--output", "gs://bucket/x", *argv]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"imagen: error: {argv[1]}")
+        assert " cannot be reached: " in line
+        assert told in line
+    assert not bucket.names()
 
 
 def test_files_appear_whole_and_replace_nothing_new(bucket: Bucket) -> None:
