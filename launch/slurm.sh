@@ -69,12 +69,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 job() {
   cat <<JOB
 #!/usr/bin/env bash
-# A step that is told to stop ends with status 75: then this job queues itself again. srun does not
-# take over the cpus of the job's tasks by itself (since Slurm 22.05).
+# A step that is told to stop ends with status 75, of training, or 130: then this job queues itself
+# again. srun does not take over the cpus of the job's tasks by itself (since Slurm 22.05).
 status=0
 srun --cpus-per-task=$cpus --kill-on-bad-exit=0 --wait=$grace \\
   $(on_every_host "$@") || status=\$?
-if ((status == 75)); then
+if ((status == 75 || status == 130)); then
   echo "told to stop, and back in the queue"
   exec scontrol requeue "\$SLURM_JOB_ID"
 fi

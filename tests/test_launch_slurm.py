@@ -41,7 +41,9 @@ def test_submits_one_process_for_each_gpu(world: World) -> None:
         assert option in line.split()
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (2, False)])
+@pytest.mark.parametrize(
+    ("status", "requeued"), [(0, False), (75, True), (130, True), (1, False), (64, False)]
+)
 def test_the_job_queues_itself_again_when_told_to_stop(
     world: World, status: int, requeued: bool
 ) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from bucket_server import serve
 from launching import TRAIN, World
 
 GCLOUD = """
   "config get-value project") cat project ;;
   "storage ls"*) exit "$(cat bucket)" ;;
   "storage cp"*/round" "*) cp "$3" round ;;
-  "storage cp"*) ;;
+  "storage cp"*) cp "$3" uploaded ;;
   "storage rm"*) ;;
   "storage cat gs://b/jobs/base/round") cat round ;;
   "storage cat --range=0-"*) cat log-of-the-first 2> /dev/null ;;
@@ -32,6 +35,7 @@ GCLOUD = """
     cat state 2> /dev/null || { echo "NOT_FOUND: no such thing" >&2; exit 1; } ;;
   *"queued-resources delete"*) rm state ;;
   *"launch/host.py"*)
+    printf "%s\n" "${@: -1}" > start
     echo "base: 50%" > log-of-the-first
     case "$(next runs)" in
       trained) printf 'ended 0 NOW\\nended 0 NOW\\n' > statuses ;;
@@ -42,7 +46,9 @@ GCLOUD = """
       preempted) echo SUSPENDED > state; echo 'running NOW' > statuses ;;
       endless) echo 'running NOW' > statuses; (sleep 0.5; touch training) & ;;
     esac ;;
-  *"tpu-vm ssh"*) [[ ! -e refuses ]] || { rm refuses; exit 1; } ;;
+  *"tpu-vm ssh"*)
+    printf "%s\n" "${@: -1}" > install
+    [[ ! -e refuses ]] || { rm refuses; exit 1; } ;;
 """
 ARGUMENTS = ["--name", "base", "--type", "v4-8", "--zone", "us-central2-b", "--bucket", "b",
              "--poll", "0.05"]  # fmt: skip
@@ -88,6 +94,43 @@ def test_trains_and_cleans_up(world: World) -> None:
     assert "base: 50%" in kept
     assert "done" in kept
     assert not (world.repository / "base.job").exists()
+
+
+def test_what_a_host_is_told_to_do(world: World, tmp_path: Path) -> None:
+    """From an empty home to the status of the command in the bucket, but for the installation."""
+    assert world.run(*ARGUMENTS, "--", *TRAIN)[0] == 0
+    home = tmp_path / "host"
+    home.mkdir()
+    (world.root / "bin" / "uv").symlink_to("/bin/true")
+    with serve() as bucket:
+        bucket.objects["b/jobs/base.tar.gz"] = (world.root / "uploaded").read_bytes()
+        environment = os.environ | world.environment | bucket.environment
+        environment |= {"HOME": str(home), "HOST_PERIOD": "0.1"}
+
+        def told(text: str) -> None:
+            subprocess.run(["bash", "-c", text], cwd=home, env=environment, check=True, timeout=60)
+
+        install, start = (
+            (world.root / name).read_text().removeprefix("--command=")
+            for name in ("install", "start")
+        )
+        setup = "bash imagen-jax/launch/setup.sh --tpu"
+        assert setup in install
+        told(install.replace(setup, "test -f imagen-jax/launch/setup.sh"))
+        imagen = home / "imagen-jax" / ".venv" / "bin" / "imagen"
+        imagen.parent.mkdir(parents=True)
+        imagen.write_text('#!/bin/sh\necho "$JAX_COMPILATION_CACHE_DIR $*"\nexit 75\n')
+        imagen.chmod(0o755)
+        told(start)
+        until = time.monotonic() + 60
+        while not any(b"ended 75" in content for content in bucket.objects.values()):
+            assert time.monotonic() < until, bucket.objects.keys()
+            time.sleep(0.05)
+    (log,) = (text for name, text in bucket.objects.items() if name.endswith("/0-0.log"))
+    assert log.decode() == (
+        "gs://b/jobs/compiled train --config quickstart --stage base --data gs://b/it's my data "
+        "--workdir gs://b/run --multi-host\n"
+    )
 
 
 @pytest.mark.parametrize(

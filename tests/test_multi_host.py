@@ -22,6 +22,7 @@ from imagen_jax.checkpoints.reading import checkpoint_steps, newest_checkpoint, 
 from imagen_jax.data.features import View
 from imagen_jax.data.iterator import train_batches
 from imagen_jax.embed import embed
+from imagen_jax.errors import MachineError, UserError
 from imagen_jax.main import main
 from imagen_jax.train.evaluation import Evaluation
 from imagen_jax.train.interruption import PREEMPTED
@@ -135,6 +136,22 @@ def test_the_failure_of_one_host_ends_all(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "imagen: error" in done.stdout
     assert "absent" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [(ValueError("coordinator_address should be defined."), UserError),
+     (RuntimeError("DEADLINE_EXCEEDED"), MachineError)],
+)  # fmt: skip
+def test_hosts_that_do_not_answer_are_no_mistake_of_the_user(
+    raised: Exception, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def initialize() -> None:
+        raise raised
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(error, match=str(raised)):
+        sharding.join_hosts("auto")
 
 
 @pytest.mark.parametrize("where", ["2/2@localhost:1", "0/2", "0/2@localhost", "one/2@localhost:1"])

@@ -187,7 +187,7 @@ def _embed(args: argparse.Namespace, source: Source, share: Share) -> None:
         shards=range(share.index, shards, share.count),
         **options,
     )
-    manifest = write()
+    manifest = write() if share.index < shards else None  # or there is nothing for this process
     if share.joined:
         if not share.finishes():
             return

@@ -96,7 +96,8 @@ def together(args: argparse.Namespace) -> Iterator[Share]:
     from imagen_jax.sharding import join_hosts
 
     join_hosts(args.multi_host)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX has put its own there
+    if callable(handler := signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, handler)  # JAX has put its own there
     share = Share(jax.process_index(), jax.process_count(), joined=True)
     try:
         yield share
