@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
@@ -11,8 +10,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from imagen_jax.buckets import BucketPath
 from imagen_jax.errors import MachineError, UserError
@@ -31,7 +32,8 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
 
     Locks are taken by writing under the condition that nobody else has written, so two never hold
     one. A holder that was killed is gone at once for a process of the same machine, and for others
-    after EXPIRED seconds without a writing.
+    after EXPIRED seconds without a writing. One that was held up, and finds its lock taken, is
+    interrupted as by Ctrl-C: it must not write any more.
 
     Args:
       lock: its object.
@@ -41,8 +43,8 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
     Raises:
       UserError: another process holds it; says which.
     """
-    generation, asked = _free(lock, wait), time.time()
-    here = {"work": work, "process": os.getpid(), "host": _here(), "since": asked}
+    generation, own = _free(lock, wait), uuid.uuid4().hex
+    here = {"work": work, "process": os.getpid(), "host": _here(), "id": own}
 
     def text() -> bytes:
         return json.dumps(here | {"at": time.time()}).encode()
@@ -55,12 +57,13 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
     def renew() -> None:
         while not ended.wait(RENEWED):
             with contextlib.suppress(MachineError):  # the next one may succeed
-                if not lock.is_file() or json.loads(lock.read_bytes()).get("since") != asked:
+                found = lock.read()
+                if found.state == "value" and _holder(found).get("id") != own:
                     print(f"imagen: {lock} was taken by another process, which took this one to "
                           "be gone; this one ends", file=sys.stderr)  # fmt: skip
-                    _thread.interrupt_main(signal.SIGTERM)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
-                lock.write_bytes(text())
+                lock.write_if(text(), found.stamp.generation)
 
     keeper = threading.Thread(target=renew, daemon=True)
     keeper.start()
@@ -70,9 +73,18 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
         ended.set()
         keeper.join()
         _held.discard(lock)
-        with contextlib.suppress(MachineError, FileNotFoundError, ValueError):
-            if json.loads(lock.read_bytes()).get("since") == asked:
+        with contextlib.suppress(MachineError):
+            if _holder(lock.read()).get("id") == own:
                 lock.unlink(missing_ok=True)
+
+
+def _holder(found: Any) -> dict[str, Any]:
+    """Return what the object of a lock says; {} where it is something else."""
+    try:
+        holder = json.loads(found.value)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _free(lock: BucketPath, wait: bool) -> bytes:
@@ -82,11 +94,10 @@ def _free(lock: BucketPath, wait: bool) -> bytes:
         found = lock.read()
         if found.state == "missing":
             return bytes(found.stamp.generation)
-        try:
-            holder = json.loads(found.value)
-            name = f"{holder['work']} (process {holder['process']} on {holder['host']})"
-        except (ValueError, KeyError, TypeError):
-            holder, name = {}, "another process"
+        holder = _holder(found)
+        name = "another process"
+        if "process" in holder:
+            name = f"{holder.get('work')} (process {holder['process']} on {holder.get('host')})"
         if holder.get("host") == _here() and _ended(lock, holder["process"]):
             return bytes(found.stamp.generation)
         if not told and not wait:

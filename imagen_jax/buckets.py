@@ -106,6 +106,10 @@ class BucketPath(PosixPath):
 
     def names(self) -> list[str]:
         """Names of all objects in this folder and those below it, relative to it, sorted."""
+        return [name for name in self._all_names() if name and name[-1] != "/"]
+
+    def _all_names(self) -> list[str]:
+        """As names, and with those by which other libraries mark a folder: "" and "below/"."""
         import tensorstore as ts
 
         prefix = f"{self.key}/" if self.key else ""
@@ -113,7 +117,7 @@ class BucketPath(PosixPath):
         found = _ask(self, _store(self.bucket).list(ts.KvStore.KeyRange(prefix, end), len(prefix)))
         # Where nothing may be listed, TensorStore lists nothing; reading is refused, too.
         BucketPath(self, ".lock").read(slice(0, 0))
-        return sorted(name for key in found if (name := key.decode()) and name[-1] != "/")
+        return sorted(key.decode() for key in found)
 
     def iterdir(self) -> Iterator[BucketPath]:  # type: ignore[override]
         """Yield all that is in this folder."""
@@ -154,11 +158,14 @@ class BucketPath(PosixPath):
 
         A copy that is interrupted leaves the old names as they were.
         """
-        names = [""] if self.is_file() else self.names()
-        for name in names:
+        if self.is_file():
+            target.write_bytes(self.read_bytes())
+            self.unlink()
+            return target  # type: ignore[no-any-return]
+        for name in self.names():
             (target / name).write_bytes((self / name).read_bytes())
-        for name in names:
-            (self / name).unlink()
+        for name in self._all_names():
+            _ask(self, _store(self.bucket).write(f"{self.key}/{name}", None))
         return target  # type: ignore[no-any-return]
 
     replace = rename

@@ -143,6 +143,10 @@ def make_parser() -> argparse.ArgumentParser:
               imagen data show --scenes quickstart --output sheet.png
               imagen train --help
 
+            paths:
+              gs://BUCKET/FOLDER
+                  a folder in Google Cloud Storage, for whatever a command reads or writes
+
             environment:
               IMAGEN_DEBUG=1
                   shows the traceback of every error, and the logs of the libraries

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,10 @@ def test_paths_of_a_bucket_are_used_as_others(bucket: Bucket) -> None:
     assert [(run / "b.txt").has_size(size) for size in (0, 4, 5, 6, 60)] == [  # type: ignore[attr-defined]
         False, False, True, False, False
     ]  # fmt: skip
+    bucket.put("run/a/", b"")
     (run / "a").rename(run / "moved")
-    (run / "b.txt").unlink()
+    (run / "b.txt").rename(run / "d.txt")
+    (run / "d.txt").unlink()
     assert bucket.names("run/") == ["run/c/", "run/moved/stage.json"]
     with pytest.raises(OSError, match=r"files\.atomic_path"):
         (run / "a").open("w")
@@ -137,13 +140,20 @@ def test_a_process_that_lost_its_lock_is_ended(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_lock, "RENEWED", 0.05)
-    ended: list[int] = []
-    monkeypatch.setattr(bucket_lock._thread, "interrupt_main", ended.append)
-    with files.only_writer(RUN, "imagen train"):
-        bucket.put("run/.lock", json.dumps({"since": 0}).encode())
-        while not ended:
-            pass
+
+    def lose() -> None:
+        with files.only_writer(RUN, "imagen train"):
+            bucket.put("run/.lock", json.dumps({"id": "another"}).encode())
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        lose()
     assert bucket.names() == ["run/.lock"]  # the other's
+    bucket.clear()
+    with files.only_writer(RUN, "imagen train"):
+        bucket.clear()  # somebody removed it
+        while not bucket.names():
+            time.sleep(0.01)
 
 
 @pytest.mark.slow
