@@ -16,6 +16,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -47,19 +51,40 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 inline const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 
-// The first `count` numbers at p, with 0 behind them; and those of x, written there.
+#if defined(__AVX__) && !defined(__AVX512F__)
+// A mask of the first `count` lanes.
+INLINE __m256i first_lanes(int64_t count) {
+  static constexpr int32_t kMask[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + kLanes - count));
+}
+#endif
+
+// The first `count` numbers at p, with 0 behind them; and those of x, written there. The numbers
+// behind them are not touched.
 INLINE Vector load(const float* p, int64_t count) {
   if (count >= kLanes) return at(p);
+#if defined(__AVX512F__)
+  return (Vector)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+#elif defined(__AVX__)
+  return (Vector)_mm256_maskload_ps(p, first_lanes(count));
+#else
   Vector x = {};
   for (int64_t lane = 0; lane < count; ++lane) x[lane] = p[lane];
   return x;
+#endif
 }
 INLINE void store(const Vector& x, float* p, int64_t count) {
   if (count >= kLanes) {
     at(p) = x;
-  } else {
-    for (int64_t lane = 0; lane < count; ++lane) p[lane] = x[lane];
+    return;
   }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)x);
+#elif defined(__AVX__)
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)x);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) p[lane] = x[lane];
+#endif
 }
 
 inline int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
@@ -67,25 +92,38 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multip
 
 // ---- Products
 
-// to [kRows, kColumns] = a [kRows, depth] times the panel b [depth, kColumns], added to what is there
-// if kAdd. Rows of `to` are `stride` apart, rows and columns of `a` are `row` and `column` apart.
-template <bool kAdd>
-INLINE void product(const float* a, int64_t row, int64_t column, const float* b, float* to,
-                    int64_t stride, int64_t depth) {
-  Vector sum[kRows][kVectors];
+// to [kRows, columns] = a [kRows, depth] times the panel b [depth, kColumns], added to what is there
+// if kAdd; of the columns, the first `of` vectors are computed. Rows of `to` are `stride` apart,
+// rows and columns of `a` are `row` and `column` apart.
+template <bool kAdd, int of>
+INLINE void some_columns(const float* a, int64_t row, int64_t column, const float* b, float* to,
+                         int64_t stride, int64_t depth) {
+  Vector sum[kRows][of];
   UNROLL for (int i = 0; i < kRows; ++i) {
-    UNROLL for (int j = 0; j < kVectors; ++j) sum[i][j] = Vector{};
+    UNROLL for (int j = 0; j < of; ++j) sum[i][j] = Vector{};
   }
   for (int64_t k = 0; k < depth; ++k, a += column, b += kColumns) {
     UNROLL for (int i = 0; i < kRows; ++i) {
-      UNROLL for (int j = 0; j < kVectors; ++j) sum[i][j] += a[i * row] * at(b + j * kLanes);
+      UNROLL for (int j = 0; j < of; ++j) sum[i][j] += a[i * row] * at(b + j * kLanes);
     }
   }
   UNROLL for (int i = 0; i < kRows; ++i) {
-    UNROLL for (int j = 0; j < kVectors; ++j) {
+    UNROLL for (int j = 0; j < of; ++j) {
       Vector& there = at(to + i * stride + j * kLanes);
       there = kAdd ? there + sum[i][j] : sum[i][j];
     }
+  }
+}
+
+// The same with as many vectors as hold `columns` numbers, at most all.
+template <bool kAdd>
+INLINE void product(const float* a, int64_t row, int64_t column, const float* b, float* to,
+                    int64_t stride, int64_t depth, int64_t columns = kColumns) {
+  static_assert(kVectors == 2);
+  if (columns > kLanes) {
+    some_columns<kAdd, 2>(a, row, column, b, to, stride, depth);
+  } else {
+    some_columns<kAdd, 1>(a, row, column, b, to, stride, depth);
   }
 }
 

@@ -156,7 +156,8 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Result result) 
       const int64_t p = i / panels, panel = i % panels;
       for (int64_t t = 0; t < count; t += kRows) {
         product<false>(points + (p * rows + t) * wide, wide, 1, taps + i * inputs * kColumns,
-                       products + (p * rows + t) * padded + panel * kColumns, padded, inputs);
+                       products + (p * rows + t) * padded + panel * kColumns, padded, inputs,
+                       outputs - panel * kColumns);
       }
     });
     each(count, [=](int64_t t) {
@@ -226,11 +227,12 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array gradient, Result 
         const float* a = points + i / panels * group * wide;
         const float* b = of_gradient + i * group * kColumns;
         float* to = sums + i * wide * kColumns;
+        const int64_t columns = outputs - i % panels * kColumns;
         for (int64_t c = 0; c < inputs; c += kRows) {
           if (first == begin) {
-            product<false>(a + c, 1, wide, b, to + c * kColumns, kColumns, count);
+            product<false>(a + c, 1, wide, b, to + c * kColumns, kColumns, count, columns);
           } else {
-            product<true>(a + c, 1, wide, b, to + c * kColumns, kColumns, count);
+            product<true>(a + c, 1, wide, b, to + c * kColumns, kColumns, count, columns);
           }
         }
       });
