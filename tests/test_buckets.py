@@ -16,6 +16,8 @@ from gcs_server import Bucket
 
 from imagen_jax import bucket_lock, files
 from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.cli.corpus import is_corpus
+from imagen_jax.data.corpora.storage import common_folder
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.paths import as_path, local_path, those_there
@@ -108,6 +110,25 @@ def test_files_appear_whole_and_replace_nothing_new(bucket: Bucket) -> None:
         files.output_folder(f"{RUN}/a.json")
     with pytest.raises(UserError, match="no list of prompts gs://bucket/run/x: there is no such"):
         files.read_text(f"{RUN}/x", "list of prompts")
+
+
+def test_corpora_and_embeddings_are_told_apart(bucket: Bucket) -> None:
+    bucket.put("photos/0.png", b"")
+    bucket.put("embeddings/manifest.json", b"{}")
+    bucket.put("begun/progress/train.job.json", b"{}")
+    for where, corpus in (
+        ("gs://bucket/photos", True),
+        ("gs://bucket/photos/*.png", True),
+        ("gs://bucket/{00..99}.tar", True),
+        ("s3://bucket/0.tar", True),
+        ("gs://bucket/embeddings", False),
+        ("gs://bucket/begun", False),
+        ("gs://bucket/embeddings=1,gs://bucket/begun=2", False),
+        ("gs://bucket/nothing", False),
+    ):
+        assert is_corpus([where]) == corpus, where
+    places = ["gs://bucket/a/0.png", "gs://bucket/a/b/1.png"]
+    assert common_folder(places) == "gs://bucket/a"
 
 
 def test_one_writer_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

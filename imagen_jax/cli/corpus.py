@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from imagen_jax.buckets import SCHEME
 from imagen_jax.cli.command import Arguments, add_encoder_files, positive
 from imagen_jax.cli.status import show
 from imagen_jax.data.choices import (
@@ -17,6 +17,7 @@ from imagen_jax.data.choices import (
     LONG_CAPTIONS,
     STATES,
 )
+from imagen_jax.paths import as_path
 
 if TYPE_CHECKING:
     from imagen_jax.data.corpora import Corpus
@@ -148,14 +149,19 @@ def is_corpus(where: Sequence[str]) -> bool:
         holds_embeddings([part.rpartition("=")[0]]) for part in first.split(",")
     ):
         return False  # a mixture of them
-    return not holds_embeddings(where) if os.path.isdir(first) else looks_like_corpus(first)
+    is_folder = _of_paths(first) and as_path(first).is_dir()
+    return not holds_embeddings(where) if is_folder else looks_like_corpus(first)
 
 
 def holds_embeddings(where: Sequence[str]) -> bool:
     """Is it a folder that `imagen embed` has written to?"""
     embedded = ("manifest.json", "progress")
-    folder = os.path.expanduser(where[0])
-    return any(os.path.exists(os.path.join(folder, name)) for name in embedded)
+    return _of_paths(where[0]) and any((as_path(where[0]) / name).exists() for name in embedded)
+
+
+def _of_paths(where: str) -> bool:
+    """Is it of this machine or of a bucket? Corpora may be elsewhere."""
+    return "://" not in where or where.startswith((SCHEME, "file://"))
 
 
 def open_given(

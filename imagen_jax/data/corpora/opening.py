@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from imagen_jax.buckets import SCHEME
 from imagen_jax.data.choices import CORPUS_KINDS, DAMAGED_FILES
 from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import (
@@ -96,7 +97,7 @@ def open_corpus(
         raise UserError("no corpus is named: give a file, a folder or a pattern")
     if kind == "tfds" or (kind is None and len(wheres) == 1 and _is_prepared(wheres[0])):
         name = wheres[0]
-        if not os.path.isdir(name) and re.search(r":[A-Za-z_]\w*$", name):
+        if not storage.is_folder(name) and re.search(r":[A-Za-z_]\w*$", name):
             name, _, split = name.rpartition(":")
         return tfds_corpus(name, split, image_key, caption_key, data_dir, encoding)
     places = [found for place in wheres for found in storage.expand(place)]
@@ -333,4 +334,6 @@ def _of_split(
 def _is_prepared(place: str) -> bool:
     """Is it the folder of a prepared TensorFlow dataset?"""
     names = ("features.json", "dataset_info.json")
-    return all(os.path.isfile(os.path.join(place, name)) for name in names)
+    if storage.is_remote(place) and not place.startswith(SCHEME):
+        return False
+    return all(storage.exists(storage.join(place, name)) for name in names)

@@ -115,7 +115,7 @@ def oddities(name: str, folder: str = "") -> str:
         said.append("begins with ~")
     if re.match(r"https?://", name):
         said.append("is a URL, and images are not downloaded: img2dataset does that")
-    elif "://" in name:
+    elif "://" in name and not name.startswith(SCHEME):
         said.append("is a URL")
     if name != name.strip():
         said.append("begins or ends with a space")
@@ -302,7 +302,8 @@ def common_folder(places: Sequence[str]) -> str | None:
         return None
     if len({os.path.isabs(folder) for folder in folders}) > 1:
         folders = [os.path.abspath(folder) for folder in folders]
-    return os.path.commonpath(folders) if folders else ""
+    folder = os.path.commonpath(folders) if folders else ""
+    return folder.replace(":/", "://", 1) if places and is_remote(places[0]) else folder
 
 
 def check_different(places: Sequence[str]) -> None:

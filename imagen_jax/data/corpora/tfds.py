@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imagen_jax.data import records
+from imagen_jax.data.corpora import storage
 from imagen_jax.data.corpora.captions import CAPTION_KEYS, IMAGE_KEYS, at, choose_key
 from imagen_jax.data.corpora.rows import Row, RowCorpus
 from imagen_jax.errors import UserError
@@ -40,7 +41,7 @@ class TensorFlowDataset:
         try:
             self._builder = (
                 tfds.builder_from_directory(name)
-                if os.path.isdir(name)
+                if storage.is_folder(name)
                 else tfds.builder(name, data_dir=data_dir and os.path.expanduser(data_dir))
             )
         except tfds.core.DatasetNotFoundError as error:
