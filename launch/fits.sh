@@ -21,7 +21,8 @@ case "${1:-}" in
 esac
 topology=$1
 shift
-[[ "$topology" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+)*$ ]] ||
+form='^[a-z0-9]+:[0-9]+(x[0-9]+)*$'
+[[ "$topology" =~ $form ]] ||
   fail "the topology is '$topology'; it must be like v4:2x2x4"
 arguments=() option=''
 for argument in "$@"; do

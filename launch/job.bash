@@ -19,8 +19,8 @@ say() { echo "$self: $*"; }
 # check OPTION VALUE PATTERN WORDS  refuses a value of another form: what is taken stands in commands
 # of other machines, in manifests and in names of files.
 check() {
-  local LC_ALL=C  # a range of letters is ASCII
-  [[ "$2" =~ ^($3)$ ]] || fail "$1 is '${2//[[:cntrl:]]/?}'; it must be $4"
+  local LC_ALL=C whole="^($3)\$"  # a range of letters is ASCII
+  [[ "$2" =~ $whole ]] || fail "$1 is '${2//[[:cntrl:]]/?}'; it must be $4"
 }
 NAME='[a-z]([-a-z0-9]{0,38}[a-z0-9])?'
 NAME_WORDS='of at most 40 small letters, digits and hyphens, and begin with a letter'

@@ -17,6 +17,7 @@ LACKING = {
     "case modification": r"\$\{\w+(\[[^]]*\])?(\^|,)",  # 4.0
     "@Q and the like": r"\$\{[^}]*@[QEPAaUuLK]\}",  # 4.4
     "negative subscripts": r"\$\{\w+\[-|\$\{\w+:[^}]*:\s*-",  # 4.2, 4.3
+    "parentheses in a pattern": r"=~\s+[^$\s]\S*\(",  # 3.2 wants the pattern in a variable
     "wait -n": r"\bwait\s+-[nfp]",  # 4.3
     "&>> and |&": r"&>>|\|&",  # 4.0
     "printf of time": r"printf[^\n]*%\([^)]*\)T",  # 4.2
@@ -93,6 +94,7 @@ def test_scripts_run_on_a_mac(script: Path) -> None:
         ('echo "${x@Q}"', "@Q and the like"),
         ('echo "${x[-1]}"', "negative subscripts"),
         ("wait -n", "wait -n"),
+        ("[[ $x =~ ^(a|b)$ ]]", "parentheses in a pattern"),
         ("echo a &>> log", "&>> and |&"),
         ("a |& b", "&>> and |&"),
         ("if [[ -v x ]]; then", "[[ -v"),
