@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from launching import TRAIN, World
 
 XPK = """
@@ -112,30 +116,81 @@ def test_dry_run_calls_no_cloud(world: World) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xpk") is None, reason="xpk is not installed")
+needs_xpk = pytest.mark.skipif(
+    importlib.util.find_spec("xpk") is None, reason="xpk is not installed"
+)
+
+
+def dry_lines(world: World) -> list[list[str]]:
+    """Command lines of a dry run, with another folder of code: the script has removed its own."""
+    options = ["--spot", "--slices", "2", "--project", "p", "--zone", "us-east5-a", "--dry-run"]
+    status, printed = world.run(*ARGUMENTS, *options, "--", *TRAIN)
+    assert status == 0, printed
+    code = world.root / "code"
+    code.mkdir()
+    return [
+        [f"--script-dir={code}" if word.startswith("--script-dir=") else word
+         for word in shlex.split(line)[2:]]
+        for line in printed.splitlines() if line.startswith("+ xpk ")
+    ]  # fmt: skip
+
+
+@needs_xpk
 def test_xpk_itself_takes_the_command_lines(world: World) -> None:
     from xpk.commands.workload import get_restart_exit_codes
     from xpk.parser.core import set_parser
 
-    def parse(words: list[str]) -> argparse.Namespace:
+    lines = dry_lines(world)
+    assert len(lines) == 3
+    for words in lines:
         parser = argparse.ArgumentParser(prog="xpk")
         set_parser(parser)
-        return parser.parse_args(words)
-
-    options = ["--spot", "--slices", "2", "--project", "p", "--zone", "us-east5-a", "--dry-run"]
-    status, printed = world.run(*ARGUMENTS, *options, "--", *TRAIN)
-    assert status == 0, printed
-    lines = [line[2:] for line in printed.splitlines() if line.startswith("+ xpk ")]
-    assert len(lines) == 3
-    (world.root / "code").mkdir()  # the scratch folder of the script is gone
-    for line in lines:
-        words = shlex.split(line)[1:]
-        parsed = parse([f"--script-dir={world.root}/code" if word.startswith("--script-dir=")
-                        else word for word in words])  # fmt: skip
+        parsed = parser.parse_args(words)
         if "create" in words:
             assert (parsed.tpu_type, parsed.num_slices, parsed.spot) == ("v5p-32", 2, True)
-            assert parsed.env == ["JAX_COMPILATION_CACHE_DIR=gs://b/jobs/compiled"]
-            assert parsed.command.endswith("--workdir gs://b/run --multi-host")
             restarted = get_restart_exit_codes(parsed)
             assert {1, 2, 75, 137} <= set(restarted)
             assert not {0, 64} & set(restarted)
+
+
+@needs_xpk
+@pytest.mark.slow
+def test_the_manifest_that_xpk_makes(world: World, tmp_path: Path) -> None:
+    """In a dry run of xpk, which asks nobody; what a host then runs, runs here, but for imagen."""
+    (create,) = (words for words in dry_lines(world) if "create" in words)
+    path = tmp_path / "manifest.yaml"
+    switches = ("TELEMETRY_ENABLED", "CRANE_WORKLOADS_ENABLED", "DEPENDENCY_AUTO_DOWNLOAD")
+    offline = {"HOME": str(tmp_path), **dict.fromkeys(switches, "false")}
+    done = subprocess.run(
+        [sys.executable, "-c", "from xpk.main import main; main()", *create, "--dry-run",
+         "--skip-validation", f"--output-manifest-file={path}"],
+        env=os.environ | offline, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    found = yaml.safe_load(path.read_text())
+    assert found["spec"]["failurePolicy"]["maxRestarts"] == 50
+    (job,) = found["spec"]["replicatedJobs"]
+    assert job["replicas"] == 2
+    spec = job["template"]["spec"]
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "NotIn")
+    assert {1, 75} <= set(rule["onExitCodes"]["values"])
+    assert 64 not in rule["onExitCodes"]["values"]
+    pod = spec["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 330
+    (container,) = pod["containers"]
+    assert {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://b/jobs/compiled"} in container[
+        "env"
+    ]
+
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "setup.sh").write_text("")
+    imagen = tmp_path / ".venv" / "bin" / "imagen"
+    imagen.parent.mkdir(parents=True)
+    imagen.write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 75\n')
+    imagen.chmod(0o755)
+    ran = subprocess.run(
+        container["command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 75
+    assert "<gs://b/it's my data>\n<--workdir>\n<gs://b/run>\n<--multi-host>\n" in ran.stdout
