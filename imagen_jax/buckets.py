@@ -77,13 +77,13 @@ class BucketPath(PosixPath):
         """Raise UnsupportedOperation: storage does not tell the size of an object alone."""
         raise io.UnsupportedOperation(f"{self}: objects have no os.stat_result")
 
-    def version(self) -> bytes:
+    def version(self) -> str:
         """Return what differs after every writing of the object.
 
         Raises:
           FileNotFoundError: it is not there.
         """
-        return bytes(self.there(self.read(slice(0, 0))).stamp.generation)
+        return str(self.there(self.read(slice(0, 0))).stamp.generation.hex())
 
     def has_size(self, size: int) -> bool:
         """Has the object so many bytes?

@@ -95,14 +95,14 @@ def append(path: Path, line: str) -> None:
         file.write(line)
 
 
-def version_of(path: Path) -> Any:
-    """Return what differs once a file was written again.
+def version_of(path: Path) -> tuple[Any, ...]:
+    """Return what differs once a file was written again, as JSON.
 
     Raises:
       FileNotFoundError: it is not there.
     """
     if isinstance(path, BucketPath):
-        return path.version()
+        return (path.version(),)
     return path.stat().st_size, path.stat().st_mtime_ns
 
 

@@ -6,6 +6,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,12 +15,15 @@ import numpy as np
 import pytest
 import tiny
 from gcs_server import Bucket
+from PIL import Image
 
 from imagen_jax import bucket_lock, files
-from imagen_jax.checkpoints.cascades import export_cascade, open_cascade
+from imagen_jax.checkpoints.cascades import SHIPPED, export_cascade, open_cascade
 from imagen_jax.cli.corpus import is_corpus
 from imagen_jax.data.corpora.storage import common_folder
 from imagen_jax.errors import UserError
+from imagen_jax.eval.feature_sets import FeatureSet
+from imagen_jax.eval.features import mobilenet
 from imagen_jax.main import main
 from imagen_jax.paths import as_path, local_path, those_there
 
@@ -201,3 +206,26 @@ def _flat(tree: object) -> list[np.ndarray]:
     import jax
 
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.slow
+def test_images_and_weights_of_an_evaluation_are_in_a_bucket(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    bucket.put_folder("images", tmp_path)
+    (weights,) = mobilenet.PACKAGE.files()
+    bucket.put("weights.pth", weights.read_bytes())
+    features = ["evaluate", "features"]
+    assert main([*features, str(tmp_path), "--output", str(tmp_path / "f.npz")]) == 0
+    argv = [*features, "gs://bucket/images", "--output", "gs://bucket/f.npz"]
+    assert main([*argv, "--network", "mobilenet-v2", "--weights", "gs://bucket/weights.pth"]) == 0
+    in_bucket, here = (FeatureSet.load(of) for of in ("gs://bucket/f.npz", tmp_path / "f.npz"))
+    np.testing.assert_array_equal(in_bucket.features, here.features)
+    assert in_bucket.identity == here.identity
+    read = 'Cascade.load("gs://bucket/demo"); assert not {"tensorflow", "orbax"} & {*sys.modules}'
+    bucket.put_folder("demo", SHIPPED)
+    line = f"import sys; from imagen_jax import Cascade; {read}"
+    subprocess.run([sys.executable, "-c", line], check=True, env=dict(os.environ))

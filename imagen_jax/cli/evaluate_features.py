@@ -170,8 +170,6 @@ def _add_votes(actions: Commands) -> None:
 
 
 def _read_set(path: str, args: argparse.Namespace, network: FeatureNetwork | None) -> FeatureSet:
-    from pathlib import Path
-
     from imagen_jax.eval.feature_sets import FeatureSet, compute_features
     from imagen_jax.eval.images import Files, list_images, side_of
 
@@ -179,7 +177,7 @@ def _read_set(path: str, args: argparse.Namespace, network: FeatureNetwork | Non
         return FeatureSet.load(path)
     files = list_images(path)
     side = args.size or side_of(files[0])
-    images = Files(path, [*map(Path, files)], side, args.fit)
+    images = Files(path, files, side, args.fit)
     return compute_features(network or load_network(args), images)
 
 

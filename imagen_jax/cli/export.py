@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from imagen_jax.buckets import BucketPath
 from imagen_jax.cli.command import Commands, add_lora, command, number
@@ -113,5 +114,10 @@ def run(args: argparse.Namespace) -> None:
         of_stages = stage_settings(cascade.stages, settings(args))
         paths = export_stages(cascade, args.output, of_stages, args.platforms)
     for path in paths:
-        size = "" if isinstance(path, BucketPath) else f"{path.stat().st_size / 2**20:8.2f} MiB  "
-        print(f"{size}{path}")
+        print(with_size(path))
+
+
+def with_size(path: Path) -> str:
+    """Return a file that was written, on this machine with its size."""
+    size = "" if isinstance(path, BucketPath) else f"{path.stat().st_size / 2**20:8.2f} MiB  "
+    return f"{size}{path}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagen_jax.cli.command import Commands, command
+from imagen_jax.cli.export import with_size
 from imagen_jax.errors import UserError
 
 
@@ -81,4 +82,4 @@ def run(args: argparse.Namespace) -> None:
         paths, args.output, text_encoder=args.text_encoder, variant=args.variant
     )
     for path in written:
-        print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")
+        print(with_size(path))

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import given_file, parse_json
-from imagen_jax.paths import as_path
+from imagen_jax.paths import as_path, those_there
 
 PAPER_COUNT = 30_000
 PAPER_GUIDANCE = 1.35
@@ -70,8 +70,9 @@ def read_annotations(path: str | Path, images: str | Path, count: int, seed: int
         raise UserError(
             f"{path} is not of the form of COCO's captions_val2014.json: {error!r}"
         ) from error
-    missing = [c.image for c in captioned if isinstance(c.image, Path)
-               and not c.image.is_file()]  # fmt: skip
+    images_of = [c.image for c in captioned if isinstance(c.image, Path)]
+    there = those_there(images_of)
+    missing = [path for path in images_of if path not in there]
     if missing:
         raise UserError(f"{len(missing)} images of {path} are missing: {missing[0]}")
     return choose(captioned, count, seed)

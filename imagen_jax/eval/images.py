@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from imagen_jax.data.scenes.render import render
 from imagen_jax.data.scenes.scene import Scene
 from imagen_jax.errors import UnusableError, UserError
 from imagen_jax.files import fingerprint
-from imagen_jax.paths import as_path
+from imagen_jax.paths import as_path, version_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FITS = ("exact", "crop")
@@ -80,13 +80,14 @@ class Files:
 
     def fingerprint(self) -> str:
         """Of names, sizes and times of files, or of encoded images themselves."""
-        facts = [
-            hashlib.sha256(p).hexdigest()
-            if isinstance(p, bytes)
-            else [str(p), p.stat().st_size, p.stat().st_mtime_ns]
-            for p in self._paths
-        ]
-        return fingerprint([facts, self.side, self._fit])
+
+        def fact(p: Path | bytes) -> Any:
+            if isinstance(p, bytes):
+                return hashlib.sha256(p).hexdigest()
+            return [str(p), *version_of(p)]
+
+        with ThreadPoolExecutor() as threads:
+            return fingerprint([[*threads.map(fact, self._paths)], self.side, self._fit])
 
 
 class RenderedScenes:

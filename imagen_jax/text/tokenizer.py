@@ -10,6 +10,7 @@ import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import given_file
+from imagen_jax.paths import as_path, local_copy
 
 
 class WordPiece:
@@ -64,7 +65,8 @@ def read_tokenizer(path: str | Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with local_copy(as_path(path)) as local:
+            tokenizer = Tokenizer.from_file(str(local))
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # where Rust panics, it is no Exception

@@ -19,7 +19,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.eval.features.clip import ACTIVATIONS, Params, Sizes
 from imagen_jax.eval.features.tensors import read_tensors
 from imagen_jax.files import read_json
-from imagen_jax.paths import local_path
+from imagen_jax.paths import as_path
 from imagen_jax.text.tokenizer import read_tokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -57,7 +57,7 @@ def read_clip(directory: str | Path) -> Clip:
     Raises:
       UserError: a file is missing; names what is looked for; weights of another network or layout.
     """
-    directory = local_path(directory)
+    directory = as_path(directory)
     for config_name, weight_names in LAYOUTS.items():
         paths = [directory / name for name in weight_names if (directory / name).is_file()]
         if (directory / config_name).is_file() and paths:

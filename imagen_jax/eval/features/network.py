@@ -19,7 +19,7 @@ from imagen_jax.eval.features.clip_weights import Clip, read_clip
 from imagen_jax.eval.features.layers import Layers, fold
 from imagen_jax.eval.features.resize import resize
 from imagen_jax.eval.features.tensors import read_tensors
-from imagen_jax.paths import local_path
+from imagen_jax.paths import as_path
 
 NETWORKS = ("mobilenet-v2", "inception-v3", "clip")
 INCEPTION_PROTOCOLS = ("clean", "tf1", "half-pixel")
@@ -113,7 +113,7 @@ def load_network(
     if protocol not in INCEPTION_PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choices: {', '.join(INCEPTION_PROTOCOLS)}")
     if name == "mobilenet-v2":
-        (shipped,) = mobilenet.PACKAGE.files() if weights is None else (local_path(weights),)
+        (shipped,) = mobilenet.PACKAGE.files() if weights is None else (as_path(weights),)
         return mobilenet_network(shipped)
     if weights is None:
         raise UserError(

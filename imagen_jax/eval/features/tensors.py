@@ -22,10 +22,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     Raises:
       UserError: there is no such file, or it cannot be read.
     """
-    with given_file(path, "file of weights") as path, open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if path.suffix == ".pb":
-        return read_graph_file(path), digest
-    if path.suffix != ".safetensors":
-        return read_torch_file(path), digest
-    return read_safetensors(path), digest
+    with given_file(path, "file of weights") as local:
+        with open(local, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if local.suffix == ".pb":
+            return read_graph_file(local), digest
+        if local.suffix != ".safetensors":
+            return read_torch_file(local), digest
+        return read_safetensors(local), digest
