@@ -475,7 +475,15 @@ def test_sample_passes_on_only_what_is_said() -> None:
         folder.unused.return_value.paths = folder.unused.return_value.written = []
         assert main_lib.main(argv) == 0
     load.assert_called_once_with(
-        "w", None, None, lora={}, dtype=None, low_memory=False, safety_checker=True, lazy=True
+        "w",
+        None,
+        None,
+        lora={},
+        dtype=None,
+        low_memory=False,
+        safety_checker=True,
+        lazy=True,
+        mesh=None,
     )
     (call,) = load.return_value.request.call_args_list
     assert call.args == (["a cat"],)
