@@ -63,6 +63,31 @@ def test_where_no_corpus_is(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("images", "captions", "notes"),
+    [
+        (1, 1, ["all 4 images are the same", "captions repeat: at most 1 of 4 are different"]),
+        (1, 4, ["all 4 images are the same"]),
+        (4, 2, ["captions repeat: at most 2 of 4 are different"]),
+        (2, 3, []),
+    ],
+)
+def test_what_is_all_alike_is_remarked_on(
+    images: int, captions: int, notes: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("imagen_jax.cli.embed.ENCODERS", ("tiny",))
+    (tmp_path / "corpus").mkdir()
+    for i in range(4):
+        pixels = np.full((SIZE, SIZE, 3), i % images, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "corpus" / f"{i}.png")
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"number {i % captions}")
+    argv = ["embed", str(tmp_path / "corpus"), "--output", str(tmp_path / "out"), "--encoder"]
+    assert main([*argv, "tiny", "--image-size", str(SIZE)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("  note: ") for line in said if "note:" in line] == notes
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_embedded(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

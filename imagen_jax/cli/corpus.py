@@ -194,8 +194,9 @@ def embedding_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_outcome(manifest: dict[str, Any], split: str, output: str) -> None:
-    """Says what was embedded, left out and changed."""
+    """Says what was embedded, left out and changed, and what is all alike."""
     from imagen_jax.data.advice import advice_on
+    from imagen_jax.embed.outcome import alike
 
     entry = manifest["splits"][split]
     print(f"{entry['examples']} examples in {output}")
@@ -203,3 +204,5 @@ def print_outcome(manifest: dict[str, Any], split: str, output: str) -> None:
         for reason, number in sorted(entry[what].items(), key=lambda item: -item[1]):
             advice = advice_on(reason)
             show(f"  {what}: {number} {reason}" + (f" ({advice})" if advice else ""))
+    for remark in alike(output, entry):
+        print(f"  note: {remark}")

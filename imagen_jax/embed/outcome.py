@@ -1,13 +1,19 @@
-"""Message of an embedding job that kept nothing."""
+"""Last words of an embedding job: that nothing was kept, or that much is alike."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from imagen_jax.data import records
 from imagen_jax.data.advice import advice_on
+from imagen_jax.data.pages import spaced
+from imagen_jax.paths import as_path
+
+COMPARED = 100
+"""Examples, evenly spaced through all, whose images are compared."""
 
 
 def nothing_kept(directory: Path, split: str, num_shards: int, dropped: Mapping[str, int]) -> str:
@@ -34,6 +40,30 @@ def nothing_kept(directory: Path, split: str, num_shards: int, dropped: Mapping[
     if others := reasons[1:6]:
         message += "; also " + ", ".join(f"{n} {other}" for other, n in others)
     return message
+
+
+def alike(directory: str | Path, entry: Mapping[str, Any]) -> list[str]:
+    """Remarks on what training can learn little from: one image alone, or few captions.
+
+    Args:
+      directory: the embedding directory.
+      entry: the manifest's entry of a split.
+    """
+    from imagen_jax.data.reading import ShardTable
+
+    remarks = []
+    count, captions = entry["examples"], entry["captions"]
+    paths = [str(as_path(directory) / name) for name in entry["shards"]]
+    table = ShardTable.of(list(zip(paths, entry["shard_examples"], strict=True)))
+    first, *others = map(int, spaced(count, COMPARED))
+    image = table.record(first).image if others else b""
+    if others and all(table.record(place).image == image for place in others):
+        compared = len(others) + 1
+        of = "" if compared == count else f" that were compared, of {count},"
+        remarks.append(f"all {compared} images{of} are the same")
+    if 2 * captions <= count:
+        remarks.append(f"captions repeat: at most {captions} of {count} are different")
+    return remarks
 
 
 def _dropped_lines(directory: Path, split: str, num_shards: int) -> Iterator[dict[str, str]]:
