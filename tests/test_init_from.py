@@ -14,6 +14,8 @@ import imagen_jax
 from imagen_jax.checkpoints.cascades import open_cascade
 from imagen_jax.checkpoints.deepfloyd import import_deepfloyd
 from imagen_jax.checkpoints.exported import flat_weights
+from imagen_jax.config import load_config
+from imagen_jax.diffusion.samplers import DDPM, parse_sampler
 from imagen_jax.main import main
 
 DEMO = Path(imagen_jax.__file__).parent / "demo"
@@ -53,6 +55,14 @@ def test_from_the_demo(tmp_path: Path) -> None:
     side = json.loads((DEMO / "cascade.json").read_text())["config"]["stages"]["sr"]["resolution"]
     tiny.embed_scenes("quickstart", 2, side, 0, "minilm", tmp_path / "data", num_shards=1)
     assert_the_same(DEMO, trained_on(DEMO, "demo", tmp_path / "data", tmp_path))
+
+
+def test_what_was_tuned_is_not_sampled_with_a_variance_that_was_not() -> None:
+    config = load_config("deepfloyd")
+    for name in config.cascade:
+        sampler = parse_sampler(config.stages[name].sample.sampler)
+        assert isinstance(sampler, DDPM)
+        assert sampler.variance == "small"
 
 
 @pytest.mark.slow
