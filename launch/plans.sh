@@ -106,7 +106,8 @@ for name in "$@"; do
     if-base-* | if-sr-*)
       stage=${name#if-} && stage=${stage%%-*}
       plan "$name" --config configs/deepfloyd.py --stage "$stage" --job sample \
-        --topology "$(one_chip "${name##*-}")" --batch 1 ;;
+        --topology "$(one_chip "${name##*-}")" --batch 1 \
+        --set "stages.$stage.sample.sampler=ddpm(variance=learned)" ;;  # as it is imported
     if-t5-*)
       plan "$name" --config configs/deepfloyd.py --stage base --job embed \
         --topology "$(one_chip "${name##*-}")" --batch 1 ;;
