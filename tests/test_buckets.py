@@ -20,12 +20,14 @@ from PIL import Image
 from imagen_jax import bucket_lock, files
 from imagen_jax.checkpoints.cascades import SHIPPED, export_cascade, open_cascade
 from imagen_jax.cli.corpus import is_corpus
+from imagen_jax.config import load_config
 from imagen_jax.data.corpora.storage import common_folder
 from imagen_jax.errors import UserError
 from imagen_jax.eval.feature_sets import FeatureSet
 from imagen_jax.eval.features import mobilenet
 from imagen_jax.main import main
 from imagen_jax.paths import as_path, local_path, those_there
+from imagen_jax.text.t5_checkpoint import load_t5_encoder
 
 RUN = "gs://bucket/run"
 
@@ -95,6 +97,15 @@ def test_a_bucket_that_cannot_be_used(bucket: Bucket, capsys: pytest.CaptureFixt
         assert " cannot be reached: " in line
         assert told in line
     assert not bucket.names()
+
+
+def test_what_stays_on_this_machine_is_told(tmp_path: Path) -> None:
+    for read in (
+        lambda: load_t5_encoder("gs://bucket/t5/model.safetensors"),
+        lambda: load_config("gs://bucket/config.py"),
+    ):
+        with pytest.raises(UserError, match="is in a bucket, and is read and written on this mach"):
+            read()
 
 
 def test_files_appear_whole_and_replace_nothing_new(bucket: Bucket) -> None:

@@ -32,6 +32,7 @@ import tensorstore as ts
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import parse_json
+from imagen_jax.paths import local_path
 from imagen_jax.text import t5_hugging_face
 from imagen_jax.text.leaves import Index, Leaf, first_line
 from imagen_jax.text.t5 import ACTIVATIONS, Params, T5Config, config_of
@@ -98,6 +99,8 @@ def _open(path: str) -> tuple[dict[str, Leaf], T5Config]:
             * "; a model of the Hugging Face hub must be downloaded first (hf download "
             "NAME --local-dir DIR), and DIR given"
         )
+    if local.suffix == ".safetensors":
+        local = local_path(path)
     hugging_face = local.suffix == ".safetensors" or (
         local.is_dir() and any(local.glob("*.safetensors"))
     )
