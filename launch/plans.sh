@@ -90,7 +90,7 @@ trained() {  # trained tune|lora  settings of what is trained
 [[ $# -gt 0 ]] || set -- base64 sr256 sr1024 sample-base64 sample-sr256 sample-sr1024 t5-xxl
 for name in "$@"; do
   case "$name" in
-    *[!a-z0-9-]*) echo "unknown plan '$name'; see bash launch/plans.sh --help" >&2; exit 2 ;;
+    *[!A-Za-z0-9-]*) echo "unknown plan '$name'; see bash launch/plans.sh --help" >&2; exit 2 ;;
     base64) plan "$name" --config configs/base64.py --topology v4:8x8x4 ;;
     sr256 | sr1024) plan "$name" --config "configs/$name.py" --topology v4:4x4x8 ;;
     base64-full) plan "$name" --config configs/base64.py --topology v4:8x8x4 --effort full ;;
