@@ -66,7 +66,11 @@ def train(
     savers: list[Checkpointer] = []
 
     def kill() -> None:
-        shutil.copytree(workdir, left)
+        while not left.exists():
+            try:
+                shutil.copytree(workdir, left)
+            except shutil.Error:  # a checkpoint was renamed meanwhile
+                shutil.rmtree(left)
         raise Killed
 
     def logged(self: Any, state: Any, step: int, *measured: Any) -> bool:
