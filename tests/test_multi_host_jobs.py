@@ -136,7 +136,8 @@ def test_hosts_embed_into_a_bucket_and_keep_their_programs_there(
 
 
 @pytest.mark.slow
-def test_hosts_sample_one_list_of_prompts_though_one_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_hosts_sample_one_list_of_prompts_though_one_was_killed(count: int, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a {colour} image\n" for colour in [*tiny.COLOURS] * 3))
     argv = ["sample", "--prompts", str(prompts), "--workdir", str(tiny.workdir()), "--output"]
@@ -144,13 +145,15 @@ def test_hosts_sample_one_list_of_prompts_though_one_was_killed(tmp_path: Path) 
     together = tmp_path / "together"
 
     def both_have_begun() -> bool:
-        return {"0000.png", "0002.png"} <= {path.name for path in together.glob("*.png")}
+        return {"0000.png", f"{2 * (count - 1):04d}.png"} <= {
+            path.name for path in together.glob("*.png")
+        }
 
-    kill_one_when(both_have_begun, start(2, *argv, str(together), slow=1))
+    kill_one_when(both_have_begun, start(count, *argv, str(together), slow=1))
     before = {path.name for path in together.glob("[0-9]*.png")}
     assert 2 <= len(before) < 12
     assert not (together / "metadata.csv").exists()
-    printed = finish(start(2, *argv, str(together)))
+    printed = finish(start(count, *argv, str(together)))
     assert "12 images in" in printed[0]
     assert "images of this host are done" in printed[1]
     names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name != ".lock")
