@@ -34,6 +34,8 @@ def test_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> Non
         assert said.endswith("\nimagen: interrupted; the same command resumes here\n")
     before = images(tmp_path)
     assert 17 <= len(before) < 33
+    (first,) = tmp_path.rglob("000000.png")
+    first.with_name("000032.png.0.tmp").touch()  # as a kill may leave
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True)
     assert "images: 16 of 33 images\n" in done.stderr
     after = images(tmp_path)
@@ -41,3 +43,4 @@ def test_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> Non
     kept = [f"{i:06d}.png" for i in range(16)]
     assert [after[name] for name in kept] == [before[name] for name in kept]
     assert (tmp_path / "out" / "scores.json").is_file()
+    assert not list(tmp_path.rglob("*.tmp"))

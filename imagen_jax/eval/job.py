@@ -146,6 +146,7 @@ class ImageStore:
         ]
         there = those_there(self.path(i) for chunk in chunks for i in chunk)
         missing = [c for c in chunks if not all(self.path(i) in there for i in c)]
+        self._sweep({i for chunk in missing for i in chunk})
         done = sum(map(len, chunks)) - sum(map(len, missing))
         total = sum(map(len, chunks))
         with progress(total, "images", "images", done, disable=not missing) as bar:
@@ -165,6 +166,13 @@ class ImageStore:
                 for number in numbers:
                     self._part_features(network, number)
                     bar.update()
+
+    def _sweep(self, numbers: set[int]) -> None:
+        """Remove what a killed run left of these images, which nobody else writes."""
+        for folder in {self.path(i).parent for i in numbers}:
+            for part in folder.glob("[0-9]*.png.*.tmp"):
+                if int(part.name.partition(".")[0]) in numbers:
+                    part.unlink()
 
     def features(self, network: FeatureNetwork) -> FeatureSet:
         """Features of all images; those that are there already are read."""
