@@ -33,7 +33,7 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
     Locks are taken by writing under the condition that nobody else has written, so two never hold
     one. A holder that was killed is gone at once for a process of the same machine, and for others
     after EXPIRED seconds without a writing. One that was held up, and finds its lock taken, is
-    interrupted as by Ctrl-C: it must not write any more.
+    interrupted as by Ctrl-C: it must not write any more. Where Ctrl-C is ignored, it ends at once.
 
     Args:
       lock: its object.
@@ -61,6 +61,8 @@ def locked(lock: BucketPath, work: str, wait: bool = False) -> Iterator[None]:
                 if found.state == "value" and _holder(found).get("id") != own:
                     print(f"imagen: {lock} was taken by another process, which took this one to "
                           "be gone; this one ends", file=sys.stderr)  # fmt: skip
+                    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background
+                        os._exit(1)
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 lock.write_if(text(), found.stamp.generation)

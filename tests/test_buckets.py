@@ -6,8 +6,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -183,9 +185,18 @@ def test_a_process_that_lost_its_lock_is_ended(
             bucket.put("run/.lock", json.dumps({"id": "another"}).encode())
             time.sleep(30)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         lose()
     assert bucket.names() == ["run/.lock"]  # the other's
+    bucket.clear()
+    ended = threading.Event()
+    monkeypatch.setattr(bucket_lock.os, "_exit", lambda status: ended.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of what a script starts in the background
+    with files.only_writer(RUN, "imagen train"):
+        bucket.put("run/.lock", json.dumps({"id": "another"}).encode())
+        assert ended.wait(30)
+    signal.signal(signal.SIGINT, before)
     bucket.clear()
     with files.only_writer(RUN, "imagen train"):
         bucket.clear()  # somebody removed it
