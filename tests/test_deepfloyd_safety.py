@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,10 @@ def test_export_hands_both_on(made: dict[str, Any], tmp_path: Path) -> None:
 def test_an_evaluation_counts_black_images(made: dict[str, Any], tmp_path: Path) -> None:
     cascade = Cascade.load(made["safe"], str(made["one"]))
     request = cascade.request(PROMPTS, image=SMALL, steps=1)
-    cascade.request = lambda *_, **__: request  # type: ignore[method-assign]  # stage II alone
+    # Stage II alone, as if it made the images from text.
+    cascade.request = lambda *_, **__: request  # type: ignore[method-assign]
+    text = cascade.stages[0].text
+    cascade.stages = [types.SimpleNamespace(low_res=None, text=text)]  # type: ignore[list-item]
     store = ImageStore(tmp_path, PROMPTS, [0, 0, 0], 32)
     for _ in range(2):  # the second finds the images there
         with pytest.warns(UserWarning, match="1 of 3 .*, and count in all scores"):

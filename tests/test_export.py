@@ -147,7 +147,7 @@ def test_an_exported_program_is_not_replaced(directory: Path, tmp_path: Path) ->
     (tmp_path / "base.json").write_text("another one's")
     with pytest.raises(ValueError, match=r"base\.json"):
         export_stages(cascade, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "base.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.json"]
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
