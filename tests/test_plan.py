@@ -470,3 +470,23 @@ def test_batches_that_cannot_be_divided() -> None:
         pytest.raises(UserError, match="a batch of 8 cannot be divided over 3 devices in 2 parts"),
     ):
         programs._check_divides(8, None, 2)
+
+
+def test_products_that_xla_cannot_compile_are_those_of_cublas(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures = [
+        jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes that satisfy ..."),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"),
+    ]
+    mesh = sharding.make_mesh()
+    compile_ = mock.Mock(side_effect=[failures[0], "compiled"])
+    assert compile_for(mesh, SimpleNamespace(compile=compile_), "full") == "compiled"
+    assert [call.kwargs["compiler_options"] for call in compile_.mock_calls] == [
+        {}, {"xla_gpu_enable_triton_gemm": False}
+    ]  # fmt: skip
+    assert "compiling with cuBLAS's" in capsys.readouterr().err
+    refused = mock.Mock(side_effect=failures[1])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
+        compile_for(mesh, SimpleNamespace(compile=refused), "full")
+    refused.assert_called_once()

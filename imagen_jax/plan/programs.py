@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from typing import Any
 
@@ -32,6 +33,10 @@ EFFORT: dict[str, Any] = {
 """Options of XLA's TPU compiler: "quick" leaves out most of its searches for faster code, compiles
 four times as fast; products are the same, traffic with the main memory up to twice as much. "full"
 is what training runs."""
+
+CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+NO_TILES = "Couldn't find output tile sizes"
+"""Said by XLA's compiler for GPUs of a product of concatenated arrays (jaxlib 0.10.2)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,8 @@ def compile_for(mesh: Mesh, lowered: Any, effort: str) -> Any:
     """Compiles a program that was lowered for a mesh.
 
     What is compiled for devices that this machine does not have is not kept in JAX's compilation
-    cache: JAX would write it there, tens of megabytes, and fail to read it.
+    cache: JAX would write it there, tens of megabytes, and fail to read it. Where XLA's compiler
+    for GPUs fails on a product of its own, cuBLAS's are compiled in their place, and said to be.
 
     Args:
       effort: key of EFFORT; for TPUs.
@@ -78,6 +84,11 @@ def compile_for(mesh: Mesh, lowered: Any, effort: str) -> Any:
         jax.config.update(bound, math.inf)
     try:
         return lowered.compile(compiler_options=EFFORT[effort])
+    except jax.errors.JaxRuntimeError as error:
+        if NO_TILES not in str(error):
+            raise
+        print("XLA fails on a product of its own; compiling with cuBLAS's", file=sys.stderr)
+        return lowered.compile(compiler_options=EFFORT[effort] | CUBLAS)
     finally:
         jax.config.update(bound, usual)
 
