@@ -95,6 +95,7 @@ def test_output_of_a_closed_terminal_goes_nowhere(tmp_path: Path) -> None:
         "closed = []\n"
         "signal.signal(signal.SIGHUP, lambda *_: closed.append(leave_terminal()))\n"
         "print('ready', flush=True)\n"
+        "open(sys.argv[1] + ' soon', 'w').close()\n"
         "while not closed: time.sleep(0.05)\n"
         "print('saving', flush=True)\n"
         "open(sys.argv[1], 'w').write('saved')\n"
@@ -105,6 +106,10 @@ def test_output_of_a_closed_terminal_goes_nowhere(tmp_path: Path) -> None:
         stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
     )  # fmt: skip
     os.close(inner)
+    # What is read may still be in the middle of being written, and closing then an error there.
+    while not (tmp_path / "saved soon").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
     assert b"ready" in os.read(terminal, 100)
     os.close(terminal)
     while child.poll() is None:  # more than once: the kernel and the shell may both send it
