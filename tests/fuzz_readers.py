@@ -189,10 +189,10 @@ def _record() -> tuple[Seeds, Read]:
 
     cascade = Cascade.load()
     record = cascade.request("a red apple", negative_prompts="blue", guidance=2.0).record(0)
-    rng = random.Random()
+    undamaged = json.dumps(record).encode()
 
     def seeds(folder: Path) -> None:
-        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "record.json").write_bytes(undamaged)
 
     def read(folder: Path) -> None:
         content = (folder / "record.json").read_bytes()
@@ -203,7 +203,8 @@ def _record() -> tuple[Seeds, Read]:
         info = PngInfo()
         info.add_itxt("imagen", content.decode("utf-8", "replace"))
         Image.new("RGB", (8, 8)).save(path, pnginfo=info)
-        if rng.random() < 0.3:
+        rng = random.Random(content)
+        if content != undamaged and rng.random() < 0.3:  # the image that holds it, too
             path.write_bytes(damaged_bytes(path.read_bytes(), rng))
         repeat(cascade, read_record(path))
 
