@@ -44,6 +44,8 @@ class EfficientUNet(BaseNetwork):
       dtype: dtype of activations; parameters, norms and the output are float32.
       scale_shift_norm: the conditioning vector scales and shifts a norm of every residual block, as
         in the paper (use_scale_shift_norm, appendices F.2 and F.3).
+      patch: pixels along a side of the squares that are read and made as one position: with 2, all
+        convolutions run at half the resolution at most. 1 in the paper.
       attend: after every residual block of a DBlock, "block", or once after all of them, "level".
       attention_positions: see ImageAttention.positions; False in the paper.
       qk_norm: see ImageAttention.qk_norm; False in the paper.
@@ -60,6 +62,7 @@ class EfficientUNet(BaseNetwork):
     text_layers: int
     dtype: Literal["float32", "bfloat16"]
     scale_shift_norm: bool = True
+    patch: int = 1
     attend: Literal["block", "level"] = "level"
     attention_positions: bool = False
     qk_norm: bool = False
@@ -70,8 +73,8 @@ class EfficientUNet(BaseNetwork):
 
     @property
     def size_multiple(self) -> int:
-        """2 for every DBlock."""
-        return 2 ** len(self.channels)
+        """2 for every DBlock, times the pixels along a patch."""
+        return self.patch * 2 ** len(self.channels)
 
     @nn.compact
     def __call__(
@@ -135,7 +138,7 @@ class EfficientUNet(BaseNetwork):
             return y
 
         inputs = [x] if conditioning.low_res is None else [x, conditioning.low_res]
-        y = constrain(jnp.concatenate(inputs, axis=-1).astype(dtype))
+        y = layers.to_patches(jnp.concatenate(inputs, axis=-1).astype(dtype), self.patch)
         y = layers.Conv(self.channels[0], dtype, axes=("pixel", "out"), name="conv_in")(y)
         full_resolution = y
         skips = []
@@ -152,4 +155,5 @@ class EfficientUNet(BaseNetwork):
         y = constrain(jnp.concatenate([y, full_resolution * scale], axis=-1))
         film = layers.film(vector, y.shape[-1], dtype)
         y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y, *film))
-        return layers.conv_out(x.shape[-1])(y)
+        y = layers.conv_out(x.shape[-1] * self.patch**2)(y)
+        return layers.from_patches(y, self.patch)
