@@ -7,9 +7,9 @@ Data:      scenes, level "emoji": 60,000 of 64 px, 12,000 of 256 px and 6,000 of
 Result:    not yet run to its end; the weights that are shipped are those of docs/demo.md
 
 Where it differs from the paper, for the sake of hours on a CPU:
-* The base stage is an Efficient U-Net too. It reads and makes pixels in patches of 2 x 2, and most
-  of its parameters lie at 4 x 4 and 8 x 8 positions of the next strides: 3,000 drawings have to be kept somewhere, and
-  are kept where it costs least.
+* The base stage is an Efficient U-Net too. It reads and makes pixels in patches of 2 x 2, and two
+  thirds of its parameters lie at 4 x 4 positions: what 3,000 drawings look like has to be kept
+  somewhere, and is kept where it costs least.
 * The base's positions are told where they lie, and text passes two trainable layers.
 * Networks predict v, errors of v count alike, and the base's noise schedule is shifted as for 8
   pixels: a quarter of the times lie where only the text decides (logsnr below -6), and the error of

@@ -63,8 +63,10 @@ class Network:
         return self(self.conditioning._replace(text=TextEmbedding(states, mask)))
 
 
-@pytest.fixture(scope="module", params=["base", "sr", "jit"])
+@pytest.fixture(scope="module", params=["base", "sr", "patches", "jit"])
 def network(request: pytest.FixtureRequest) -> Network:
+    if request.param == "patches":
+        return Network(tiny.stage("sr", "stages.sr.network.patch=2"))
     if request.param == "jit":
         return Network(tiny.stage("sr").with_network(tiny.JIT))
     return Network(tiny.stage(request.param))
@@ -157,6 +159,15 @@ def test_resampling() -> None:
     np.testing.assert_allclose(twice.mean((1, 2)), x.mean((1, 2)), atol=1e-6)
     with pytest.raises(ValueError, match="4 x 8 cannot be downsampled by 3"):
         layers.downsample(x, 3)
+
+
+def test_patches_are_squares_of_pixels() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 12, 5)), jnp.float32)
+    patches = layers.to_patches(x, 3)
+    assert patches.shape == (2, 2, 4, 45)
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 3:6, 6:9].reshape(-1))
+    np.testing.assert_array_equal(layers.from_patches(patches, 3), x)
+    np.testing.assert_array_equal(layers.to_patches(x, 1), x)
 
 
 @pytest.mark.parametrize(("scale", "low", "high"), [(25.0, -20.0, 20.0), (1000.0, 0.0, 1.0)])
@@ -352,16 +363,17 @@ def test_bfloat16_agrees_with_float32(network: Network) -> None:
 
 def test_same_weights_at_another_size(network: Network) -> None:
     size = 2 * network.stage.resolution
+    wide = size + network.stage.network.size_multiple
     larger = jax.eval_shape(
         network.stage.apply,
         network.params,
-        jnp.zeros((BATCH, size, size + 4, 3)),
+        jnp.zeros((BATCH, size, wide, 3)),
         network.logsnr,
         network.conditioning._replace(
-            low_res=None if network.stage.low_res is None else jnp.zeros((BATCH, size, size + 4, 3))
+            low_res=None if network.stage.low_res is None else jnp.zeros((BATCH, size, wide, 3))
         ),
     )
-    assert larger.shape == (BATCH, size, size + 4, 3)
+    assert larger.shape == (BATCH, size, wide, 3)
 
 
 @pytest.mark.slow
@@ -393,6 +405,11 @@ def test_resolution_that_the_network_cannot_take(name: str, size: int, multiple:
         dataclasses.replace(stage, resolution=size)
     with pytest.raises(UserError, match=f"{size} x {size} pixels; .* multiples of {multiple}"):
         dataclasses.replace(stage, crop=size)
+
+
+def test_patches_make_the_multiple_larger() -> None:
+    patched = tiny.stage("sr", "stages.sr.network.patch=2")
+    assert patched.network.size_multiple == 2 * tiny.stage("sr").network.size_multiple
 
 
 @pytest.mark.parametrize("name", ["base", "sr"])

@@ -154,5 +154,4 @@ class JiT(BaseNetwork):
         y = y * (1 + scale[:, None]) + shift[:, None]
         float32 = jnp.dtype("float32")
         out = layers.Dense(p * p * channels, float32, kernel_init=layers.ZEROS, name="patch_out")
-        y = out(y).reshape(b, rows, columns, p, p, channels).swapaxes(2, 3)
-        return constrain(y.reshape(x.shape))
+        return layers.from_patches(out(y).reshape(b, rows, columns, -1), p)

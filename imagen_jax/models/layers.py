@@ -99,21 +99,6 @@ def conv_out(channels: int) -> Conv:
     )
 
 
-def to_patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 d"]:
-    """Squares of pixels as channels: [b, h, w, c] -> [b, h / size, w / size, size * size * c]."""
-    b, h, w, c = x.shape
-    y = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return constrain(y.reshape(b, h // size, w // size, size * size * c))
-
-
-def from_patches(x: Float[Array, "b h w d"], size: int) -> Float[Array, "b h2 w2 c"]:
-    """The inverse of to_patches."""
-    b, h, w, d = x.shape
-    c = d // size**2
-    y = x.reshape(b, h, w, size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return constrain(y.reshape(b, h * size, w * size, c))
-
-
 def num_groups(channels: int) -> int:
     """Groups of a GroupNorm: 32 as in ADM, or the largest power of two that leaves 4 a group."""
     groups = 32
@@ -252,3 +237,17 @@ def upsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, factor, w, factor, c))
     return constrain(x.reshape(b, h * factor, w * factor, c))
+
+
+def to_patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 d"]:
+    """Squares of pixels as channels: [b, h, w, c] -> [b, h / size, w / size, size * size * c]."""
+    b, h, w, c = x.shape
+    y = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
+    return constrain(y.reshape(b, h // size, w // size, size * size * c))
+
+
+def from_patches(x: Float[Array, "b h w d"], size: int) -> Float[Array, "b h2 w2 c"]:
+    """Inverse of to_patches."""
+    b, h, w, d = x.shape
+    y = x.reshape(b, h, w, size, size, d // size**2).swapaxes(2, 3)
+    return constrain(y.reshape(b, h * size, w * size, d // size**2))
