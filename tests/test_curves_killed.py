@@ -6,7 +6,9 @@ yet is lost, as with the process.
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,15 +64,22 @@ def train(
 ) -> None:
     """Trains, or is killed at a moment of a step, and leaves a directory."""
     moment, at, left = killed or ("", 0, Path())
-    write, save = log.Log.write, Checkpointer.save
+    write, save, rename = log.Log.write, Checkpointer.save, os.rename
     savers: list[Checkpointer] = []
+    may_be_whole = threading.Event()
+
+    def renamed(source: Any, target: Any) -> None:
+        if (moment, str(at)) == (SAVING, Path(target).name):
+            assert may_be_whole.wait(600)
+        rename(source, target)
 
     def kill() -> None:
         while not left.exists():
             try:
                 shutil.copytree(workdir, left)
-            except shutil.Error:  # a checkpoint was renamed meanwhile
+            except shutil.Error:  # a part of a checkpoint was renamed meanwhile
                 shutil.rmtree(left)
+        may_be_whole.set()
         raise Killed
 
     def logged(self: Any, state: Any, step: int, *measured: Any) -> bool:
@@ -93,6 +102,7 @@ def train(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log.Log, "write", logged)
         patch.setattr(Checkpointer, "save", saved)
+        patch.setattr(os, "rename", renamed)  # with which a checkpoint becomes whole
         patch.setattr(loop, "Validation", Measure)
         patch.setattr(loop, "SampleGrid", Measure)
         config = tiny.config(*RUN)
@@ -121,7 +131,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     for number, (moment, at, kept) in enumerate(
         (
             (LOGGED, 5, [3]),
-            (SAVING, 6, None),
+            (SAVING, 6, [3]),
             (SAVED, 6, [3, 6]),
             (LOGGED, 9, [3, 6]),
             (SAVED, 9, [3, 6, 9]),
@@ -132,8 +142,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         with pytest.raises(Killed):
             train(workdir, (moment, at, left))
         workdir = left
-        if kept is not None:
-            assert checkpoint_steps(workdir / "base") == kept
+        assert checkpoint_steps(workdir / "base") == kept
     # The newest is damaged: steps that have been logged come again.
     for path in (workdir / "base" / "checkpoints" / "9" / "state").rglob("*"):
         if path.is_file():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import deepfloyd_files as files
 import pytest
+
+HALTING = Path(__file__).with_name("halting.py")
 
 
 def names(directory: Path) -> list[str]:
@@ -18,19 +21,23 @@ def names(directory: Path) -> list[str]:
 def test_killed_at_every_file(tmp_path: Path) -> None:
     one = files.write_text_encoder(files.write_stage(tmp_path / "one", "I"))
     two = files.write_stage(tmp_path / "two", "II")
-    argv = [sys.executable, "-m", "imagen_jax.main", "import", "deepfloyd", str(one), str(two)]
+    argv = ["import", "deepfloyd", str(one), str(two), "--output"]
 
     def run(output: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*argv, "--output", str(output)], capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-m", "imagen_jax.main", *argv, str(output)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(whole).returncode == 0
     for at in (".lock", ".unfinished", "base.safetensors"):
-        process = subprocess.Popen([*argv, "--output", str(killed)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, HALTING, killed, at, "1", *argv, killed], stderr=subprocess.DEVNULL
+        )
         while at not in names(killed):
             assert process.poll() is None
+            time.sleep(0.01)
         process.kill()
         process.wait()
         assert "cascade.json" not in names(killed)
