@@ -23,7 +23,7 @@ def start(bucket: BucketServer, home: Path, prefix: str, code: str) -> subproces
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -46,11 +46,11 @@ def test_log_and_status_are_in_the_bucket_while_it_runs_and_in_the_end(tmp_path:
             f"echo first; until [ -e {go} ]; do sleep 0.05; done; echo last >&2; exit 75",
         )  # fmt: skip
         wait_for(lambda: status(bucket, "jobs/n/1/2-3") == "running")
-        assert bucket.objects["b/jobs/n/1/2-3.log"] == b"first\n"
+        wait_for(lambda: bucket.objects["b/jobs/n/1/2-3.log"] == b"first\n")  # or in the next
         seconds = int(bucket.objects["b/jobs/n/1/2-3.status"].split()[-1])
-        assert abs(seconds - time.time()) < 60
+        assert abs(seconds - time.time()) < 600
         go.touch()
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
         assert status(bucket, "jobs/n/1/2-3") == "ended 75"
         assert bucket.objects["b/jobs/n/1/2-3.log"] == b"first\nlast\n"
 
@@ -58,11 +58,11 @@ def test_log_and_status_are_in_the_bucket_while_it_runs_and_in_the_end(tmp_path:
 def test_a_second_start_does_nothing_and_another_round_takes_over(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with serve() as bucket:
-        first = start(bucket, home, "jobs/n/1", "sleep 60")
+        first = start(bucket, home, "jobs/n/1", "sleep 6000")
         wait_for(lambda: status(bucket, "jobs/n/1/0-0") == "running")
-        assert start(bucket, home, "jobs/n/1", "exit 1").wait(60) == 0
+        assert start(bucket, home, "jobs/n/1", "exit 1").wait(600) == 0
         assert first.poll() is None
-        assert start(bucket, home, "jobs/n/2", "exit 0").wait(60) == 0
-        assert first.wait(60) == 0
+        assert start(bucket, home, "jobs/n/2", "exit 0").wait(600) == 0
+        assert first.wait(600) == 0
         assert status(bucket, "jobs/n/1/0-0") == "ended 143"
         assert status(bucket, "jobs/n/2/0-0") == "ended 0"
