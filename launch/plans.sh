@@ -19,8 +19,10 @@ needed, only their compilers. Takes up to several minutes for each NAME on two c
 and, if they are named:
 
   base64-full, sr256-full, sr1024-full
-            the train steps with all searches of the compiler, as training compiles them: 5 to 8
-            minutes each on two cores
+            the train steps with all searches of the compiler, as training compiles them, and with
+            the time that it estimates: 5 to 8 minutes each on two cores
+  sample-base64-full, sample-sr256-full, sample-sr1024-full, t5-xxl-full
+            likewise
   search-sr256
             train step of sr256 on ten meshes, one after another: a quarter of an hour
   h100-sample-base64, h100-sample-sr256, h100-sample-sr1024
@@ -96,6 +98,10 @@ for name in "$@"; do
     base64-full) plan "$name" --config configs/base64.py --topology v4:8x8x4 --effort full ;;
     sr256-full | sr1024-full)
       plan "$name" --config "configs/${name%-full}.py" --topology v4:4x4x8 --effort full ;;
+    sample-*-full)
+      stage=${name#sample-} && stage=${stage%-full}
+      plan "$name" --config "configs/$stage.py" --job sample --topology v4:1x1x1 \
+        --effort full ;;
     sample-*) plan "$name" --config "configs/${name#sample-}.py" --job sample --topology v4:1x1x1 ;;
     search-sr256)
       plan "$name" --config configs/sr256.py --topology v4:4x4x8 --remat products --search ;;
@@ -103,6 +109,9 @@ for name in "$@"; do
       plan "$name" --config "configs/${name#h100-sample-}.py" --job sample --topology h100:1 ;;
     h100-base64-small) plan "$name" --config configs/base64_small.py --topology h100:8 ;;
     t5-xxl) plan "$name" --config configs/base64.py --job embed --topology v4:2x2x1 --batch 512 ;;
+    t5-xxl-full)
+      plan "$name" --config configs/base64.py --job embed --topology v4:2x2x1 --batch 512 \
+        --effort full ;;
     if-base-* | if-sr-*)
       stage=${name#if-} && stage=${stage%%-*}
       plan "$name" --config configs/deepfloyd.py --stage "$stage" --job sample \

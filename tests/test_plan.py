@@ -338,6 +338,7 @@ def test_plan_for_gpus_names_what_is_missing(capsys: pytest.CaptureFixture[str])
         ("TPU v5 lite", "v5e"),
         ("TPU v5p", "v5p"),
         ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
         ("NVIDIA H100 PCIe", None),
         ("cpu", None),
     ],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
 
-from imagen_jax.cli.command import Commands, add_config, command, positive
+from imagen_jax.cli.command import Commands, above_zero, add_config, command, positive
 from imagen_jax.errors import UserError
 from imagen_jax.extras import require
 from imagen_jax.files import atomic_path, new_file
@@ -23,12 +24,14 @@ def add_command(commands: Commands) -> None:
         """
         Compiles the program that a stage would run, for TPUs or GPUs by their own compilers and
         without having one, and reports whether it fits, what takes the memory, and how long a step
-        takes at best. Times are bounds from the chips' published rates: real steps take longer. The
-        exit status is 0 if it fits and 1 if not.""",
+        takes at best: a bound from the chips' published rates, which no real step reaches. With
+        --effort full a plan for TPUs also says how long the compiler's own cost model expects a
+        step to take, and where that time goes. The exit status is 0 if it fits and 1 if not.""",
         """
         imagen plan --config configs/base64.py --topology v4:8x8x4
         imagen plan --config configs/sr256.py --topology v4:4x4x8 --remat blocks \\
             --json plan.json --chart plan.png
+        imagen plan --config configs/base64.py --topology v5p:4x4x8 --effort full --chip-price 4.20
         imagen plan --config configs/base64.py --topology v5p:4x4x4 --search --remat products
         imagen plan --config configs/sr1024.py --topology v4:2x2x1 --job sample --batch 4
         imagen plan --config configs/base64.py --topology v4:2x2x1 --job embed --batch 512
@@ -40,8 +43,8 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8; or GPUs of "
-        "a host: h100:8, a100:8 (default: this machine's devices)",
+        help="TPU generation and shape in chips: v4:8x8x4, v5e:4x4, v5p:4x4x4, v6e:8x8, "
+        "tpu7x:4x4x4; or GPUs of a host: h100:8, a100:8 (default: this machine's devices)",
     )
     parser.add_argument(
         "--slices", type=positive, default=1, help="slices, or hosts, of that topology (default: 1)"
@@ -69,8 +72,11 @@ def add_command(commands: Commands) -> None:
         choices=("quick", "full"),
         default="quick",
         help="of the TPU compiler: quick answers in a minute or two and counts up to twice the "
-        "traffic with the main memory; full compiles what training runs, and takes four times as "
-        "long (default: quick)",
+        "traffic with the main memory; full compiles what training runs, estimates its time, and "
+        "takes four times as long (default: quick)",
+    )
+    parser.add_argument(
+        "--chip-price", type=above_zero, help="price of a chip-hour, to say what the job costs"
     )
     parser.add_argument("--json", metavar="FILE", help="also write every figure there")
     parser.add_argument("--chart", metavar="FILE", help="also draw memory and time there (PNG)")
@@ -131,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         with _ended_by_interrupts():
             program = job.compile()
         plan = make_plan(program, target.chip, target.slice_devices)
+        plan = dataclasses.replace(plan, price=args.chip_price)
         print(format_plan(plan))
     if figures is not None:
         with atomic_path(figures, new=True) as temporary:

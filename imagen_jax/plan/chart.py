@@ -9,11 +9,13 @@ from imagen_jax.plan.report import Plan
 
 
 def draw(plan: Plan, path: str | Path) -> None:
-    """Writes an image: memory by kind against what there is, and the terms of the least time."""
+    """Writes an image: memory by kind against what there is, the terms of the least time, and the
+    estimated time by category where there is one."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    memory, time = figure.subplots(1, 2)
+    panels = 2 if plan.estimate is None else 3
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    memory, time, *rest = figure.subplots(1, panels)
     figure.suptitle(f"{plan.stage}: {plan.job} on {plan.where}, {plan.devices} devices")
     kinds = list(plan.memory)
     memory.barh(kinds, [size / GIB for size in plan.memory.values()], color="#4878a8")
@@ -39,5 +41,17 @@ def draw(plan: Plan, path: str | Path) -> None:
         time.invert_yaxis()
     else:
         time.set_axis_off()
-    time.set_xlabel("ms of a " + ("step" if plan.job == "train" else "call"))
+    axis = "ms of a " + ("step" if plan.job == "train" else "call")
+    time.set_xlabel(axis)
+    if plan.estimate is not None:
+        (estimated,) = rest
+        parts = plan.estimate.by_category
+        estimated.barh(list(parts), [s * 1e3 for s in parts.values()], color="#b8864b")
+        estimated.invert_yaxis()
+        estimated.set_xlabel(axis)
+        estimated.set_title(
+            f"{plan.estimate.seconds * 1e3:,.0f} ms by the cost model, MFU "
+            f"{plan.utilisation(plan.estimate.seconds):.0%}",
+            fontsize=10,
+        )
     figure.savefig(path, dpi=120, format="png")

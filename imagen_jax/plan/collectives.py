@@ -7,10 +7,42 @@ import re
 
 import numpy as np
 
+from imagen_jax.plan.hlo import Computation, Instruction, Module
+
 COLLECTIVES = {
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
     "ragged-all-to-all", "collective-broadcast",
 }  # fmt: skip
+
+
+def phase(module: Module, instruction: Instruction) -> str:
+    """Returns "start" or "done" of something asynchronous, else "".
+
+    Where the compiler fuses steps of a collective into kernels, both are fusions, too, and so is
+    what runs in between (see is_repeated).
+    """
+    for end in ("start", "done"):
+        if instruction.opcode.endswith(f"-{end}"):
+            return end
+        body = module.computations.get(instruction.attribute("calls") or "")
+        if (
+            instruction.opcode == "fusion"
+            and body
+            and _calls(body, f"AsyncCollective{end.title()}")
+        ):
+            return end
+    return ""
+
+
+def is_repeated(computation: Computation) -> bool:
+    """True for what is fused beside the steps or into the end of an asynchronous collective: it
+    names the collective that its start has named."""
+    name = computation.name
+    return name.startswith("async_collective_fusion") or _calls(computation, "AsyncCollectiveDone")
+
+
+def _calls(computation: Computation, target: str) -> bool:
+    return any(i.custom_call_target == target for i in computation.instructions.values())
 
 
 def bytes_sent(kind: str, given: int, group: int) -> float:

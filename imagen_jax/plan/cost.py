@@ -20,7 +20,7 @@ import math
 import re
 
 from imagen_jax.errors import UserError
-from imagen_jax.plan.collectives import COLLECTIVES, bytes_sent, replica_group
+from imagen_jax.plan.collectives import COLLECTIVES, bytes_sent, is_repeated, replica_group
 from imagen_jax.plan.hlo import Computation, Instruction, Module, Shape
 from imagen_jax.plan.products import PRODUCTS, instruction_flops
 
@@ -69,11 +69,17 @@ def program_cost(module: Module, slice_devices: int | None = None) -> Cost:
       module: as hlo.parse reads it.
       slice_devices: devices of one slice, where the program spans several; None for one slice.
     """
-    return _Counter(module, slice_devices).of(module.entry, kernels=True)
+    return Counter(module, slice_devices).of(module.entry, kernels=True)
 
 
-class _Counter:
-    def __init__(self, module: Module, slice_devices: int | None) -> None:
+class Counter:
+    """Costs of the computations and instructions of one program.
+
+    Args:
+      module, slice_devices: see program_cost.
+    """
+
+    def __init__(self, module: Module, slice_devices: int | None = None) -> None:
         self.module = module
         self.slice_devices = slice_devices
         self.of = functools.cache(self._of)
@@ -84,30 +90,35 @@ class _Counter:
         computation = self.module.computations[name]
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
-            if opcode in PRODUCTS:
-                cost.flops += instruction_flops(computation, instruction)
-            self._count_links(cost, computation, instruction)
             if opcode == "while":
                 times = trip_count(self.module, computation, instruction)
                 for key in ("body", "condition"):
                     cost.add(self.of(instruction.attribute(key), kernels), times)
             elif opcode == "conditional":
-                branches = [
-                    self.of(branch, kernels)
-                    for branch in re.findall(r"%([\w.\-]+)", _branches(instruction))
-                ]
-                cost.add(max(branches, key=lambda c: (c.flops, c.hbm_bytes)), 1)
+                made = [self.of(branch, kernels) for branch in branches(instruction)]
+                cost.add(max(made, key=lambda c: (c.flops, c.hbm_bytes)), 1)
             elif opcode == "call":
                 cost.add(self.of(instruction.attribute("to_apply"), kernels), 1)
-            elif opcode == "fusion" or opcode.endswith("-start"):
-                called = instruction.attribute("calls")
-                if called is not None:
-                    cost.add(self.of(called, False), 1)
+            else:
+                cost.add(self.alone(computation, instruction), 1)
             if kernels and opcode not in FREE and not opcode.endswith("-done"):
                 moved = self.traffic(computation, instruction)
                 cost.hbm_bytes += moved
                 if moved:
                     cost.kernels[describe(instruction)] += moved
+        return cost
+
+    def alone(self, computation: Computation, instruction: Instruction) -> Cost:
+        """FLOPs and collectives of one instruction and of what is fused into it."""
+        cost = Cost()
+        if instruction.opcode in PRODUCTS:
+            cost.flops += instruction_flops(computation, instruction)
+        self._count_links(cost, computation, instruction)
+        called = instruction.attribute("calls")
+        if called is not None and (
+            instruction.opcode == "fusion" or instruction.opcode.endswith("-start")
+        ):
+            cost.add(self.of(called, False), 1)
         return cost
 
     def traffic(self, computation: Computation, instruction: Instruction) -> float:
@@ -188,6 +199,8 @@ class _Counter:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES or instruction.opcode.endswith("-done"):
             return
+        if is_repeated(computation):
+            return
         group, spans = replica_group(instruction.attributes, self.slice_devices)
         sent_in = sum(computation.instructions[o].shapes[0].size for o in instruction.operands)
         kind = opcode
@@ -199,11 +212,12 @@ class _Counter:
         values[2 if spans else 1] += sent
 
 
-def _branches(instruction: Instruction) -> str:
+def branches(instruction: Instruction) -> list[str]:
+    """Names of the computations that a conditional chooses from."""
     found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
     if found:
-        return found[1]
-    return " ".join(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", instruction.attributes))
+        return re.findall(r"%([\w.\-]+)", found[1])
+    return re.findall(r"(?:true|false)_computation=%([\w.\-]+)", instruction.attributes)
 
 
 def _scaled(taken: Shape, whole: Shape) -> float:
@@ -214,12 +228,16 @@ def _scaled(taken: Shape, whole: Shape) -> float:
 def describe(instruction: Instruction) -> str:
     """Description of a kernel: its result and its place in the source."""
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    shape = max(instruction.shapes, key=lambda s: s.size, default=None)
-    text = "" if shape is None else f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
     where = source[1] if source else instruction.name
     for noise in (r"jit\(\w+\)/", "while/body/", "closed_call/", "checkpoint/", "block/"):
         where = re.sub(noise, "", where)
-    return f"{instruction.opcode} {text} {where}"
+    return f"{instruction.opcode} {result(instruction)} {where}"
+
+
+def result(instruction: Instruction) -> str:
+    """Type and sizes of an instruction's largest result."""
+    shape = max(instruction.shapes, key=lambda s: s.size, default=None)
+    return "" if shape is None else f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -16,6 +17,9 @@ own kernels."""
 
 ATTENTION = {"attention_forward": 2, "attention_gradients": 5}
 """Number of products in our CPU kernels of attention, forward and backward."""
+
+PALLAS = "tpu_custom_call"
+"""Function that a Pallas kernel of a TPU is a call of."""
 
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> float:
@@ -40,6 +44,8 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
         return 2.0 * tiles * INPUTS**2 * math.prod(window[2:])
     if target in ATTENTION:  # from queries to keys [batch, positions, heads, channels]
         return 2.0 * ATTENTION[target] * math.prod(left) * right[1]
+    if target == PALLAS:
+        return pallas_cost(instruction).get("flops", 0.0)
     if target.startswith("__cublas$"):
         axes = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', text)
         return _matrix_flops(left, out, axes)
@@ -51,6 +57,13 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     if target.startswith("__cudnn$conv"):
         return _convolution_flops(instruction, left, right, out)
     return 0.0
+
+
+def pallas_cost(instruction: Instruction) -> dict[str, float]:
+    """Costs that a Pallas kernel states of itself: "flops", "transcendentals", "bytes_accessed";
+    empty where it states none."""
+    found = re.search(r'"cost_estimate":\s*(\{[^}]*\})', instruction.attributes)
+    return {} if found is None else {k: float(v) for k, v in json.loads(found[1]).items()}
 
 
 def untuned_convolutions(computation: Computation) -> int:

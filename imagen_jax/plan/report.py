@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
 from imagen_jax.chips import GIB, Chip
 from imagen_jax.plan import cost, hlo
+from imagen_jax.plan.estimate import Estimate, estimate
 from imagen_jax.plan.products import untuned_convolutions
 from imagen_jax.plan.programs import Program
 
 WORST = 8
-"""Arrays and kernels that a report lists."""
+"""Arrays and kernels that a report lists by their bytes; half as many beside an estimate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Plan:
       job: "train", "sample" or "embed".
       where: topology, or this machine's kind of device.
       devices: devices of the mesh.
+      chips: chips that they are on.
       mesh: sizes of the axes that are longer than 1.
       settings: config values that decide memory and time: batch size, accumulation, remat.
       parameters: parameters of the network.
@@ -41,12 +44,15 @@ class Plan:
       kernels: kernels by traffic with the main memory: [bytes, what].
       source: source of the chip's rates.
       untuned: convolutions whose scratch memory is not counted, see products.untuned_convolutions.
+      estimate: estimated time of one call; None but for TPUs and full effort.
+      price: price of a chip-hour, in the user's currency; None where the user gives none.
     """
 
     stage: str
     job: str
     where: str
     devices: int
+    chips: int
     mesh: dict[str, int]
     settings: dict[str, Any]
     parameters: int
@@ -64,6 +70,8 @@ class Plan:
     kernels: list[tuple[float, str]]
     source: str
     untuned: int
+    estimate: Estimate | None
+    price: float | None = None
 
     @property
     def total_memory(self) -> int:
@@ -83,10 +91,16 @@ class Plan:
     @property
     def mfu(self) -> float | None:
         """Bound on model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B)."""
-        if not self.terms:
-            return None
+        return None if self.seconds is None else self.utilisation(self.seconds)
+
+    def utilisation(self, seconds: float) -> float:
+        """Model FLOPs utilisation of a call that takes so many seconds."""
         peak = self.flops / self.terms["compute"]
-        return self.model_flops / (max(self.terms.values()) * peak)
+        return self.model_flops / (seconds * peak)
+
+    def chip_hours(self, seconds: float) -> float:
+        """Chip-hours of the whole job if a call takes so many seconds."""
+        return self.calls * seconds / 3600 * self.chips
 
     def to_json(self) -> str:
         """Everything, with what follows from it."""
@@ -96,6 +110,8 @@ class Plan:
             "seconds": self.seconds,
             "mfu_bound": self.mfu,
         }
+        if self.estimate is not None:
+            figures["mfu_estimate"] = self.utilisation(self.estimate.seconds)
         return json.dumps(figures, indent=1)
 
 
@@ -126,12 +142,14 @@ def make_plan(program: Program, chip: Chip | None, slice_devices: int | None = N
             "links": inside / chip.link_rate,
             "network": between / chip.network_rate,
         }
+    quick = program.settings.get("effort") == "quick"  # its schedules are not those that run
     kernels = sorted(((size, name) for name, size in counted.kernels.items()), reverse=True)
     return Plan(
         stage=program.stage,
         job=program.job,
         where=program.where,
         devices=program.mesh.size,
+        chips=program.mesh.size // (1 if chip is None else chip.devices),
         mesh={name: size for name, size in program.mesh.shape.items() if size > 1},
         settings=program.settings,
         parameters=program.parameters,
@@ -152,6 +170,7 @@ def make_plan(program: Program, chip: Chip | None, slice_devices: int | None = N
         kernels=[(size, name) for size, name in kernels[:WORST]],
         source="" if chip is None else chip.source,
         untuned=sum(map(untuned_convolutions, module.computations.values())),
+        estimate=None if chip is None or quick else estimate(module, chip, slice_devices),
     )
 
 
@@ -190,7 +209,9 @@ def format_plan(plan: Plan) -> str:
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items()) or "one device"
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
     lines = [
-        f"{plan.stage}: {plan.job} on {plan.where} ({plan.devices} devices: {mesh})",
+        f"{plan.stage}: {plan.job} on {plan.where} ({plan.devices} devices"
+        + (f" of {plan.chips} chips" if plan.chips != plan.devices else "")
+        + f": {mesh})",
         f"{plan.parameters / 1e6:,.0f}M parameters, {settings}; compiled in "
         f"{plan.compile_seconds:.0f} s",
         "",
@@ -220,39 +241,84 @@ def format_plan(plan: Plan) -> str:
             f"  {kind:<18}{(values['bytes'] + between) / 1e9:5.2f} GB sent, {values['times']:.0f} x"
             + (f", {between / 1e9:.2f} GB of it between slices" if between else "")
         )
-    if plan.terms:
-        assert plan.seconds is not None
-        assert plan.mfu is not None
+    if plan.seconds is not None:
         terms = ", ".join(f"{name} {t * 1e3:.0f} ms" for name, t in plan.terms.items() if t)
-        hours = plan.calls * plan.seconds / 3600
-        lines += [
-            "",
-            f"at best (rates: {plan.source})",
-            f"  {terms}",
-            f"  {plan.seconds * 1e3:.0f} ms a {'step' if plan.job == 'train' else 'call'}, "
-            f"{_pace(plan.images, plan.seconds)}, MFU {plan.mfu:.0%}",
-        ]
-        if plan.job == "train":
-            lines.append(
-                f"  {plan.calls:,} steps: {hours / 24:,.1f} days, "
-                f"{hours * plan.devices:,.0f} chip-hours"
-            )
+        lines += ["", f"at best (rates: {plan.source})", f"  {terms}", *_pace(plan, plan.seconds)]
+        if plan.estimate is not None:
+            lines += ["", *_estimated(plan, plan.estimate)]
+        elif plan.settings.get("effort") == "quick":
+            lines += ["", "estimated by the compiler's cost model: with --effort full alone"]
+    worst = WORST if plan.estimate is None else WORST // 2
     lines += ["", "kernels that move most"]
-    lines += [f"  {size / 1e9:7.2f} GB  {name[:88]}" for size, name in plan.kernels]
+    lines += [f"  {size / 1e9:7.2f} GB  {name[:88]}" for size, name in plan.kernels[:worst]]
     if plan.padding:
         lines += ["", "arrays that padding wastes most of"]
         lines += [
             f"  {waste / 1e6:7.1f} MB beside {size / 1e6:.1f}  {name[:80]}"
-            for waste, size, name in plan.padding
+            for waste, size, name in plan.padding[:worst]
         ]
     return "\n".join(lines)
 
 
-def _pace(images: int, seconds: float) -> str:
-    """Return images a second, or seconds an image where those are more."""
-    if images < seconds:
-        return f"{seconds / images:.1f} s an image"
-    return f"{images / seconds:,.0f} images/s"
+def _pace(plan: Plan, seconds: float) -> list[str]:
+    """Time, throughput, utilisation and cost if a call takes so many seconds."""
+    if plan.job == "sample":
+        pace = f"{seconds / plan.images:.3g} s an image"
+    else:
+        unit = "captions" if plan.job == "embed" else "images"
+        pace = f"{plan.images / seconds:,.0f} {unit}/s"
+    lines = [
+        f"  {seconds * 1e3:,.0f} ms a {'step' if plan.job == 'train' else 'call'}, {pace}, "
+        f"MFU {plan.utilisation(seconds):.0%}"
+    ]
+    hours = plan.chip_hours(seconds)
+    if plan.job == "train":
+        days = plan.calls * seconds / 86400
+        whole = f"{plan.calls:,} steps: {days:,.1f} days"
+    else:
+        what, count = ("captions", 10**6) if plan.job == "embed" else ("images", 1000)
+        hours *= count / plan.images
+        whole = f"{count:,} {what}"
+    if plan.job == "train" or plan.price is not None:
+        figure = f"{hours:,.0f}" if hours >= 10 else f"{hours:.3g}"
+        lines.append(f"  {whole}, {figure} chip-hours")
+        if plan.price is not None:
+            lines[-1] += f", {hours * plan.price:,.2f} at {plan.price:g} each"
+    return lines
+
+
+def _estimated(plan: Plan, estimated: Estimate) -> list[str]:
+    """The compiler's expectation: the time, its shares, and the dearest kernels."""
+    lines = [
+        "estimated by the compiler's cost model, not measured: for ranks and shares",
+        *_pace(plan, estimated.seconds),
+    ]
+    shares = [
+        [
+            f"{name:<22}{seconds * 1e3:9.2f} ms {seconds / estimated.seconds:4.0%}"
+            for name, seconds in part.items()
+        ]
+        for part in (estimated.by_category, estimated.by_place)
+    ]
+    rows = itertools.zip_longest(*shares, fillvalue="")
+    lines += [f"  {left:<40}{right}".rstrip() for left, right in rows]
+    lines.append(
+        f"  {estimated.modelled * 1e3:.2f} ms of it by the chip's rates alone; beside the kernels "
+        f"run {estimated.hidden * 1e3:.2f} ms of copies"
+    )
+    for count, what in (
+        (estimated.saturated, "kernels whose estimate overflowed are left out"),
+        (estimated.unstated, "Pallas kernels state no operations: by their bytes alone"),
+    ):
+        if count:
+            lines.append(f"  {count} {what}")
+    lines += ["", "dearest kernels"]
+    for kernel in estimated.kernels:
+        lines.append(
+            f"  {kernel.total * 1e3:8.2f} ms {kernel.times:5} x {kernel.category:<21}"
+            f"{kernel.place:<13} {kernel.result:<24} {kernel.name}"
+        )
+    return lines
 
 
 def _bar(size: int, plan: Plan) -> str:

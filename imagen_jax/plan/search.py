@@ -105,8 +105,10 @@ def search(
 
 
 def _rank(plan: Plan) -> tuple[bool, float, float]:
-    """Sort key: programs that fit first, then by the longest term of time, then by their sum."""
-    return not plan.fits, plan.seconds or plan.flops, sum(plan.terms.values())
+    """Sort key: programs that fit first, then by the estimated time where there is one, else by the
+    longest term of time, then by their sum."""
+    estimated = None if plan.estimate is None else plan.estimate.seconds
+    return not plan.fits, estimated or plan.seconds or plan.flops, sum(plan.terms.values())
 
 
 def with_choice(stage: Stage, axes: dict[str, int], remat: str, accumulation: int) -> Stage:
@@ -124,6 +126,8 @@ def format_ranking(plans: Sequence[Plan], failed: Sequence[str]) -> str:
     header = f"{'mesh':<30}{'remat':<10}{'parts':>5}{'GiB':>7}  fits"
     if any(plan.terms for plan in plans):
         header += "".join(f"{name:>9}" for name in TERMS) + f"{'MFU':>6}"
+    if any(plan.estimate for plan in plans):
+        header += f"{'estimate':>10}{'MFU':>6}"
     return "\n".join([header, *map(_row, plans), *(f"not compiled: {line}" for line in failed)])
 
 
@@ -133,6 +137,9 @@ def _row(plan: Plan) -> str:
     line += f"{plan.total_memory / GIB:7.2f}  {'yes' if plan.fits else 'no':<4}"
     if plan.mfu is not None:
         line += "".join(f"{plan.terms[name] * 1e3:6.0f} ms" for name in TERMS) + f"{plan.mfu:6.0%}"
+    if plan.estimate is not None:
+        seconds = plan.estimate.seconds
+        line += f"{seconds * 1e3:7.0f} ms{plan.utilisation(seconds):6.0%}"
     return line
 
 

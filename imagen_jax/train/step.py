@@ -177,24 +177,25 @@ def make_train_step(stage: Stage) -> Callable[[TrainState, Batch], tuple[TrainSt
         key = jax.random.fold_in(jax.random.key(stage.train.seed + 1), state.step)
 
         loss, detail, grads = loss_and_gradients(stage, state.params, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimiser"):  # `imagen plan` tells its kernels by it
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
 
-        def average(ema: Any, highest: float) -> Any:
-            decay = ema_decay(state.step, highest)
-            return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+            def average(ema: Any, highest: float) -> Any:
+                decay = ema_decay(state.step, highest)
+                return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
-        grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
-        finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
-        moved = dataclasses.replace(
-            state,
-            params=params,
-            opt_state=opt_state,
-            ema=average(state.ema, stage.train.ema_decay),
-            extra_ema={name: average(e, float(name)) for name, e in state.extra_ema.items()},
-        )
-        kept = dataclasses.replace(state, skipped=state.skipped + 1)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+            grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+            finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
+            moved = dataclasses.replace(
+                state,
+                params=params,
+                opt_state=opt_state,
+                ema=average(state.ema, stage.train.ema_decay),
+                extra_ema={name: average(e, float(name)) for name, e in state.extra_ema.items()},
+            )
+            kept = dataclasses.replace(state, skipped=state.skipped + 1)
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
