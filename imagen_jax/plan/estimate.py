@@ -6,8 +6,9 @@ For nearly every kernel the TPU compiler writes down how many cycles it expects 
 * Loops count as often as they run, conditionals as their dearest branch, and a fusion as the one
   kernel it is, whatever is fused into it.
 * A Pallas kernel takes the longer of its operations at the peak of products and its bytes at the
-  bandwidth of the main memory; both as the kernel states them, or without that its operands and
-  results alone.
+  bandwidth of the main memory, both as products.pallas_cost knows them: kernels that state nothing
+  and are not splash attention count by their operands and results alone. Heads narrower than a
+  matrix unit's 128 lanes fill only a part of it.
 * A collective takes the bytes that a device sends, divided by the bandwidth of the links or of the
   network; any other copy the bytes that it moves, divided by the bandwidth of the main memory.
 * Asynchronous collectives and copies run beside the kernels between their start and their end, one
@@ -41,14 +42,14 @@ DEAREST = 10
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel, or the wait for one asynchronous copy.
+    """One kernel, or the wait for one asynchronous copy, and all that are like it.
 
     Attributes:
-      name: the instruction's name.
+      name: name of the instruction, or of the first of them.
       result: type and sizes of its largest result.
       category, place: see places.py.
       seconds: time of one run.
-      times: number of runs.
+      times: number of runs of all of them.
     """
 
     name: str
@@ -128,8 +129,19 @@ def estimate(module: Module, chip: Chip, slice_devices: int | None = None) -> Es
         hidden=sum(timer.hidden.get(kernel.name, 0.0) * kernel.times for kernel in kernels),
         saturated=len(timer.saturated & timer.runs.keys()),
         unstated=len(timer.unstated & timer.runs.keys()),
-        kernels=[kernel for kernel in kernels[:DEAREST] if kernel.total],
+        kernels=_alike(kernels)[:DEAREST],
     )
+
+
+def _alike(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Kernels that differ in their name alone as one, under the first name; the dearest first.
+    Layers that are not in a loop have such kernels."""
+    found: dict[tuple[object, ...], Kernel] = {}
+    for kernel in kernels:
+        key = (kernel.result, kernel.category, kernel.place, kernel.seconds)
+        times = kernel.times + (found[key].times if key in found else 0)
+        found[key] = dataclasses.replace(found.get(key, kernel), times=times)
+    return sorted((k for k in found.values() if k.total), key=lambda kernel: -kernel.total)
 
 
 class _Timer:
@@ -232,12 +244,13 @@ class _Timer:
     def _custom_call(self, name: str, instruction: Instruction) -> float:
         if instruction.custom_call_target != PALLAS:
             return 0.0  # buffers and markers of the compiler's own
-        stated = pallas_cost(instruction)
-        if "flops" not in stated:
+        computation = self.module.computations[name]
+        known = pallas_cost(computation, instruction)
+        if "flops" not in known:
             self.unstated.add(instruction.name)
-        traffic = self.counter.traffic(self.module.computations[name], instruction)
-        moved = stated.get("bytes_accessed", traffic)
-        return max(stated.get("flops", 0.0) / self.chip.flops, moved / self.chip.hbm_rate)
+        moved = known.get("bytes_accessed", self.counter.traffic(computation, instruction))
+        products = known.get("flops", 0.0) / known.get("filled", 1.0)
+        return max(products / self.chip.flops, moved / self.chip.hbm_rate)
 
     def _moves(self, name: str, instruction: Instruction) -> dict[str, float]:
         """Seconds on the links and the network of what is a collective, else on the memory."""

@@ -102,6 +102,7 @@ class Module:
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_END = re.compile(r"^\}(?:, execution_thread=.*)?$")
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
@@ -163,17 +164,21 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry = name = root = ""
-    instructions: dict[str, Instruction] = {}
+    texts: dict[str, str] = {}
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            name, instructions, root = header[2], {}, ""
+            name, texts, root = header[2], {}, ""
             entry = name if header[1] else entry
-        elif line.startswith("}") and name:
+        elif name and _END.match(line):
+            instructions = {key: _parse_instruction(key, texts[key]) for key in texts}
             computations[name] = Computation(name, instructions, root)
             name = ""
         elif name and (found := _LINE.match(line)):
-            instructions[found[2]] = _parse_instruction(found[2], found[3])
-            root = found[2] if found[1] else root
+            last = found[2]
+            texts[last] = found[3]
+            root = last if found[1] else root
+        elif name and texts:  # metadata of Pallas kernels has lines of its own
+            texts[last] += line
     if not entry:
         raise UserError("this is no HLO text: it has no ENTRY computation")
     return Module(computations, entry)

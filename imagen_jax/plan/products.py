@@ -45,7 +45,7 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     if target in ATTENTION:  # from queries to keys [batch, positions, heads, channels]
         return 2.0 * ATTENTION[target] * math.prod(left) * right[1]
     if target == PALLAS:
-        return pallas_cost(instruction).get("flops", 0.0)
+        return pallas_cost(computation, instruction).get("flops", 0.0)
     if target.startswith("__cublas$"):
         axes = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', text)
         return _matrix_flops(left, out, axes)
@@ -59,11 +59,31 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> flo
     return 0.0
 
 
-def pallas_cost(instruction: Instruction) -> dict[str, float]:
-    """Costs that a Pallas kernel states of itself: "flops", "transcendentals", "bytes_accessed";
-    empty where it states none."""
+def pallas_cost(computation: Computation, instruction: Instruction) -> dict[str, float]:
+    """Costs of a Pallas kernel, as far as they are known.
+
+    Most state theirs. JAX's splash attention does not: it is two products forward, four for the
+    gradients of keys and values, and one more, or three alone, for those of queries.
+
+    Returns:
+      "flops", "bytes_accessed", and "filled", the part of a matrix unit's 128 lanes that heads
+      fill; each where it is known.
+    """
     found = re.search(r'"cost_estimate":\s*(\{[^}]*\})', instruction.attributes)
-    return {} if found is None else {k: float(v) for k, v in json.loads(found[1]).items()}
+    if found is not None:
+        return {key: float(value) for key, value in json.loads(found[1]).items()}
+    splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", instruction.name)
+    if splash is None:
+        return {}
+    shapes = [
+        shape for name in instruction.operands for shape in computation.instructions[name].shapes
+    ]
+    queries, keys = [shape.dims for shape in shapes if len(shape.dims) > 3][:2]
+    channels = min(queries[-2:])  # which come last, or before the positions
+    made = sum(len(shape.dims) > 3 for shape in instruction.shapes)
+    count = {"fwd": 2, "dq": 3, "dkv": 2 + made}[splash[1]]
+    flops = 2.0 * count * math.prod(queries) * max(keys[-2:])
+    return {"flops": flops, "filled": min(1.0, channels / 128)}
 
 
 def untuned_convolutions(computation: Computation) -> int:
