@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from typing import Any
 
 import jax
 from forks import fork, imagen, wait
+from ports import free_port
 
 from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.train.interruption import PREEMPTED
@@ -30,6 +30,8 @@ def stop_at(step: int) -> None:
         if batches.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
+        elif batches.step > step:  # it takes longer until all know
+            time.sleep(3)
         return batch
 
     BatchIterator.__next__ = take_and_stop  # type: ignore[method-assign]
@@ -37,9 +39,7 @@ def stop_at(step: int) -> None:
 
 def leg(hosts: int, devices: int, stop: int, argv: list[str]) -> None:
     """Trains until told to stop; AssertionError unless all processes end as they then should."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def train(host: int) -> int:
         stop_at(stop)

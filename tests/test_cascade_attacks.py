@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import pytest
 import safetensors.numpy
 import tiny
 from PIL import Image
+from ports import free_port
 
 from imagen_jax.cascade import Cascade, read_record, repeat, run_exported
 from imagen_jax.cascade.files import save_image
@@ -377,9 +377,7 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_coordinators_on_this_machine_listen_to_it_alone(host: str) -> None:
     assert join_hosts  # what runs below
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = f"""
 from imagen_jax.sharding import join_hosts
 join_hosts("0/1@{host}:{port}")
@@ -390,7 +388,7 @@ for table in ("tcp", "tcp6"):
             print(address)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     listening = {address.rpartition(":")[0] for address in done.stdout.split()}
     assert listening, "nothing listens"

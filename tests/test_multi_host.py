@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from ports import free_port
 
 from imagen_jax import sharding
 from imagen_jax.checkpoints.pretrained import abstract_params
@@ -42,9 +42,7 @@ def arguments(data: Path, workdir: Path, *overrides: str) -> list[str]:
 
 def start_two(data: Path, workdir: Path, *overrides: str) -> list[subprocess.Popen[str]]:
     """Two processes that train, each with its own output."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     argv = [sys.executable, "-m", "imagen_jax.main", "train"]
     argv += arguments(data, workdir, *overrides)
     return [
@@ -79,7 +77,7 @@ def test_two_hosts_train_as_one_stop_together_and_one_goes_on_after_the_loss_of_
     told, other = start_two(data, workdir, *overrides)
     wait_for((workdir / "sr" / "samples" / "0000010.png").exists, told)
     told.send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=120)[0] for process in (told, other)]
+    printed = [process.communicate(timeout=600)[0] for process in (told, other)]
     assert (told.returncode, other.returncode) == (PREEMPTED, PREEMPTED), printed
     assert sum("2 cpu device(s) of 2 host(s)" in text for text in printed) == 1  # one reports
     stopped = [re.search(r"stopped at step (\d+)", text) for text in printed]
@@ -97,7 +95,7 @@ def test_two_hosts_train_as_one_stop_together_and_one_goes_on_after_the_loss_of_
     left, killed = start_two(data, workdir, *overrides)
     wait_for(lambda: checkpoint_steps(workdir / "sr")[-1] > saved, left)
     killed.kill()
-    noticed, _ = (process.communicate(timeout=120)[0] for process in (left, killed))
+    noticed, _ = (process.communicate(timeout=600)[0] for process in (left, killed))
     assert f"steps {saved} -> 50" in noticed
     assert left.returncode not in (0, PREEMPTED, None)
     assert "imagen: error: host 0 of 2 has lost another" in noticed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import tiny
 from gcs_server import Bucket
 from PIL import Image
+from ports import free_port
 
 from imagen_jax.cli import embed as embed_command
 from imagen_jax.data.manifest import load_manifest
@@ -23,7 +23,7 @@ from imagen_jax.main import main
 
 TESTS = Path(__file__).resolve().parent
 HOST = """
-import os, sys, time
+import itertools, os, sys, time
 import tiny
 import imagen_jax.cascade.folder as folder
 import imagen_jax.cli.embed as command
@@ -36,26 +36,26 @@ command.ENCODERS = ("tiny",)
 folder.CHUNK = 2
 imagen_jax.eval.job.CHUNK = imagen_jax.eval.job.PART = 2
 
-def slowed(function):
-    def slow(*arguments, **options):
-        time.sleep(float(os.environ["SLOW"]))
+def held(function):
+    calls = itertools.count()
+    def hold(*arguments, **options):
+        if next(calls) == 1:
+            time.sleep(float(os.environ["HELD"]))
         return function(*arguments, **options)
-    return slow
+    return hold
 
-job._log = slowed(job._log)
-folder.save_image = slowed(folder.save_image)
+job._log = held(job._log)
+folder.save_image = held(folder.save_image)
 sys.exit(main(sys.argv[1:]))
 """
-"""A host with the tiny text encoder; it waits for $SLOW seconds for each shard and image."""
+"""A host with the tiny text encoder; it waits for $HELD seconds for its second shard or image."""
 
 
-def start(count: int, *argv: str, slow: float = 0) -> list[subprocess.Popen[str]]:
+def start(count: int, *argv: str, held: float = 0) -> list[subprocess.Popen[str]]:
     """Hosts that run a command of imagen together."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"SLOW": str(slow), "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"HELD": str(held), "PYTHONPATH": os.pathsep.join(paths)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", HOST, *argv, "--multi-host", f"{host}/{count}@localhost:{port}"],
@@ -67,7 +67,7 @@ def start(count: int, *argv: str, slow: float = 0) -> list[subprocess.Popen[str]
 
 def finish(hosts: list[subprocess.Popen[str]]) -> list[str]:
     """Output of hosts that end well."""
-    printed = [host.communicate(timeout=300)[0] for host in hosts]
+    printed = [host.communicate(timeout=1200)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0] * len(hosts), "\n".join(printed)
     return printed
 
@@ -75,7 +75,7 @@ def finish(hosts: list[subprocess.Popen[str]]) -> list[str]:
 def kill_one_when(condition: Callable[[], bool], hosts: list[subprocess.Popen[str]]) -> None:
     """Kills the last host, and then ends the first as whoever started them would."""
     try:
-        until = time.monotonic() + 200
+        until = time.monotonic() + 1200
         while not condition():
             assert time.monotonic() < until
             assert hosts[-1].poll() is None, hosts[-1].communicate()[0]
@@ -83,7 +83,7 @@ def kill_one_when(condition: Callable[[], bool], hosts: list[subprocess.Popen[st
         hosts[-1].kill()
         time.sleep(0.3)
         hosts[0].send_signal(signal.SIGTERM)
-        printed = hosts[0].communicate(timeout=60)[0]
+        printed = hosts[0].communicate(timeout=600)[0]
         assert hosts[0].returncode == 130, printed
         assert "the same command resumes" in printed
     finally:
@@ -107,7 +107,7 @@ def test_hosts_embed_one_corpus_though_one_was_killed(
         done = {path.name.split("-")[1] for path in together.glob("progress/*-of-*.json")}
         return {f"{0:05d}", f"{count - 1:05d}"} <= done
 
-    kill_one_when(both_have_begun, start(count, *argv, str(together), slow=1))
+    kill_one_when(both_have_begun, start(count, *argv, str(together), held=3600))
     kept = {path: path.stat().st_mtime_ns for path in together.glob("*.tfrecord")}
     assert not (together / "manifest.json").exists()
     printed = finish(start(count, *argv, str(together)))
@@ -149,7 +149,7 @@ def test_hosts_sample_one_list_of_prompts_though_one_was_killed(count: int, tmp_
             path.name for path in together.glob("*.png")
         }
 
-    kill_one_when(both_have_begun, start(count, *argv, str(together), slow=1))
+    kill_one_when(both_have_begun, start(count, *argv, str(together), held=3600))
     before = {path.name for path in together.glob("[0-9]*.png")}
     assert 2 <= len(before) < 12
     assert not (together / "metadata.csv").exists()

@@ -201,18 +201,23 @@ class InThread(Sampler):
         self.wait()
 
     def _start(self, there: Connection) -> None:
-        told = Told(there, when_alone=lambda: None)
-        args = (there, self._sampled, told)
+        self.told = Told(there, when_alone=lambda: None)
+        args = (there, self._sampled, self.told)
         threading.Thread(target=serve_jobs, args=args, daemon=True).start()
 
 
 @pytest.fixture
-def worker(cascade: Cascade) -> Worker:
-    return Worker(InThread(cascade))
+def worker(cascade: Cascade) -> Iterator[Worker]:
+    made = Worker(InThread(cascade))
+    yield made
+    for job, _ in list(made._waiting):
+        made.stop(job)
+    while made._running:  # it would compute while other tests do
+        time.sleep(0.01)
 
 
 def ended(job: Job) -> Job:
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 1200
     while not job.ended and time.monotonic() < limit:
         time.sleep(0.01)
     assert job.ended
@@ -247,7 +252,25 @@ def test_frames_of_many_steps_are_thinned_out(worker: Worker) -> None:
 def gate(cascade: Cascade) -> Iterator[threading.Event]:
     """Event that a job waits for in place of sampling."""
     opened = threading.Event()
-    with mock.patch.object(cascade, "run", side_effect=lambda *_, **__: opened.wait(60)):
+    with mock.patch.object(cascade, "run", side_effect=lambda *_, **__: opened.wait(600)):
+        yield opened
+        opened.set()
+
+
+@pytest.fixture
+def held(cascade: Cascade) -> Iterator[threading.Event]:
+    """Event that jobs wait for after the first step of their last stage."""
+    opened, run = threading.Event(), cascade.run
+
+    def run_held(request: Any, on_step: Any, **options: Any) -> Any:
+        def hold(step: Any) -> None:
+            on_step(step)
+            if (step.stage, step.step) == ("sr", 1):
+                opened.wait(600)
+
+        return run(request, on_step=hold, **options)
+
+    with mock.patch.object(cascade, "run", side_effect=run_held):
         yield opened
         opened.set()
 
@@ -287,7 +310,13 @@ def test_no_tab_fills_the_queue(worker: Worker, gate: threading.Event) -> None:
     assert worker.submit(form(), tab).state == "waiting"
 
 
-def test_jobs_of_a_closed_tab_are_given_up(worker: Worker) -> None:
+def stopped(worker: Worker, job: Job) -> bool:
+    """The sampler has heard that a job is to be stopped."""
+    assert isinstance(worker._sampler, InThread)
+    return worker._sampler.told.stopped == job.number
+
+
+def test_jobs_of_a_closed_tab_are_given_up(worker: Worker, held: threading.Event) -> None:
     tab, other = Tab(pages=1), Tab(pages=1)
     first = worker.submit(form(settings={"steps": {"base": 250, "sr": 250}}), tab)
     while not first.frames[0]:
@@ -298,6 +327,9 @@ def test_jobs_of_a_closed_tab_are_given_up(worker: Worker) -> None:
     tab.pages = 0
     worker.leave(tab)
     assert second.state == "stopped"
+    while not stopped(worker, first):
+        time.sleep(0.01)
+    held.set()
     assert ended(first).state == "stopped"
     assert ended(third).state == "done"
 
@@ -338,11 +370,14 @@ def test_compiled_programs_do_not_grow_with_what_visitors_ask_for(
     assert step_program.cache_info().misses == before, "another seed is no other program"
 
 
-def test_stopping_keeps_finished_images(worker: Worker) -> None:
+def test_stopping_keeps_finished_images(worker: Worker, held: threading.Event) -> None:
     job = submit(worker, form(settings={"steps": {"base": 2, "sr": 250}}))
     while "base" not in job.stages:
         time.sleep(0.01)
     worker.stop(job)
+    while not stopped(worker, job):
+        time.sleep(0.01)
+    held.set()
     assert ended(job).state == "stopped"
     assert job.image(0) is None
     assert job.stages["base"][0].shape == (tiny.BASE, tiny.BASE, 3)

@@ -44,10 +44,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Port of a server that waits half a second for the head of a request, and one for all."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 1.0)
+def port() -> Iterator[int]:
+    """Port of a server; see `impatient`."""
     config = uvicorn.Config(
         app, http=BoundedHttp, ws="websockets-sansio", lifespan="off", log_level="critical"
     )
@@ -60,10 +58,18 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         thread.join()
 
 
+@pytest.fixture
+def impatient(port: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Port of one that waits half a second for the head of a request, and one for all."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 1.0)
+    return port
+
+
 def answer(port: int, *pieces: bytes) -> bytes:
     """All that the server says to some bytes, until it closes the connection."""
     said = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
@@ -87,8 +93,8 @@ def test_a_request_is_answered(port: int) -> None:
     "unfinished",
     [b"", b"GE", b"GET / HTTP/1.1\r\nHo", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"],
 )
-def test_what_does_not_come_to_its_end_is_closed(port: int, unfinished: bytes) -> None:
-    assert answer(port, unfinished) == b""
+def test_what_does_not_come_to_its_end_is_closed(impatient: int, unfinished: bytes) -> None:
+    assert answer(impatient, unfinished) == b""
 
 
 @pytest.mark.parametrize(
@@ -98,16 +104,19 @@ def test_what_does_not_come_to_its_end_is_closed(port: int, unfinished: bytes) -
 def test_heads_without_end_are_closed(
     port: int, begin: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 600.0)
+    for name in ("HEAD_SECONDS", "REQUEST_SECONDS"):
+        monkeypatch.setattr(connections, name, 3600.0)
     assert answer(port, begin, *[piece] * 2000) == b"", "the server never closes it"
 
 
-def test_a_websocket_stays(port: int) -> None:
+def test_a_websocket_stays(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from websockets.sync.client import connect
 
-    with connect(f"ws://127.0.0.1:{port}/") as websocket:
+    for name in ("HEAD_SECONDS", "REQUEST_SECONDS"):  # long enough for the handshake
+        monkeypatch.setattr(connections, name, 4.0)
+    with connect(f"ws://127.0.0.1:{port}/", open_timeout=600) as websocket:
         with pytest.raises(TimeoutError):
-            websocket.recv(timeout=1.5)
+            websocket.recv(timeout=5)
         websocket.send("still here")
         assert websocket.recv() == "still here"
 
@@ -156,7 +165,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         assert address, process.communicate()[1]
         yield int(address[1])
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert "Traceback" not in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ FORM = Form(
     settings={"steps": {"base": 2, "sr": 2}, "guidance": {"base": 2.0, "sr": 1.0}},
 )  # fmt: skip
 LONG = {"steps": {"base": 250, "sr": 250}}
+"""Of a job that takes a minute: slow_steps.py sees to it."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sampler(workdir: Path) -> Iterator[Sampler]:
-    started = Sampler(str(workdir))
+    started = Sampler(str(workdir), modules=["slow_steps"])
     started.wait()
     yield started
     started.close()
@@ -47,7 +49,7 @@ def request(sampler: Sampler, **options: Any) -> Request:
     return sampler.cascade.request(["a red apple"], per_prompt=2, **options)
 
 
-def until(condition: Any, seconds: float = 120) -> None:
+def until(condition: Any, seconds: float = 600) -> None:
     limit = time.monotonic() + seconds
     while not condition() and time.monotonic() < limit:
         time.sleep(0.02)
@@ -72,7 +74,10 @@ def test_images_are_those_of_the_cascade(sampler: Sampler, workdir: Path) -> Non
 def test_all_its_threads_let_others_go_first(sampler: Sampler) -> None:
     list(sampler.run(Make(2, request(sampler, steps=2))))
     tasks = os.listdir(f"/proc/{child(sampler)}/task")
-    names = {t: Path(f"/proc/{child(sampler)}/task/{t}/comm").read_text() for t in tasks}
+    names = {}
+    for task in tasks:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            names[task] = Path(f"/proc/{child(sampler)}/task/{task}/comm").read_text()
     own = os.getpriority(os.PRIO_PROCESS, 0)
     computing = [int(t) for t, name in names.items() if name.startswith("tf_XLA")]
     assert computing, names
@@ -121,7 +126,7 @@ def test_visitors_are_told_of_its_death_and_the_next_job_works(
 @pytest.mark.slow
 def test_a_job_does_not_hear_of_a_death_before_it(sampler: Sampler) -> None:
     os.kill(child(sampler), signal.SIGKILL)
-    sampler._process.join(10)
+    sampler._process.join(600)
     job = Worker(sampler).submit(FORM, Tab())
     until(lambda: job.ended)
     assert (job.state, job.error) == ("done", "")
@@ -178,7 +183,7 @@ if __name__ == "__main__":
     next(sampler.run(Make(1, request)))
     assert not xla_bridge.backends_are_initialized(), "devices are the sampler's"
     print(sampler._process.pid, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -194,4 +199,4 @@ def test_it_ends_with_a_page_that_is_killed(workdir: Path, tmp_path: Path) -> No
         assert of.name.isdigit()
         assert of.exists() or sys.platform != "linux"
         page.kill()
-    until(lambda: not of.exists() or "State:\tZ" in (of / "status").read_text(), 30)
+    until(lambda: not of.exists() or "State:\tZ" in (of / "status").read_text())
