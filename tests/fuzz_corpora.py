@@ -31,7 +31,7 @@ from imagen_jax.data.corpora import open_corpus
 from imagen_jax.embed.prepare import Handling, prepare
 from imagen_jax.errors import UserError
 
-EXAMPLES, SECONDS = 4, 20
+EXAMPLES, SECONDS = 4, 300
 IMAGES = [encoded(pixels(i, 16, 16), kind) for i, kind in
           enumerate(("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"))]  # fmt: skip
 

@@ -76,7 +76,7 @@ class World:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        printed = process.communicate(timeout=120)[0]
+        printed = process.communicate(timeout=600)[0]
         return process.returncode, printed
 
     def refused(self, *arguments: str) -> str:
@@ -101,7 +101,7 @@ class World:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         os.killpg(process.pid, by)
-        printed = process.communicate(timeout=120)[0]
+        printed = process.communicate(timeout=600)[0]
         return process.returncode, printed
 
     def log(self) -> list[str]:

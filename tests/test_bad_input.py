@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_line(blocks: int, tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", limited, sys.executable, *argv],
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

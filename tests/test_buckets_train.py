@@ -64,7 +64,7 @@ def test_a_training_in_a_bucket_is_killed_in_a_checkpoint_and_resumed(
 
     bucket.slow.clear()
     resumed = start()
-    said, _ = resumed.communicate(timeout=240)
+    said, _ = resumed.communicate(timeout=1800)
     assert resumed.returncode == 0, said
     assert "4 in gs://bucket/run/base/checkpoints was not written to its end" in said
     assert "steps 2 -> 6" in said

@@ -269,7 +269,7 @@ def test_sigterm_keeps_finished_images(directory: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, str(Path(tiny.__file__).parent), *argv,
          "--output", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False, timeout=300, env=os.environ,
+        capture_output=True, text=True, check=False, timeout=600, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr[-3000:]
     assert "1 of 2 images are done, in" in done.stderr

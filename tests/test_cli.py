@@ -7,11 +7,11 @@ import errno
 import inspect
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -92,17 +92,19 @@ def test_help_of_every_option_says_its_default() -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["sample"], ["train"]], ids=" ".join)
-def test_help_answers_within_a_second(command: list[str]) -> None:
+def test_help_takes_less_than_a_second(command: list[str]) -> None:
+    """Of a processor: the machine may be busy with something else."""
     times = []
-    for _ in range(3):  # the machine may be busy with something else
-        begin = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "imagen_jax.main", *command, "--help"],
             capture_output=True,
             text=True,
             check=True,
         )
-        times.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in loaded
@@ -215,7 +217,7 @@ def test_output_that_nobody_reads(argv: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "imagen_jax.main", *argv],
         env=os.environ | {"PYTHONUNBUFFERED": ""},
-        stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60,
+        stdout=writer, stderr=subprocess.PIPE, check=False, timeout=600,
     )  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -225,7 +227,7 @@ def test_letters_that_the_locale_lacks_are_escaped() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "imagen_jax.main", "sample", "--workdir", "\u732b", "a cat"],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True, check=False, timeout=60,
+        capture_output=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 64
     assert b"no work directory \\u732b; imagen train makes one" in done.stderr
@@ -234,7 +236,7 @@ def test_letters_that_the_locale_lacks_are_escaped() -> None:
 def test_output_that_is_closed_from_the_start() -> None:
     done = subprocess.run(
         ["bash", "-c", 'exec "$0" -m imagen_jax.main sample --help >&- 2>&-', sys.executable],
-        check=False, timeout=60,
+        check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0
 
@@ -255,7 +257,7 @@ def test_a_device_that_is_not_there(platform: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "imagen_jax.main", "sample", "a red apple"],
         env=os.environ | {"JAX_PLATFORMS": platform},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 64
     assert "Traceback" not in done.stderr
@@ -536,7 +538,7 @@ def test_sample_makes_images_without_tensorflow(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == f"4 images in {output}, together in {output / 'grid.png'}\n"
@@ -701,7 +703,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
         "sys.argv = ['imagen', '--version']\n"
         "assert ended(['--version'], signal.default_int_handler) and ended(None, signal.SIG_DFL)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

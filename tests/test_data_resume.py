@@ -44,7 +44,7 @@ def test_resumed_in_another_process(shards):
         [sys.executable, "-c", program, str(shards), json.dumps(iterator.position())],
         capture_output=True,
         text=True,
-        timeout=120,  # it must end, too, with batches read ahead
+        timeout=600,  # it must end, too, with batches read ahead
         cwd=Path(__file__).parent,
     )
     assert result.returncode == 0, result.stderr

@@ -39,7 +39,7 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
     assert main(["train", *arguments(here)]) == 0
 
     command = [sys.executable, ROOT / "tests" / "hosts.py", "1x8:2,4x2:4", *arguments(moved)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"steps 0 -> {STEPS} on 8 cpu device(s) of 1 host(s)" in done.stdout
     assert f"steps 2 -> {STEPS} on 8 cpu device(s) of 4 host(s)" in done.stdout
@@ -47,7 +47,7 @@ def test_losses_do_not_depend_on_where_training_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", ROOT / "launch" / "processes.sh", "2", "train", *arguments(moved)],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert f"-> {STEPS} on 8 cpu device(s) of 2 host(s)" in done.stdout

@@ -42,7 +42,7 @@ def test_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> Non
     (first,) = tmp_path.rglob("000000.png")
     first.with_name("000032.png.0.tmp").touch()  # as a kill may leave
     command = [sys.executable, "-m", "imagen_jax.main", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=True)
     assert "images: 16 of 33 images\n" in done.stderr
     after = images(tmp_path)
     assert len(after) == 33

@@ -96,7 +96,7 @@ def test_a_compiled_export_runs_without_this_package(
             )
             done = subprocess.run(
                 [sys.executable, "-c", blocked, *argv],
-                capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
+                capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr[-3000:]
             made = to_uint8(np.load(tmp_path / "made.npy"))

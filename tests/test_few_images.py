@@ -22,7 +22,7 @@ def imagen(argv: list[str], devices: str = "") -> str:
     done = subprocess.run(
         [sys.executable, "-m", "imagen_jax.main", *argv], capture_output=True, text=True,
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-        check=False, timeout=300,
+        check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

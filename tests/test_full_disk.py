@@ -24,7 +24,7 @@ def test_a_full_standard_output(argv: str, unbuffered: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "imagen_jax.main", *argv.split()],
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=600,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (REFUSED, FULL)
 
@@ -55,7 +55,7 @@ def test_compiled_programs_that_are_not_whole_are_written_again(tmp_path: Path) 
     def run() -> str:
         return subprocess.run(
             [sys.executable, "-c", PROGRAM],
-            env=environment, capture_output=True, text=True, check=True, timeout=60,
+            env=environment, capture_output=True, text=True, check=True, timeout=600,
         ).stderr  # fmt: skip
 
     assert run() == ""

@@ -21,6 +21,6 @@ LIGHT = ("safetensors", "torch", "torch-legacy", "graph", "votes", "png", "jpeg"
 def test_damaged_files_are_read_or_refused(readers: tuple[str, ...], count: int) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--count", str(count), "--readers", *readers],
-        capture_output=True, text=True, check=False, timeout=900,
+        capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -164,14 +164,6 @@ def command(workdir: Path) -> list[str]:
     return [*argv, "--set", *RUN]
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is heard, also where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.slow
 def test_what_ctrl_c_promises(
     tmp_path: Path,

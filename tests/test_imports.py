@@ -166,7 +166,7 @@ def loaded_by(code: str) -> set[str]:
     """Top-level modules that are loaded after code has run in a process of its own."""
     code += "\nimport sys; print('\\n' + ' '.join({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1800
     )
     return set(done.stdout.splitlines()[-1].split())
 

@@ -26,7 +26,7 @@ KUBECTL = """
     case "$(next runs)" in
       pending) exit 1 ;;
       training) echo "base: 50%" ;;
-      endless) (sleep 0.3; touch following) & exec sleep 60 ;;
+      endless) (sleep 0.3; touch following) & exec sleep 600 ;;
     esac ;;
   "get jobset base -o"*)
     [[ ! -e gone ]] || { echo "Error from server (NotFound)" >&2; exit 1; }
@@ -166,7 +166,7 @@ def test_pods_run_only_the_code_that_was_uploaded(
         bucket.failures = failures
         done = subprocess.run(
             [*only["command"], command], cwd=tmp_path / "opt", capture_output=True, text=True,
-            check=False, timeout=60, env=os.environ | bucket.environment | {"FETCH_PAUSE": "0"},
+            check=False, timeout=600, env=os.environ | bucket.environment | {"FETCH_PAUSE": "0"},
         )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert done.stdout == (

@@ -52,7 +52,7 @@ def test_the_job_queues_itself_again_when_told_to_stop(
     path = f"{world.root / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", world.root / "job"], env=os.environ | {"PATH": path, "SLURM_JOB_ID": "7"},
-        check=False, timeout=60,
+        check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == (0 if requeued else status)
     (step,) = asked(world, "srun")

@@ -110,7 +110,7 @@ def test_what_a_host_is_told_to_do(world: World, tmp_path: Path) -> None:
         environment |= {"HOME": str(home), "HOST_PERIOD": "0.1"}
 
         def told(text: str) -> None:
-            subprocess.run(["bash", "-c", text], cwd=home, env=environment, check=True, timeout=60)
+            subprocess.run(["bash", "-c", text], cwd=home, env=environment, check=True, timeout=600)
 
         install, start = (
             (world.root / name).read_text().removeprefix("--command=")

@@ -26,7 +26,7 @@ XPK = """
     done ;;
   "workload list"*"--wait-for-job-completion=base"*)
     case "$(cat run)" in
-      endless) (sleep 0.3; touch following) & exec sleep 60 ;;
+      endless) (sleep 0.3; touch following) & exec sleep 600 ;;
       failed) exit 125 ;;
     esac ;;
 """
@@ -164,7 +164,7 @@ def test_the_manifest_that_xpk_makes(world: World, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from xpk.main import main; main()", *create, "--dry-run",
          "--skip-validation", f"--output-manifest-file={path}"],
-        env=os.environ | offline, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | offline, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     found = yaml.safe_load(path.read_text())
@@ -190,7 +190,7 @@ def test_the_manifest_that_xpk_makes(world: World, tmp_path: Path) -> None:
     imagen.write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 75\n')
     imagen.chmod(0o755)
     ran = subprocess.run(
-        container["command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        container["command"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
     )
     assert ran.returncode == 75
     assert "<gs://b/it's my data>\n<--workdir>\n<gs://b/run>\n<--multi-host>\n" in ran.stdout

@@ -67,7 +67,7 @@ def start(count: int, *argv: str, held: float = 0) -> list[subprocess.Popen[str]
 
 def finish(hosts: list[subprocess.Popen[str]]) -> list[str]:
     """Output of hosts that end well."""
-    printed = [host.communicate(timeout=1200)[0] for host in hosts]
+    printed = [host.communicate(timeout=1800)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0] * len(hosts), "\n".join(printed)
     return printed
 

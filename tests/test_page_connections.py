@@ -151,7 +151,7 @@ def test_messages_are_received_no_faster_than_the_page_bears(
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def page(tmp_path_factory: pytest.TempPathFactory, interruptible: None) -> Iterator[int]:
     """Port of the page of a tiny cascade."""
     workdir = tiny.write_cascade(tmp_path_factory.mktemp("page") / "cascade")
     command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0"]

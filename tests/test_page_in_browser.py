@@ -45,7 +45,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(workdir: Path) -> Iterator[tuple[str, int]]:
+def server(workdir: Path, interruptible: None) -> Iterator[tuple[str, int]]:
     """Address of the page and number of its process."""
     command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0", "--workdir"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}

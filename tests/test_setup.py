@@ -55,7 +55,7 @@ class Machine:
         done = subprocess.run(
             ["bash", self.clone / "launch/setup.sh"],
             env={**kept, "PATH": str(self.programs), **environment},
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -226,7 +226,7 @@ def test_gradients_and_training_do_not_depend_on_the_mesh() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

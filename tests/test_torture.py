@@ -14,6 +14,6 @@ SCRIPT = Path(__file__).with_name("torture.py")
 @pytest.mark.slow
 def test_training_that_is_killed_at_four_moments_ends_bit_identical() -> None:
     command = [sys.executable, SCRIPT, "--kills", "4", "--steps", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "4 kills: bit-identical" in done.stdout

@@ -167,7 +167,7 @@ def test_embedding_training_and_notebooks_need_the_extra(wheel: Path, installed:
         assert SMALL[path.stem].keys() <= there, f"{path.stem} has the parameters {there}"
         cell.source += "".join(f"\n{key} = {value!r}" for key, value in SMALL[path.stem].items())
         nbformat.write(notebook, installed.folder / path.name)
-        installed.run("jupyter-execute", "--inplace", "--timeout=600", path.name)
+        installed.run("jupyter-execute", "--inplace", "--timeout=3600", path.name)
         outputs = outputs_of(installed.folder / path.name)
         shown = sum("image/png" in output.get("data", {}) for output in outputs)
         assert shown == IMAGES[path.stem], path.name

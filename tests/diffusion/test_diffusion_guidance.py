@@ -161,7 +161,7 @@ def test_scalar_and_per_example_logsnr_agree_and_low_precision_networks_are_lift
     assert np.abs(scalar).max() <= 1.0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     x0=hnp.arrays(
         np.float32,

@@ -215,7 +215,7 @@ def test_logit_normal_times():
     assert logit.std() == pytest.approx(2.0, rel=0.03)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(sorted(TIME_SAMPLING)), st.sampled_from([1, 7]), st.integers(0, 2**31 - 1))
 def test_times_are_times(method, batch_size, seed):
     t = sample_times(jax.random.key(seed), batch_size, method)
@@ -225,7 +225,7 @@ def test_times_are_times(method, batch_size, seed):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     hnp.arrays(
         np.float32,

@@ -47,7 +47,7 @@ def test_round_trip_over_the_whole_range(kind, wanted):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_round_trip_of_any_prediction(dtype, data):
     """A prediction of one kind, taken to any other and back, is itself; dtype and shape stay."""
     shape = data.draw(SHAPES)

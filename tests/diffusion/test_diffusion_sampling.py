@@ -41,7 +41,7 @@ STOCHASTIC = (DDPM(), DDIM(eta=0.5), DPMpp2M(), DPMpp2M(sde=True), Heun(churn=3.
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(SCHEDULES),
     st.sampled_from(ANY_STEPS),

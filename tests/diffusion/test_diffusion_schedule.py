@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
@@ -69,14 +69,12 @@ def test_inverse_in_float64(schedule):
         np.testing.assert_allclose(schedule.logsnr(schedule.t(logsnr)), logsnr, atol=1e-10)
 
 
-@settings(deadline=None)
 @given(schedules, times)
 def test_time_round_trip_in_float32(schedule, t):
     """t -> logsnr -> t is well-conditioned: 8 roundings of 1."""
     assert abs(schedule.t(schedule.logsnr(t)) - np.float32(t)) <= 8 * ROUNDOFF
 
 
-@settings(deadline=None)
 @given(schedules, st.floats(0.0, 1.0))
 def test_logsnr_round_trip_in_float32(schedule, fraction):
     """logsnr -> t -> logsnr: roundings of logsnr and, times the slope, of t."""
@@ -87,7 +85,6 @@ def test_logsnr_round_trip_in_float32(schedule, fraction):
     assert abs(schedule.logsnr(t) - logsnr) <= bound
 
 
-@settings(deadline=None)
 @given(schedules, times)
 def test_amplitudes_are_finite_and_variance_preserving(schedule, t):
     alpha, sigma = schedule.alpha_sigma(t)
