@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,10 +152,9 @@ def test_messages_are_received_no_faster_than_the_page_bears(
 # the page itself
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, interruptible: None) -> Iterator[int]:
-    """Port of the page of a tiny cascade."""
-    workdir = tiny.write_cascade(tmp_path_factory.mktemp("page") / "cascade")
+@contextlib.contextmanager
+def started(workdir: Path) -> Iterator[int]:
+    """Port of the page of a cascade."""
     command = [sys.executable, "-m", "imagen_jax.main", "demo", "--port", "0"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     with subprocess.Popen(
@@ -166,7 +167,23 @@ def page(tmp_path_factory: pytest.TempPathFactory, interruptible: None) -> Itera
         yield int(address[1])
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=600)
+        assert process.returncode == 130
         assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_heard_as_soon_as_the_address_is_there(tmp_path: Path) -> None:
+    with started(tiny.write_cascade(tmp_path / "cascade")):
+        pass
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, interruptible: None) -> Iterator[int]:
+    """Port of the page of a tiny cascade."""
+    workdir = tiny.write_cascade(tmp_path_factory.mktemp("page") / "cascade")
+    with started(workdir) as port:
+        yield port
 
 
 @pytest.mark.slow

@@ -109,6 +109,7 @@ def serve(
     pages.add_exception_handler(404, not_found)
     pages.storage.max_tab_storage_age = KEPT_SECONDS
     app.add_middleware(Guard, names=names, full=lambda: len(Client.instances) >= MAX_TABS)
+    _collect_garbage()  # in which Ctrl-C, that comes once the address is there, would be lost
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
     print(f"imagen: the page is at {address} (Ctrl-C ends it)", flush=True)
@@ -120,7 +121,6 @@ def serve(
         )
     if open_browser:
         webbrowser.open(address)
-    _collect_garbage()
     config = uvicorn.Config(
         app,
         log_level="warning",
