@@ -10,6 +10,7 @@ conditioning.py    (logsnr, text, aug_level) to a vector and text tokens
 blocks.py          residual blocks of both U-Nets
 stack.py           rows of identical blocks, compiled once, and rematerialisation
 attention.py       attention to the image and to text, and pooling of text
+tpu_attention.py   attention that never writes its weights, on TPUs
 layers.py          dense layers, convolutions, norms and resampling with logical axes
 winograd.py        3x3 convolutions on CPUs
 """

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Real
 
 from imagen_jax import chips
 from imagen_jax.errors import UserError
-from imagen_jax.models import layers
+from imagen_jax.models import layers, tpu_attention
 from imagen_jax.models.base import cached
 from imagen_jax.native import attention as native_attention
 
@@ -38,8 +38,9 @@ def attend(
 ) -> Float[Array, "b l n k"]:
     """Softmax attention of n heads, with float32 logits; `visible` says which keys are seen, of
     each example at least one."""
-    if chips.platform() == "cpu" and native_attention.applies(q, k, v):
-        return native_attention.attend(q, k, v, visible)
+    for platform, kernel in (("cpu", native_attention), ("tpu", tpu_attention)):
+        if chips.platform() == platform and kernel.applies(q, k, v):
+            return kernel.attend(q, k, v, visible)
     mask = None if visible is None else visible[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
