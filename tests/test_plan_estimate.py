@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from imagen_jax.main import main
 from imagen_jax.plan import hlo
 from imagen_jax.plan.cost import program_cost
 from imagen_jax.plan.estimate import Estimate, estimate
-from imagen_jax.plan.programs import compile_for
+from imagen_jax.plan.programs import Program, compile_for
+from imagen_jax.plan.report import format_plan, make_plan
 from imagen_jax.plan.search import _rank
 from imagen_jax.plan.topology import topology_devices
 
@@ -319,6 +321,43 @@ def test_programs_without_cycles_have_no_estimate() -> None:
 def test_clocks(name: str, gigahertz: float | None) -> None:
     clock = CHIPS[name].clock
     assert clock == (None if gigahertz is None else pytest.approx(gigahertz * 1e9, rel=3e-3))
+
+
+def page(job: str, effort: str, topology: str = "v4", devices: int = 4) -> str:
+    """The page of a program of one kernel, 1.05e6 cycles, for 8 images at 36 a chip-hour."""
+    analysed = dict.fromkeys(("argument", "output", "alias", "temp", "generated_code"), 0)
+    compiled = SimpleNamespace(
+        as_text=lambda: program(f"ROOT {kernel('one', 'a', 1_050_000, 'convolve')}"),
+        memory_analysis=lambda: SimpleNamespace(
+            **{f"{kind}_size_in_bytes": size for kind, size in analysed.items()}
+        ),
+    )
+    mesh: Any = SimpleNamespace(size=devices, shape={"data": devices})
+    settings, calls = {"effort": effort}, 3_600_000 if job == "train" else 1
+    made = Program(
+        "base", job, topology, settings, 1, calls, compiled, 1.0, 8, 4.0, {"batch": 1}, mesh
+    )
+    plan = make_plan(made, CHIPS[topology])
+    return format_plan(dataclasses.replace(plan, price=36.0))
+
+
+def test_pages_say_time_and_cost() -> None:
+    """A call takes a millisecond."""
+    text = page("train", "full")
+    assert "1 ms a step, 7,99" in text
+    assert "3,600,000 steps: 0.0 days, 4 chip-hours, 144.13 at 36 each" in text
+    assert "convolutions" in text
+    assert "1 x convolutions" in text
+    assert "0.000125 s an image" in page("sample", "full")
+    assert "captions/s" in page("embed", "full")
+    assert "1,000,000 captions, 0.139 chip-hours, 5.00 at 36 each" in page("embed", "full")
+    assert "(8 devices of 4 chips: data 8)" in page("train", "full", "tpu7x", 8)
+
+
+def test_quick_plans_have_no_estimate() -> None:
+    text = page("train", "quick")
+    assert "use --effort full" in text
+    assert "cost model" not in text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,8 @@ def add_command(commands: Commands) -> None:
         "--search",
         action="store_true",
         help="try meshes, rematerialisation and accumulation of the train step, except what is "
-        "given, and rank them; minutes for each; Ctrl-C ranks what is there",
+        "given, and rank them, with --effort full by the estimated time; minutes for each; Ctrl-C "
+        "ranks what is there",
     )
     parser.set_defaults(run=run)
 

@@ -247,7 +247,10 @@ def format_plan(plan: Plan) -> str:
         if plan.estimate is not None:
             lines += ["", *_estimated(plan, plan.estimate)]
         elif plan.settings.get("effort") == "quick":
-            lines += ["", "estimated by the compiler's cost model: with --effort full alone"]
+            lines += [
+                "",
+                "no estimate with effort quick, whose schedules never run: use --effort full",
+            ]
     worst = WORST if plan.estimate is None else WORST // 2
     lines += ["", "kernels that move most"]
     lines += [f"  {size / 1e9:7.2f} GB  {name[:88]}" for size, name in plan.kernels[:worst]]
