@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache / "imagen-jax" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 gc.set_threshold(100_000, 50, 100)  # as in imagen_jax/main.py
 
+os.environ["COLUMNS"] = "80"  # in which help is written, wherever the tests run
 # Servers of the tests are on this machine, and no proxy leads there.
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1,localhost")))

@@ -45,7 +45,9 @@ class World:
                 f'case "$*" in\n{cases}\nesac\n'
             )
             path.chmod(0o755)
-        shutil.copytree(LAUNCH, self.repository / "launch")
+        # Without what other tests that run there may be compiling.
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(LAUNCH, self.repository / "launch", ignore=ignored)
         (self.repository / ".gitignore").write_text("*.log\n*.job\n.venv\n")
         self.git("init", "--quiet")
         self.git("add", "--all")
