@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import re
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -119,8 +120,9 @@ def main() -> None:
             xla = sum(c for c in cycles if c < 2**60) / CLOCK * 1e3
             pallas = 0.0
             if name == "kernel":
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    pallas = pool.apply(kernel_cycles, (layer,)) / CLOCK * 1e3
+                fresh = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, fresh) as pool:
+                    pallas = pool.submit(kernel_cycles, layer).result() / CLOCK * 1e3
             print(
                 f"| {layer} | {name} "
                 f"| {compiled.memory_analysis().temp_size_in_bytes / 2**20:.0f} MiB "

@@ -122,8 +122,9 @@ def test_the_rule() -> None:
         return tpu_attention.applies(*of)
 
     assert taken(1024, 1153)
-    assert taken(4096, 129, 128, jnp.float32)
-    assert taken(512, 641)
+    assert taken(4096, 4225, 128, jnp.float32)
+    assert taken(576, 705)
+    assert not taken(1024, 129)  # text alone
     assert not taken(256, 385)  # 16 x 16 positions
     assert not taken(1, 129)  # pooling
     assert not taken(1024, 1153, dtype=jnp.float16)

@@ -24,8 +24,9 @@ QUERY_BLOCK, WIDE_QUERY_BLOCK = 1024, 512
 KEY_BLOCK = 1280
 """Longest blocks of queries, of queries whose heads take more than 256 bytes, and of keys: what the
 kernel's fast memory holds (16 MiB of TPU v4 and v5e)."""
-MIN_QUERIES = 512
-"""Fewest queries, on one device, for which the kernel is the faster one (docs/paper-scale.md)."""
+MIN_LENGTH = 512
+"""Fewest queries, and fewest keys, for which the kernel is the faster one: plain attention to the
+text alone is, and that of 256 queries to 385 keys (docs/paper-scale.md)."""
 
 
 def applies(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
@@ -43,7 +44,7 @@ def applies(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
         queries //= mesh.shape["spatial"]
     dtypes = {x.dtype for x in (q, k, v)}
     known = dtypes in ({jnp.dtype("float32")}, {jnp.dtype("bfloat16")})
-    return known and queries >= MIN_QUERIES and channels <= LANES
+    return known and min(queries, k.shape[1]) >= MIN_LENGTH and channels <= LANES
 
 
 def attend(
