@@ -17,7 +17,8 @@ from imagen_jax.native import winograd
 from imagen_jax.sharding import constrain
 
 PRODUCT = "product"
-"""Name that results of convolutions and dense layers carry, for rematerialisation policies."""
+"""Name that results of convolutions and dense layers carry, and statistics of norms, for
+rematerialisation policies."""
 
 DEFAULT_INIT = nn.initializers.lecun_normal()
 ZEROS = nn.initializers.zeros_init()
@@ -135,8 +136,12 @@ class GroupNorm(nn.Module):
         beta = self.param("bias", partitioned(ZEROS, "vector"), (c,))
         x32 = x.astype(jnp.float32)
         per_group = (b, groups, c // groups)
-        mean = jnp.mean(x32, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True)
-        square = jnp.mean(x32 * x32, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True)
+        mean, square = (
+            checkpoint_name(
+                jnp.mean(y, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True), PRODUCT
+            )
+            for y in (x32, x32 * x32)
+        )
         rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         mean = jnp.broadcast_to(mean, per_group).reshape(b, c)
         slope = jnp.broadcast_to(rstd, per_group).reshape(b, c) * gamma

@@ -25,8 +25,8 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 """Rematerialisation policies. "none" saves all that the backward pass needs; "products" saves the
-results of convolutions and dense layers, and recomputes norms, activations and attention weights;
-"blocks" saves each block's input alone."""
+results of convolutions and dense layers and the statistics of norms, and recomputes normalised
+images, activations and attention weights; "blocks" saves each block's input alone."""
 
 Context = tuple[Float[Array, "b f"], Float[Array, "b l t"], Bool[Array, "b l"]]
 """Conditioning vector, text tokens and their mask, which all blocks of a network share."""
