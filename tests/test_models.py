@@ -103,6 +103,22 @@ def test_group_norm_is_group_norm(channels: int, film: bool) -> None:
     np.testing.assert_allclose(y, reference, rtol=1e-5, atol=2e-5)
 
 
+def test_a_norm_of_parts_is_that_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    small, large = (
+        jnp.asarray(1.0 + rng.normal(size=size), jnp.float32)
+        for size in ((2, 3, 4, 10), (2, 6, 8, 22))
+    )
+    film = jnp.asarray(rng.normal(size=(2, 2, 32)), jnp.float32)
+    norm = layers.GroupNorm(jnp.float32)
+    whole, params = norm.init_with_output(
+        jax.random.key(0), jnp.concatenate([layers.upsample(small), large], axis=-1), *film
+    )
+    parts = norm.apply(params, (small, large), *film)
+    np.testing.assert_allclose(layers.upsample(parts[0]), whole[..., :10], atol=1e-5)
+    np.testing.assert_allclose(parts[1], whole[..., 10:], atol=1e-5)
+
+
 def test_groups_divide_the_channels() -> None:
     for channels in range(1, 300):
         groups = layers.num_groups(channels)

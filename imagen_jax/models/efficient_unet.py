@@ -150,10 +150,12 @@ class EfficientUNet(BaseNetwork):
         for i in reversed(range(levels)):
             y = constrain(jnp.concatenate([y, skips[i] * scale], axis=-1))
             y = stack(y, i, "up")
-            channels = self.channels[max(i - 1, 0)]
-            y = layers.upsample(layers.Conv(channels, dtype, name=f"up_{i}_conv")(y))
-        y = constrain(jnp.concatenate([y, full_resolution * scale], axis=-1))
-        film = layers.film(vector, y.shape[-1], dtype)
-        y = nn.silu(layers.GroupNorm(dtype, name="norm_out")(y, *film))
+            y = layers.Conv(self.channels[max(i - 1, 0)], dtype, name=f"up_{i}_conv")(y)
+            y = layers.upsample(y) if i > 0 else y
+        # Norm and activation of what is upsampled, before it is: a quarter of the pixels.
+        film = layers.film(vector, 2 * self.channels[0], dtype)
+        parts = layers.GroupNorm(dtype, name="norm_out")((y, full_resolution * scale), *film)
+        y, full_resolution = (nn.silu(part) for part in parts)
+        y = constrain(jnp.concatenate([layers.upsample(y), full_resolution], axis=-1))
         y = layers.conv_out(x.shape[-1] * self.patch**2)(y)
         return layers.from_patches(y, self.patch)

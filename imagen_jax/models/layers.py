@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -126,30 +127,45 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ _"], ...],
         scale: Float[Array, "b c"] | None = None,
         shift: Float[Array, "b c"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        b, _, _, c = x.shape
+    ) -> Any:
+        """Normalises an image, or a tuple of images that are parts of its channels.
+
+        Parts may have different resolutions: an image that is upsampled by repeating its pixels has
+        the same statistics before.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        parts32 = [part.astype(jnp.float32) for part in parts]
+        b, ends = parts[0].shape[0], np.cumsum([part.shape[-1] for part in parts])
+        c = int(ends[-1])
         groups = self.groups or num_groups(c)
         gamma = self.param("scale", partitioned(nn.initializers.ones_init(), "vector"), (c,))
         beta = self.param("bias", partitioned(ZEROS, "vector"), (c,))
-        x32 = x.astype(jnp.float32)
         per_group = (b, groups, c // groups)
-        mean, square = (
-            checkpoint_name(
-                jnp.mean(y, axis=(1, 2)).reshape(per_group).mean(-1, keepdims=True), PRODUCT
-            )
-            for y in (x32, x32 * x32)
-        )
+
+        def mean_of(images: list[jax.Array]) -> jax.Array:
+            channels = jnp.concatenate([jnp.mean(y, axis=(1, 2)) for y in images], axis=-1)
+            return checkpoint_name(channels.reshape(per_group).mean(-1, keepdims=True), PRODUCT)
+
+        mean, square = mean_of(parts32), mean_of([y * y for y in parts32])
         rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         mean = jnp.broadcast_to(mean, per_group).reshape(b, c)
         slope = jnp.broadcast_to(rstd, per_group).reshape(b, c) * gamma
         offset = beta - mean * slope
         if scale is not None and shift is not None:
             slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
-        y = x32 * slope[:, None, None, :] + offset[:, None, None, :]
-        return constrain(y.astype(self.dtype))
+        normalised = tuple(
+            constrain((y * a[:, None, None] + d[:, None, None]).astype(self.dtype))
+            for y, a, d in zip(
+                parts32,
+                jnp.split(slope, ends[:-1], axis=-1),
+                jnp.split(offset, ends[:-1], axis=-1),
+                strict=True,
+            )
+        )
+        return normalised if isinstance(x, tuple) else normalised[0]
 
 
 def film(
