@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiny
 from forks import fork, imagen, wait
 
+from imagen_jax.data.iterator import BatchIterator
 from imagen_jax.train.interruption import PREEMPTED
 
 TESTS = Path(__file__).resolve().parent
@@ -53,12 +54,31 @@ def arguments(data: Path, workdir: Path, steps: int) -> list[str]:
     ]  # fmt: skip
 
 
+def hold_at(step: int) -> None:
+    """Has this process wait for its kill, should it come so far: a busy machine may be late."""
+    take = BatchIterator.__next__
+
+    def told() -> bool:
+        preemption = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        return getattr(preemption, "_noticed_at", None) is not None
+
+    def take_and_wait(batches: BatchIterator) -> dict[str, Any]:
+        batch = take(batches)
+        until = time.monotonic() + 600
+        while batches.step == step and not told() and time.monotonic() < until:
+            time.sleep(0.05)
+        return batch
+
+    BatchIterator.__next__ = take_and_wait  # type: ignore[method-assign]
+
+
 class Torture:
     """Kills one training."""
 
     def __init__(self, data: Path, workdir: Path, steps: int):
         workdir.mkdir()
         self._argv = arguments(data, workdir, steps)
+        self._last = steps
         self._checkpoints = workdir / "base" / "checkpoints"
         self._log = workdir.with_suffix(".log")
         self._log.touch()
@@ -69,8 +89,13 @@ class Torture:
         except FileNotFoundError:
             return set()
 
-    def _start(self) -> int:
-        return fork(lambda: imagen(self._argv), self._log)
+    def _start(self, held: bool = False) -> int:
+        def train() -> int:
+            if held:
+                hold_at(self._last - 1)
+            return imagen(self._argv)
+
+        return fork(train, self._log)
 
     def _end(self, child: int, expected: int) -> None:
         if (status := wait(child)) != expected:
@@ -84,7 +109,7 @@ class Torture:
           RuntimeError: it did not come to that moment, or did not end as it should.
         """
         printed, before = self._log.stat().st_size, self._names()
-        child = self._start()
+        child = self._start(held=True)
 
         def reached() -> bool:
             if kill.moment == STARTED:
