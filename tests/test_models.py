@@ -119,6 +119,30 @@ def test_a_norm_of_parts_is_that_of_the_whole() -> None:
     np.testing.assert_allclose(parts[1], whole[..., 10:], atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_convolution_has_the_gradients_of_flaxs(
+    platform: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chips, "platform", lambda: platform)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 8, 5)), dtype)
+    ours = layers.Conv(7, jnp.dtype(dtype), stride=2)
+    flaxs = nn.Conv(7, (3, 3), strides=2, dtype=jnp.float32)
+    params = nn.unbox(ours.init(jax.random.key(0), x))
+    params["params"]["conv"]["bias"] = jnp.asarray(rng.normal(size=7), jnp.float32)
+    weights = rng.normal(size=(2, 3, 4, 7))
+
+    def loss(params: Any, layer: nn.Module) -> jax.Array:
+        return (layer.apply(params, x) * weights).sum()
+
+    found = jax.grad(loss)(params, ours)["params"]["conv"]
+    expected = jax.grad(loss)({"params": params["params"]["conv"]}, flaxs)["params"]
+    assert set(found) == set(expected) == {"kernel", "bias"}
+    for name, value in expected.items():
+        assert_close(found[name], value, 1e-5 if dtype == "float32" else 2e-2)
+
+
 def test_groups_divide_the_channels() -> None:
     for channels in range(1, 300):
         groups = layers.num_groups(channels)

@@ -51,6 +51,36 @@ class Dense(nn.Module):
         return checkpoint_name(constrain(y), PRODUCT)
 
 
+SUBLANES = 8
+"""Rows of a tile of a TPU's matrix unit."""
+
+
+def _channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
+    """Sums over all positions, in float32. TPUs add bfloat16 in their matrix units, by a product
+    with ones: their vector units would take several times as long (docs/paper-scale.md)."""
+    if chips.platform() != "tpu" or x.dtype != jnp.bfloat16:
+        return x.sum((0, 1, 2), dtype=jnp.float32)
+    ones = jnp.ones((SUBLANES, *x.shape[:3]), x.dtype)
+    contracted = (((1, 2, 3), (0, 1, 2)), ((), ()))
+    return jax.lax.dot_general(ones, x, contracted, preferred_element_type=jnp.float32)[0]
+
+
+@jax.custom_vjp
+def _add_bias(y: Float[Array, "b h w c"], bias: Float[Array, " c"]) -> Float[Array, "b h w c"]:
+    return y + bias.astype(y.dtype)
+
+
+def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return _add_bias(y, bias), None
+
+
+def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, _channel_sums(gradient)
+
+
+_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], *args: Any, **options: Any
 ) -> jax.Array:
@@ -61,6 +91,28 @@ def _convolve(
         if winograd.applies(x, kernel):
             return winograd.convolve(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, *args, **options)
+
+
+class _Convolution(nn.Module):
+    """flax's Conv with `_convolve`, and the gradient of its bias by `_channel_sums`."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_size: int
+    stride: int
+    kernel_init: Callable[..., Any]
+    bias_init: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", self.bias_init, (self.features,))
+        y = _convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return _add_bias(y, bias)
 
 
 class Conv(nn.Module):
@@ -76,15 +128,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         bias_axis = "pixel" if self.axes[1] == "pixel" else "vector"
-        y = nn.Conv(
+        y = _Convolution(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=(self.stride, self.stride),
-            padding="SAME",
-            dtype=self.dtype,
-            conv_general_dilated=_convolve,
-            kernel_init=partitioned(self.kernel_init, "window", "window", *self.axes),
-            bias_init=partitioned(ZEROS, bias_axis),
+            self.dtype,
+            self.kernel_size,
+            self.stride,
+            partitioned(self.kernel_init, "window", "window", *self.axes),
+            partitioned(ZEROS, bias_axis),
             name="conv",
         )(x)
         return checkpoint_name(constrain(y), PRODUCT)
