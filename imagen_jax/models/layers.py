@@ -56,10 +56,8 @@ SUBLANES = 8
 
 
 def _channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
-    """Sums over all positions, in float32. TPUs add bfloat16 in their matrix units, by a product
-    with ones: their vector units would take several times as long (docs/paper-scale.md)."""
-    if chips.platform() != "tpu" or x.dtype != jnp.bfloat16:
-        return x.sum((0, 1, 2), dtype=jnp.float32)
+    """Sums over all positions, in float32, as a product with ones: on TPUs the matrix units take a
+    tenth of what the vector units would (docs/paper-scale.md)."""
     ones = jnp.ones((SUBLANES, *x.shape[:3]), x.dtype)
     contracted = (((1, 2, 3), (0, 1, 2)), ((), ()))
     return jax.lax.dot_general(ones, x, contracted, preferred_element_type=jnp.float32)[0]
@@ -67,6 +65,7 @@ def _channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
 
 @jax.custom_vjp
 def _add_bias(y: Float[Array, "b h w c"], bias: Float[Array, " c"]) -> Float[Array, "b h w c"]:
+    """y + bias, whose gradient is by `_channel_sums`."""
     return y + bias.astype(y.dtype)
 
 
@@ -94,7 +93,7 @@ def _convolve(
 
 
 class _Convolution(nn.Module):
-    """flax's Conv with `_convolve`, and the gradient of its bias by `_channel_sums`."""
+    """flax's Conv with `_convolve`, and on TPUs `_add_bias`."""
 
     features: int
     dtype: jnp.dtype
@@ -112,7 +111,9 @@ class _Convolution(nn.Module):
             x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
-        return _add_bias(y, bias)
+        if chips.platform() == "tpu" and y.dtype == jnp.bfloat16:
+            return _add_bias(y, bias)
+        return y + bias.astype(y.dtype)
 
 
 class Conv(nn.Module):
