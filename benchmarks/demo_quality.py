@@ -37,7 +37,7 @@ from imagen_jax.files import fingerprint
 
 SEED = 505
 SEEDS = 8
-NEAR = 10.0
+NEAR = 5.0
 """Levels of 255 that the surroundings of a pixel of the background may differ from it."""
 
 
@@ -117,9 +117,7 @@ def spread(network: FeatureNetwork, images: np.ndarray) -> float:
 def variety(cascade: Cascade, level: Level, network: FeatureNetwork, count: int) -> dict[str, Any]:
     """Spread of seeds, and of real images, by prompt."""
     names = [scene.groups[0].noun for scene in plain_scenes(level, count)]
-    sampled = cascade.sample(
-        [f"a {name}" for name in names], per_prompt=SEEDS, seed=SEED
-    ).images
+    sampled = cascade.sample([f"a {name}" for name in names], per_prompt=SEEDS, seed=SEED).images
     sampled = sampled.reshape(count, SEEDS, *sampled.shape[1:])
     found = []
     for scene, images in zip(plain_scenes(level, count), sampled, strict=True):
