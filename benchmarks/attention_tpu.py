@@ -41,14 +41,14 @@ CLOCK = 1.05e9
 
 LAYERS = {
     # images of a chip, pixels a side, channels, channels of a head and of a text token, to_image
-    "sr1024, 32 x 32, text alone": (16, 32, 1024, 128, 1024, False),
+    "heads of 128, 32 x 32, text alone": (16, 32, 1024, 128, 1024, False),
     "base64, 32 x 32": (8, 32, 1024, 64, 512, True),
     "base64, 16 x 16": (8, 16, 1536, 64, 512, True),
     "base64, 8 x 8": (8, 8, 2048, 64, 512, True),
-    "sr256, 32 x 32": (16, 32, 1024, 128, 1024, True),
+    "heads of 128, 32 x 32": (16, 32, 1024, 128, 1024, True),
     "heads of 64, 24 x 24": (8, 24, 1024, 64, 512, True),
     "heads of 128, 24 x 24": (16, 24, 1024, 128, 1024, True),
-    "heads of 128, 16 x 16": (16, 16, 1024, 128, 1024, True),
+    "sr256, 16 x 16": (16, 16, 1024, 128, 1024, True),
 }
 
 

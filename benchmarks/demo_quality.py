@@ -32,33 +32,13 @@ from imagen_jax.data.scenes.sampling import sample_scene
 from imagen_jax.data.scenes.scene import Group, Scene
 from imagen_jax.eval.feature_sets import METRICS, FeatureSet, compare, compute_features
 from imagen_jax.eval.features.network import FeatureNetwork, load_network
+from imagen_jax.eval.images import Arrays
 from imagen_jax.eval.open_matching import fit_background
-from imagen_jax.files import fingerprint
 
 SEED = 505
 SEEDS = 8
 NEAR = 5.0
 """Levels of 255 that the surroundings of a pixel of the background may differ from it."""
-
-
-class Arrays:
-    """Images in memory, as eval.images.Images."""
-
-    made = "as they are"
-
-    def __init__(self, name: str, images: np.ndarray):
-        self.name, self.side, self._images = name, images.shape[1], images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        """Images start ... end - 1."""
-        return self._images[start:end]
-
-    def fingerprint(self) -> str:
-        """Of their number; what is computed from them is not kept."""
-        return fingerprint([self.name, len(self)])
 
 
 def grain(images: np.ndarray) -> dict[str, float]:

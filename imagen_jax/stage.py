@@ -71,6 +71,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         multiple = self.network.size_multiple
+        if multiple < 1:
+            raise UserError(
+                f"the network of stage {self.name!r} takes images of multiples of {multiple} "
+                "pixels; numbers in its section `network`, such as patch, must be at least 1"
+            )
         for size in (self.resolution, self.train_resolution):
             if size % multiple:
                 raise UserError(

@@ -35,7 +35,7 @@ from imagen_jax.eval.features.network import (
     load_network,
     text_features,
 )
-from imagen_jax.eval.images import Files, RenderedScenes, list_images, read_image
+from imagen_jax.eval.images import Arrays, Files, RenderedScenes, list_images, read_image
 from imagen_jax.eval.job import ImageStore, Unfinished
 from imagen_jax.eval.measure import Instruments
 from imagen_jax.eval.metrics.scores import clip_scores, inception_score
@@ -282,24 +282,6 @@ def damaged(strength: float, how: str, images: np.ndarray) -> np.ndarray:
     return x.clip(0, 255).astype(np.uint8)
 
 
-class Fixed:
-    """Images in memory."""
-
-    made = "as they are"
-
-    def __init__(self, name: str, images: np.ndarray):
-        self.name, self.side, self._images = name, images.shape[1], images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        return self._images[start:end]
-
-    def fingerprint(self) -> str:
-        return self.name
-
-
 def real(seed: int, count: int = 60) -> np.ndarray:
     scenes = [sample_scene(QUICKSTART, "train", seed, i) for i in range(count)]
     return np.stack([render(scene, 64) for scene in scenes])
@@ -312,7 +294,7 @@ def mobilenet() -> FeatureNetwork:
 
 @pytest.fixture(scope="module")
 def real_sets(mobilenet: FeatureNetwork) -> list[FeatureSet]:
-    return [compute_features(mobilenet, Fixed(f"real {i}", real(i))) for i in (1, 2, 3)]
+    return [compute_features(mobilenet, Arrays(f"real {i}", real(i))) for i in (1, 2, 3)]
 
 
 @pytest.mark.slow
@@ -330,7 +312,7 @@ def test_distances_rise_with_damage(
     one, other, third = real_sets
     sets = [third]
     for strength in (1.0, 2.0, 4.0):
-        images = Fixed(f"{how} {strength}", damaged(strength, how, real(3)))
+        images = Arrays(f"{how} {strength}", damaged(strength, how, real(3)))
         sets.append(compute_features(mobilenet, images))
     rows = [compare(found, one, other, resamples=2) for found in sets]
     for metric in ("frechet", "kernel"):
@@ -359,8 +341,8 @@ def test_alignment_falls_with_swapped_captions() -> None:
 
 def test_feature_sets_that_cannot_be_compared(tmp_path: Path) -> None:
     network = small_network()
-    a = compute_features(network, Fixed("a", real(1, 12)))
-    b = compute_features(network, Fixed("b", real(2, 12)))
+    a = compute_features(network, Arrays("a", real(1, 12)))
+    b = compute_features(network, Arrays("b", real(2, 12)))
     check_comparable(a, b)
     a.save(tmp_path / "a.npz")
     loaded = FeatureSet.load(tmp_path / "a.npz")
@@ -369,10 +351,10 @@ def test_feature_sets_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"12 and 11 images.*first 11"):
         check_comparable(a, b.first(11))
     with pytest.raises(ValueError, match="weights: 'seed 0' != 'seed 1'"):
-        check_comparable(a, compute_features(small_network(1), Fixed("b", real(2, 12))))
+        check_comparable(a, compute_features(small_network(1), Arrays("b", real(2, 12))))
     half = real(2, 12)[:, ::2, ::2]
     with pytest.raises(ValueError, match="side: 64 != 32"):
-        check_comparable(a, compute_features(network, Fixed("b", half)))
+        check_comparable(a, compute_features(network, Arrays("b", half)))
     with pytest.raises(ValueError, match="are the same images"):
         check_comparable(a, loaded)
     (tmp_path / "b.npz").write_text("no features")
@@ -388,7 +370,7 @@ def test_inception_scores_stand_beside_distances(tmp_path: Path) -> None:
         return {"features": features, "logits_unbiased": 3 * features}
 
     network = dataclasses.replace(small, name="inception-v3", forward=forward)
-    sets = [compute_features(network, Fixed(f"real {i}", real(i, 24))) for i in (1, 2)]
+    sets = [compute_features(network, Arrays(f"real {i}", real(i, 24))) for i in (1, 2)]
     sets[1].save(tmp_path / "real.npz")
     sampled, reference = sets[0].first(20), FeatureSet.load(tmp_path / "real.npz").first(20)
     result = compare(sampled, reference, None, resamples=2)
@@ -505,7 +487,7 @@ def test_drawbench_and_partiprompts_are_read(tmp_path: Path) -> None:
          "no images were given to small"),
         (lambda d: small_network().outputs(np.zeros((2, 8, 8, 3))),
          "images must be uint8 [n, h, w, 3]; got float64 [2, 8, 8, 3]"),
-        (lambda d: compute_features(small_network(), Fixed("a", real(1, 3))).first(4),
+        (lambda d: compute_features(small_network(), Arrays("a", real(1, 3))).first(4),
          "'a' has 3 images; cannot take 4"),
         (lambda d: Files("a", [], 8, "stretch"), "unknown fit 'stretch'; choices: exact, crop"),
         (lambda d: scene_suite(DEMO, 0, 0), "per_category must be at least 1, got 0"),

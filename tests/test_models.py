@@ -447,6 +447,14 @@ def test_resolution_that_the_network_cannot_take(name: str, size: int, multiple:
         dataclasses.replace(stage, crop=size)
 
 
+@pytest.mark.parametrize("patch", [0, -2])
+def test_patches_of_no_pixels(patch: int) -> None:
+    with pytest.raises(UserError, match=r"'sr' takes images of multiples of .* such as patch"):
+        tiny.stage("sr", f"stages.sr.network.patch={patch}")
+    with pytest.raises(UserError, match=r"'sr' takes images of multiples of .* such as patch"):
+        tiny.stage("sr").with_network(tiny.JIT.clone(patch=patch))
+
+
 def test_patches_make_the_multiple_larger() -> None:
     patched = tiny.stage("sr", "stages.sr.network.patch=2")
     assert patched.network.size_multiple == 2 * tiny.stage("sr").network.size_multiple

@@ -4,7 +4,7 @@ Images and prompts:
 
     prompts.py            sets of prompts; scene_suite.py: one whose images can be checked exactly
     coco.py               captions with their images
-    images.py             images that are measured: files, or built-in scenes
+    images.py             images that are measured: files, arrays, or built-in scenes
     job.py                sampling of many prompts, resumable and divided over processes
 
 Scores:

@@ -1,4 +1,4 @@
-"""Images that are measured: those of files, and real ones of built-in scenes."""
+"""Images that are measured: those of files or in memory, and real ones of built-in scenes."""
 
 from __future__ import annotations
 
@@ -108,6 +108,26 @@ class RenderedScenes:
     def fingerprint(self) -> str:
         """Of what the scenes say."""
         return fingerprint([[repr(scene) for scene in self._scenes], self.side])
+
+
+class Arrays:
+    """Images in memory, uint8 [n, side, side, 3]."""
+
+    made = "as they are"
+
+    def __init__(self, name: str, images: np.ndarray):
+        self.name, self.side, self._images = name, images.shape[1], images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """See Images."""
+        return self._images[start:end]
+
+    def fingerprint(self) -> str:
+        """Of their pixels."""
+        return hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
 
 
 def chunks(images: Images) -> Iterator[np.ndarray]:

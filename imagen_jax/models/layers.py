@@ -55,7 +55,7 @@ SUBLANES = 8
 """Rows of a tile of a TPU's matrix unit."""
 
 
-def _channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
+def channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
     """Sums over all positions, in float32, as a product with ones: on TPUs the matrix units take a
     tenth of what the vector units would (docs/paper-scale.md)."""
     ones = jnp.ones((SUBLANES, *x.shape[:3]), x.dtype)
@@ -65,7 +65,7 @@ def _channel_sums(x: Float[Array, "b h w c"]) -> Float[Array, " c"]:
 
 @jax.custom_vjp
 def _add_bias(y: Float[Array, "b h w c"], bias: Float[Array, " c"]) -> Float[Array, "b h w c"]:
-    """y + bias, whose gradient is by `_channel_sums`."""
+    """y + bias, whose gradient is by `channel_sums`."""
     return y + bias.astype(y.dtype)
 
 
@@ -74,7 +74,7 @@ def _add_bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient, _channel_sums(gradient)
+    return gradient, channel_sums(gradient)
 
 
 _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
